@@ -1,0 +1,1 @@
+"""Celery worker and programs of the GPU stages: train, export."""

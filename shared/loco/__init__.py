@@ -1,0 +1,1 @@
+"""Contracts, ledger, runner, client and command line of locollm."""

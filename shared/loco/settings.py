@@ -1,0 +1,124 @@
+"""Settings, read once from LOCO_* variables in each process's composition root."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, ValidationError
+
+from loco.contracts import Contract
+from loco.errors import InvalidRequest
+
+DEFAULT_PORT = 8321
+DEFAULT_OLLAMA = "http://127.0.0.1:11434"
+
+
+class Timings(Contract):
+    """Leases and patience, in seconds. Measured starting points: docs/adr/0002."""
+
+    lease: float = Field(
+        60, gt=0, description="A stage not renewed so long is taken from its worker."
+    )
+    renew: float = Field(2, gt=0, description="Between two renewals.")
+    reap: float = Field(5, gt=0, description="Between two looks for expired leases.")
+    stale_child: float = Field(
+        40, gt=0, description="Child is stopped so long after the last renewal."
+    )
+    watchdog: float = Field(
+        45, gt=0, description="Child exits by itself without a tick for so long."
+    )
+    stop_grace: float = Field(
+        15, gt=0, description="A stopping child gets so long, then is killed."
+    )
+    rehint: float = Field(15, gt=0, description="A queued stage is hinted again after so long.")
+    crash_budget: int = Field(3, ge=1, description="Crashes without checkpoint progress.")
+    retry_backoff: float = Field(5, ge=0, description="First pause before a retry; doubles.")
+    retries: int = Field(3, ge=0, description="Retries of a failure that may pass.")
+
+
+class Settings(Contract):
+    """Everything a process of locollm reads from its environment."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
+    data_dir: Path = Field(Path(".loco"), description="Redis data, logs, base models, locks.")
+    adapters_dir: Path = Field(Path("adapters"), description="Recipes and what is built from them.")
+    dataset_dirs: tuple[Path, ...] = Field(
+        (), description="More folders a jsonl source may lie in."
+    )
+    redis_url: str | None = Field(None, description="None: `loco up` starts a server.")
+    namespace: str = Field("loco", description="Prefix of every Redis key.")
+    ollama_host: str = Field(DEFAULT_OLLAMA, description="Base URL of Ollama (OLLAMA_HOST).")
+    train_python: Path = Field(
+        Path(".venv-train/bin/python"), description="Python of the training venv."
+    )
+    gpu: str | None = Field(
+        None, description="CUDA_VISIBLE_DEVICES of the trainer; none: as found."
+    )
+    timings: Timings = Timings()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Settings of this process.
+
+        Raises:
+            InvalidRequest: a variable has a wrong value; names the variable.
+        """
+        values: dict[str, object] = {}
+        for field in cls.model_fields:
+            raw = environment.get(f"LOCO_{field.upper()}")
+            if raw and field not in ("timings", "dataset_dirs"):
+                values[field] = raw
+        if raw := environment.get("LOCO_DATASET_DIRS"):
+            values["dataset_dirs"] = [Path(p).absolute() for p in raw.split(os.pathsep) if p]
+        if raw := environment.get("OLLAMA_HOST"):
+            values["ollama_host"] = ollama_url(raw)
+        values["timings"] = {
+            name: raw
+            for name, field in Timings.model_fields.items()
+            if (raw := environment.get(_timing_variable(name, field.annotation)))
+        }
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = "LOCO_" + "_".join(str(p).upper() for p in first["loc"] if p != "timings")
+            raise InvalidRequest(
+                f"{name}: {first['msg']}", param=name, hint="Correct or unset the variable."
+            ) from error
+        return settings.model_copy(
+            update={
+                "data_dir": settings.data_dir.absolute(),
+                "adapters_dir": settings.adapters_dir.absolute(),
+                # not resolve(): the venv's python is a link, and following it leaves the venv
+                "train_python": settings.train_python.absolute(),
+            }
+        )
+
+    @property
+    def models_dir(self) -> Path:
+        """Cache of base models."""
+        return self.data_dir / "models"
+
+    @property
+    def locks_dir(self) -> Path:
+        """GPU lock files."""
+        return self.data_dir / "locks"
+
+
+def _timing_variable(name: str, kind: object) -> str:
+    """`LOCO_LEASE_SECONDS` for durations, `LOCO_CRASH_BUDGET` for counts."""
+    return f"LOCO_{name.upper()}" + ("_SECONDS" if kind is float else "")
+
+
+def ollama_url(host: str) -> str:
+    """The base URL OLLAMA_HOST means: scheme and port may be missing, as for `ollama` itself."""
+    url = host if "://" in host else f"http://{host}"
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    if ":" not in authority.rpartition("]")[2]:
+        authority += ":11434" if scheme == "http" else ":443"
+    if authority.startswith("0.0.0.0:"):
+        authority = "127.0.0.1:" + authority.rpartition(":")[2]
+    return f"{scheme}://{authority}{slash}{path}".rstrip("/")
