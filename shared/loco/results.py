@@ -1,0 +1,132 @@
+"""What each stage's `result` holds, as the API shows it."""
+
+from pydantic import Field
+
+from loco.contracts import Contract
+from loco.specs import StageResult
+
+
+class Dropped(Contract):
+    """Rows prepare left out, by reason."""
+
+    malformed: int = Field(0, description="No question or answer, or no number to end on.")
+    empty: int = Field(0, description="Empty question or answer.")
+    duplicate: int = Field(0, description="Question seen before.")
+    overlap: int = Field(0, description="Question overlaps an eval item.")
+
+
+class Overlap(Contract):
+    """A source row that was left out because it overlaps an eval item."""
+
+    row: int = Field(description="Row number in the source, from 1.")
+    eval_item: str = Field(description="ID of the eval item, `SET/ID`.")
+    rule: str = Field(description="`equal` (normalised) or `ngram`.")
+
+
+class PrepareResult(StageResult):
+    """Result of prepare."""
+
+    source: str = Field(description="The source in words, with its revision or digest if known.")
+    read: int = Field(description="Rows read.")
+    kept: int = Field(description="Rows written to training_data.jsonl.")
+    dropped: Dropped
+    overlaps: tuple[Overlap, ...] = Field(description="Which rows overlapped which eval items.")
+    eval_items_checked: int = Field(description="Eval items the rows were compared with.")
+    held_out: int = Field(0, description="Held-out problems written to held_out.jsonl.")
+
+
+class LoggedStep(Contract):
+    """One logged optimizer step."""
+
+    step: int
+    epoch: float
+    loss: float = Field(description="Mean loss of the step's answer tokens, nats a token.")
+    learning_rate: float
+    grad_norm: float | None = None
+
+
+class TrainResult(StageResult):
+    """Result of train."""
+
+    engine: str = Field(description="`unsloth` or `peft`.")
+    device: str = Field(description="`cpu` or the GPU's name.")
+    dtype: str = Field(description="Type the forward pass computes in.")
+    base_model: str
+    examples: int = Field(description="Rows trained on.")
+    tokens: int = Field(description="Tokens of one epoch, padding excluded.")
+    trainable_parameters: int
+    total_steps: int = Field(description="Optimizer steps of the whole run.")
+    resumed_from_step: int | None = Field(None, description="Step of the checkpoint gone on from.")
+    first_loss: float
+    last_loss: float
+    train_seconds: float = Field(description="Seconds of this attempt's optimizer steps.")
+    tokens_per_second: float
+    peak_gpu_memory_gb: float = Field(
+        description="Peak reserved GPU memory, 10^9 bytes; 0 on a CPU."
+    )
+    log: tuple[LoggedStep, ...]
+
+
+class ExportResult(StageResult):
+    """Result of export."""
+
+    gguf: str = Field(description="Artifact name of the GGUF.")
+    quantization: str
+    size: int = Field(description="Size of the GGUF in bytes.")
+    sha256: str = Field(description="SHA-256 of the GGUF.")
+    tensor_types: dict[str, int] = Field(description="GGUF tensor type to number of tensors.")
+    tensors: int
+    sample_prompt: str
+    sample_answer: str = Field(description="What the GGUF answered when it was loaded once.")
+    merge_seconds: float
+    convert_seconds: float
+    quantize_seconds: float
+
+
+class RegisterResult(StageResult):
+    """Result of register."""
+
+    ollama_host: str
+    ollama_version: str
+    candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
+    digest: str = Field(description="Digest of the candidate in Ollama.")
+    blob: str = Field(description="`sha256:…` of the uploaded GGUF.")
+    uploaded: bool = Field(description="False when Ollama already had the blob.")
+    promoted: str | None = Field(None, description="`MODEL:latest` when it was pointed here.")
+    previous_digest: str | None = Field(None, description="What `latest` was before.")
+    probe_answer: str
+
+
+class Score(Contract):
+    """One model on one set of problems."""
+
+    model: str
+    correct: int
+    total: int
+    accuracy: float = Field(description="correct / total.")
+    low: float = Field(description="Lower end of the 95 % Wilson interval.")
+    high: float = Field(description="Upper end of the 95 % Wilson interval.")
+    unfinished: int = Field(
+        description="Answers cut at num_predict instead of ending by themselves."
+    )
+    seconds: float
+
+
+class Comparison(Contract):
+    """Base against candidate on one set."""
+
+    set: str = Field(description="`benchmark` or `held_out`.")
+    base: Score
+    candidate: Score
+    gain: float = Field(description="Accuracy of the candidate minus that of the base.")
+    won: int = Field(description="Problems only the candidate solved.")
+    lost: int = Field(description="Problems only the base solved.")
+    p_value: float = Field(description="Exact two-sided McNemar p.")
+
+
+class EvalResult(StageResult):
+    """Result of eval."""
+
+    base_model: str
+    candidate: str
+    comparisons: tuple[Comparison, ...]
