@@ -6,16 +6,18 @@ in the client (`from_payload`).
 
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from loco.contracts import Contract
 
 
 class ErrorBody(Contract):
     """What the API says about an error."""
 
-    code: str
-    message: str
-    param: str | None = None
-    hint: str | None = None
+    code: str = Field(description="Stable word for programs.")
+    message: str = Field(description="What is wrong, for people.")
+    param: str | None = Field(None, description="The field or header at fault, if one is.")
+    hint: str | None = Field(None, description="What to do about it.")
 
 
 class LocoError(Exception):
@@ -38,6 +40,8 @@ class LocoError(Exception):
         self.message = message
         self.param = param
         self.hint = hint
+        #: HTTP headers the answer carries besides (`WWW-Authenticate`, `Content-Range`).
+        self.headers: dict[str, str] = {}
 
     @property
     def body(self) -> ErrorBody:
@@ -104,6 +108,14 @@ class Unauthorized(LocoError):
 
     code = "unauthorized"
     status = 401
+    user_fault = True
+
+
+class Forbidden(LocoError):
+    """The server answers only its own machine until an API key exists."""
+
+    code = "forbidden"
+    status = 403
     user_fault = True
 
 

@@ -84,42 +84,44 @@ class Task(Contract):
     """One stage of one job. Its ID is stable over attempts."""
 
     task_id: str = Field(description="`JOB_ID-STAGE`.")
-    job_id: str
-    stage: Stage
-    status: StageStatus
+    job_id: str = Field(description="The job it belongs to.")
+    stage: Stage = Field(description="The stage it runs.")
+    status: StageStatus = Field(description="Where it is.")
     attempt: int = Field(0, description="Executions so far.")
     crashes: int = Field(
         0, description="Attempts that died without a word since the last progress."
     )
     worker: str | None = Field(None, description="Worker of the running or last attempt.")
-    progress: Progress | None = None
-    result: dict[str, Any] | None = None
-    error: Failure | None = None
-    artifacts: tuple[Artifact, ...] = ()
+    progress: Progress | None = Field(None, description="The newest progress reading.")
+    result: dict[str, Any] | None = Field(
+        None, description="What the stage measured, once committed."
+    )
+    error: Failure | None = Field(None, description="Why the last attempt failed.")
+    artifacts: tuple[Artifact, ...] = Field((), description="The files it committed.")
     checkpoints: tuple[Checkpoint, ...] = Field((), description="Newest first.")
     reused_from: str | None = Field(None, description="Job whose committed stage was taken over.")
-    queued_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    queued_at: datetime | None = Field(None, description="When it began to wait for a worker.")
+    started_at: datetime | None = Field(None, description="When its last attempt started.")
+    finished_at: datetime | None = Field(None, description="When it ended.")
 
 
 class Job(Contract):
     """One run of an adapter's stages."""
 
-    id: str
-    object: str = "job"
-    adapter: str
-    profile: str
-    status: JobStatus
+    id: str = Field(description="Time of acceptance and a random part; also the model's tag.")
+    object: str = Field("job", description="Always `job`.")
+    adapter: str = Field(description="The adapter that is built.")
+    profile: str = Field(description="The profile of its recipe.")
+    status: JobStatus = Field(description="Where it is.")
     priority: int = Field(0, description="Higher runs first.")
     metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")
-    cancel_requested: bool = False
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    stages: tuple[Task, ...]
-    error: Failure | None = None
-    spec: JobSpec
+    cancel_requested: bool = Field(False, description="Whether somebody asked for a stop.")
+    created_at: datetime = Field(description="When it was accepted.")
+    started_at: datetime | None = Field(None, description="When its first stage started.")
+    finished_at: datetime | None = Field(None, description="When it ended.")
+    stages: tuple[Task, ...] = Field(description="Its tasks, in the order in which they run.")
+    error: Failure | None = Field(None, description="Why it failed.")
+    spec: JobSpec = Field(description="What it does, every default filled in.")
 
     @computed_field(description="Whether the job has ended.")  # type: ignore[prop-decorator]
     @property
@@ -140,18 +142,20 @@ class JobEvent(Contract):
         description="`job.submitted`, `job.STATUS`, `stage.STATUS`, `stage.progress`, "
         "`stage.checkpoint`, `stage.log`, `stage.retry`, `snapshot`."
     )
-    at: datetime
-    stage: Stage | None = None
-    data: dict[str, Any] = {}
+    at: datetime = Field(description="When it happened.")
+    stage: Stage | None = Field(None, description="The stage it is about, if one.")
+    data: dict[str, Any] = Field(
+        {}, description="What happened: a progress reading, a failure; of `snapshot` the job."
+    )
 
 
 class WorkerInfo(Contract):
     """A worker that has been heard of in the last minute."""
 
-    id: str
-    queue: str
-    host: str
-    pid: int
+    id: str = Field(description="Its name.")
+    queue: str = Field(description="The queue it serves: `cpu` or `gpu`.")
+    host: str = Field(description="The machine it runs on.")
+    pid: int = Field(description="Its process there.")
     device: str = Field(description="`cpu`, or the GPU it is pinned to.")
     task_id: str | None = Field(None, description="What it runs now.")
-    seen_at: datetime
+    seen_at: datetime = Field(description="When it was last heard of.")

@@ -7,7 +7,7 @@ overrides both. The catalog adapters/base_models.yaml names the base models that
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -67,7 +67,13 @@ class JobRequest(Contract):
     seed: int | None = Field(None, ge=0, description="Seed of every stage that sets none.")
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
-    metadata: dict[str, str] = Field({}, max_length=32, description="Yours; not interpreted.")
+    metadata: dict[
+        Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
+    ] = Field(
+        {},
+        max_length=32,
+        description="Yours; not interpreted. At most 32 keys of 64 characters, values of 512.",
+    )
 
 
 def adapter_names(adapters_dir: Path) -> list[str]:

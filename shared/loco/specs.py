@@ -39,7 +39,7 @@ class BaseModelSpec(Contract):
 class HuggingFaceSource(Contract):
     """Question/answer rows of a dataset on the Hugging Face hub."""
 
-    kind: Literal["huggingface"]
+    kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
     dataset: str = Field("openai/gsm8k", description="Dataset id.")
     config: str | None = Field("main", description="Configuration of the dataset.")
     split: str = Field("train", description="Split to read.")
@@ -49,7 +49,7 @@ class HuggingFaceSource(Contract):
 class JsonlSource(Contract):
     """A JSONL file on the server: GSM8K rows (`question`, `answer`) or chat rows (`conversations`)."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["jsonl"] = Field(description="Rows of a file.")
     path: str = Field(
         description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS."
     )
@@ -58,8 +58,8 @@ class JsonlSource(Contract):
 class ReasoningGymSource(Contract):
     """Generated problems of the reasoning-gym package, seeded, offline."""
 
-    kind: Literal["reasoning-gym"]
-    tasks: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    kind: Literal["reasoning-gym"] = Field(description="Generated problems.")
+    tasks: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         {"gsm_symbolic": 1.0},
         min_length=1,
         description="Task name to weight in the mixture, e.g. `{gsm_symbolic: 1}`.",
@@ -69,7 +69,7 @@ class ReasoningGymSource(Contract):
 class ArithmeticSource(Contract):
     """Generated short problems with one-line worked answers, seeded, offline."""
 
-    kind: Literal["arithmetic"]
+    kind: Literal["arithmetic"] = Field(description="Generated short problems.")
 
 
 Source = Annotated[
@@ -136,8 +136,10 @@ class TrainSpec(Contract):
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Shape of the learning rate over the steps."
     )
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="AdamW weight decay.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
+    )
     seed: int = Field(0, ge=0, description="Seed of initialisation and data order.")
 
 
@@ -181,19 +183,19 @@ class EvalSpec(Contract):
 class JobSpec(Contract):
     """A job, frozen and fully resolved. `spec.json` in the run folder."""
 
-    adapter: Name
-    profile: Name
+    adapter: Name = Field(description="The adapter that is built.")
+    profile: Name = Field(description="The profile of its recipe.")
     stages: tuple[Stage, ...] = Field(min_length=1, description="Consecutive stages, in order.")
     from_job: str | None = Field(
         None, description="Committed job whose outputs stand in for the stages left out."
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
-    seed: int = Field(0, ge=0)
-    prepare: PrepareSpec
-    train: TrainSpec
-    export: ExportSpec
-    register_: RegisterSpec = Field(alias="register")
-    eval: EvalSpec
+    seed: int = Field(0, ge=0, description="Seed of every stage that sets none.")
+    prepare: PrepareSpec = Field(description="Stage prepare.")
+    train: TrainSpec = Field(description="Stage train.")
+    export: ExportSpec = Field(description="Stage export.")
+    register_: RegisterSpec = Field(alias="register", description="Stage register.")
+    eval: EvalSpec = Field(description="Stage eval.")
 
     def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
         """The spec of one stage."""
