@@ -1,0 +1,24 @@
+-- namespace, job id. Answers 'missing' | 'ended' | 'cancelled' | 'requested'.
+local _, job_id = unpack(ARGV)
+local job = key('job', job_id)
+local status = redis.call('HGET', job, 'status')
+if not status then
+  return 'missing'
+end
+if status == 'succeeded' or status == 'failed' or status == 'cancelled' then
+  return 'ended'
+end
+local requested = cancel_requested(job_id)
+redis.call('HSET', job, 'cancel_requested', '1')
+for _, stage in ipairs(stages_of(job_id)) do
+  if redis.call('HGET', key('task', task_id(job_id, stage)), 'status') == 'running' then
+    if not requested then
+      event(job_id, 'job.cancel_requested', stage)
+    end
+    cancel_waiting(job_id)
+    return 'requested'
+  end
+end
+cancel_waiting(job_id)
+end_job(job_id, 'cancelled')
+return 'cancelled'

@@ -1,0 +1,44 @@
+-- namespace, task id, token, result JSON, artifacts JSON, fingerprint, job reused from or ''
+-- Answers 'next' | 'done' | 'already' | 'stale'.
+local _, id, token, result, artifacts, fingerprint, reused_from = unpack(ARGV)
+local task = key('task', id)
+local job_id, stage, status, holder = unpack(redis.call('HMGET', task, 'job_id', 'stage', 'status', 'token'))
+if holder ~= token then
+  return 'stale'
+end
+if status == 'succeeded' or status == 'reused' then
+  return 'already'
+end
+if status ~= 'running' then
+  return 'stale'
+end
+
+redis.call('HSET', task, 'result', result, 'artifacts', artifacts, 'fingerprint', fingerprint)
+if reused_from == '' then
+  redis.call('HSET', key('reuse'), fingerprint, id)
+  end_stage(id, 'succeeded')
+else
+  redis.call('HSET', task, 'reused_from', reused_from)
+  end_stage(id, 'reused', cjson.encode({reused_from = reused_from}))
+end
+local adapter, profile = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile'))
+redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
+-- in the order of the commits: the files published last are the newest
+redis.call('ZADD', key('unpublished'), redis.call('INCR', key('commits')), id)
+
+local stages = stages_of(job_id)
+if stages[#stages] == stage then
+  end_job(job_id, 'succeeded')
+  return 'done'
+end
+if cancel_requested(job_id) then
+  cancel_waiting(job_id)
+  end_job(job_id, 'cancelled')
+  return 'done'
+end
+for position, name in ipairs(stages) do
+  if name == stage then
+    enqueue(task_id(job_id, stages[position + 1]), true)
+  end
+end
+return 'next'

@@ -1,0 +1,161 @@
+-- Put in front of every script of the ledger. ARGV[1] is the namespace; keys are derived from it here,
+-- so the ledger needs one server (or one with replicas), not a cluster.
+-- Times are whole milliseconds of the server's clock.
+
+local ns = ARGV[1]
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local EVENTS_KEPT = 10000
+local CHECKPOINTS_KEPT = 10
+-- Scores order by priority, then place; both stay exact in a double.
+local PLACES = 1e11
+
+local function key(...)
+  return ns .. ':' .. table.concat({...}, ':')
+end
+
+-- Lua prints large numbers in scientific notation.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+local function task_id(job_id, stage)
+  return job_id .. '-' .. stage
+end
+
+local function event(job_id, kind, stage, data)
+  redis.call('XADD', key('events', job_id), 'MAXLEN', '~', EVENTS_KEPT, '*',
+    'type', kind, 'at', int(now), 'stage', stage or '', 'data', data or '{}')
+end
+
+local function stages_of(job_id)
+  local stages = {}
+  for stage in string.gmatch(redis.call('HGET', key('job', job_id), 'stages'), '[^,]+') do
+    stages[#stages + 1] = stage
+  end
+  return stages
+end
+
+local function set_job_status(job_id, status, data)
+  local job = key('job', job_id)
+  local old, seq = unpack(redis.call('HMGET', job, 'status', 'seq'))
+  if old then
+    redis.call('ZREM', key('jobs', 'status', old), job_id)
+  end
+  redis.call('ZADD', key('jobs', 'status', status), seq, job_id)
+  redis.call('HSET', job, 'status', status)
+  event(job_id, 'job.' .. status, nil, data)
+end
+
+-- Puts a stage among the ready ones of its queue. A job keeps its place over its stages and attempts,
+-- so a job that has begun goes before one that came later.
+-- hinted: whether the caller is going to send the hint now.
+local function enqueue(id, hinted, data)
+  local task = key('task', id)
+  local job_id, stage, queue = unpack(redis.call('HMGET', task, 'job_id', 'stage', 'queue'))
+  local priority, place = unpack(redis.call('HMGET', key('job', job_id), 'priority', 'place'))
+  redis.call('ZADD', key('ready', queue), int(-tonumber(priority) * PLACES + tonumber(place)), id)
+  redis.call('HSET', task, 'status', 'queued', 'queued_at', int(now),
+    'hinted_at', hinted and int(now) or '0')
+  event(job_id, 'stage.queued', stage, data)
+end
+
+local function leave_queues(id)
+  local queue = redis.call('HGET', key('task', id), 'queue')
+  redis.call('ZREM', key('leases'), id)
+  redis.call('ZREM', key('ready', queue), id)
+  redis.call('ZREM', key('delayed', queue), id)
+end
+
+-- Whether a token is that of the attempt which runs now.
+local function is_current(id, token)
+  local status, holder = unpack(redis.call('HMGET', key('task', id), 'status', 'token'))
+  return status == 'running' and holder == token
+end
+
+local function cancel_requested(job_id)
+  return redis.call('HGET', key('job', job_id), 'cancel_requested') == '1'
+end
+
+local function end_stage(id, status, data)
+  local task = key('task', id)
+  local job_id, stage = unpack(redis.call('HMGET', task, 'job_id', 'stage'))
+  leave_queues(id)
+  redis.call('HSET', task, 'status', status, 'finished_at', int(now))
+  event(job_id, 'stage.' .. status, stage, data)
+end
+
+local function end_job(job_id, status, failure)
+  local job = key('job', job_id)
+  redis.call('HSET', job, 'finished_at', int(now))
+  if failure then
+    redis.call('HSET', job, 'error', failure)
+  end
+  set_job_status(job_id, status, failure and '{"error":' .. failure .. '}')
+end
+
+-- Cancels what has not started.
+local function cancel_waiting(job_id)
+  for _, stage in ipairs(stages_of(job_id)) do
+    local id = task_id(job_id, stage)
+    local status = redis.call('HGET', key('task', id), 'status')
+    if status == 'queued' or status == 'pending' then
+      end_stage(id, 'cancelled')
+    end
+  end
+end
+
+-- Ends the running attempt of a job that was cancelled. The failure, if any, stays on the stage.
+local function end_cancelled(id, failure)
+  local task = key('task', id)
+  local job_id = redis.call('HGET', task, 'job_id')
+  if failure then
+    redis.call('HSET', task, 'error', failure)
+  end
+  end_stage(id, 'cancelled')
+  cancel_waiting(job_id)
+  end_job(job_id, 'cancelled')
+end
+
+local function end_failed(id, failure)
+  local task = key('task', id)
+  redis.call('HSET', task, 'error', failure)
+  end_stage(id, 'failed', '{"error":' .. failure .. '}')
+  end_job(redis.call('HGET', task, 'job_id'), 'failed', failure)
+end
+
+-- Counts a crash of the running attempt: requeued, or failed when the budget is spent.
+-- Answers whether the stage is queued again.
+local function crash(id, failure, budget)
+  local task = key('task', id)
+  local job_id, stage = unpack(redis.call('HMGET', task, 'job_id', 'stage'))
+  if cancel_requested(job_id) then
+    end_cancelled(id, failure)
+    return false
+  end
+  local crashes = redis.call('HINCRBY', task, 'crashes', 1)
+  if crashes >= tonumber(budget) then
+    local last = cjson.decode(failure)
+    last['code'] = 'worker_crashed'
+    last['message'] = last['message'] .. ' Crash ' .. crashes .. ' of ' .. budget ..
+      ' without checkpoint progress, so the stage is given up.'
+    end_failed(id, cjson.encode(last))
+    return false
+  end
+  leave_queues(id)
+  redis.call('HSET', task, 'error', failure)
+  event(job_id, 'stage.retry', stage, '{"reason":"crash","crashes":' .. crashes .. ',"error":' .. failure .. '}')
+  enqueue(id, false)
+  return true
+end
+
+-- Moves due retries of a queue to the ready stages; answers their ids.
+local function promote_due(queue)
+  local due = redis.call('ZRANGEBYSCORE', key('delayed', queue), '-inf', int(now), 'LIMIT', 0, 100)
+  for _, id in ipairs(due) do
+    redis.call('ZREM', key('delayed', queue), id)
+    enqueue(id, true)
+  end
+  return due
+end
