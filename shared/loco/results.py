@@ -20,7 +20,10 @@ class Overlap(Contract):
 
     row: int = Field(description="Row number in the source, from 1.")
     eval_item: str = Field(description="ID of the eval item, `SET/ID`.")
-    rule: str = Field(description="`equal` (normalised) or `ngram`.")
+    rule: str = Field(
+        description="`equal` (normalised), `ngram` (a long run of words), `calculation` (the same "
+        "written-out one) or `problem` (a generator's same kind and numbers)."
+    )
 
 
 class PrepareResult(StageResult):

@@ -1,0 +1,117 @@
+"""Keeps eval questions out of the training data.
+
+A row overlaps an eval item when, after normalisation, the questions are equal, when they share a
+long run of words, when they pose the same written-out calculation ("Compute 15 + 27." is "What is
+15 + 27?"), or when a generator made both from the same numbers.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: A whole eval question shorter than the n-gram counts as one when it has at least this many words.
+SHORTEST_QUESTION = 5
+
+_OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "⁄": "/"})  # noqa: RUF001
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|(?<![^\W\d_])-(?=[\s\d])|[+*/=%^]|-(?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_EXPRESSION = re.compile(
+    r"(?<![\w.])[-(]*(?:\d+(?:\.\d+)?[a-z]?|[a-z](?=\s*[-+*/=]))[)]*"
+    r"(?:\s*[-+*/=]\s*[-(]*(?:\d+(?:\.\d+)?[a-z]?|[a-z](?![a-z]))[)]*)+"
+)
+
+
+class Match(NamedTuple):
+    """Why a row overlaps."""
+
+    #: ID of the eval item.
+    item: str
+    #: `equal`, `ngram`, `calculation` or `problem`.
+    rule: str
+
+
+class OverlapIndex:
+    """Eval questions, prepared for comparing many rows with them.
+
+    Args:
+        ngram: words in a row that two questions may not share.
+    """
+
+    def __init__(self, ngram: int) -> None:
+        self._ngram = ngram
+        self._equal: dict[str, str] = {}
+        self._grams: dict[int, dict[tuple[str, ...], str]] = {}
+        self._calculations: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
+        self.items = 0
+
+    def add(self, item: str, question: str, problem: str | None = None) -> None:
+        """Takes in an eval item.
+
+        Args:
+            item: its ID, `SET/ID`.
+            question: its text.
+            problem: what identifies it to the generator that made it, if one did.
+        """
+        words = tokens(question)
+        self._equal.setdefault(" ".join(words), item)
+        length = min(self._ngram, len(words))
+        if length >= min(SHORTEST_QUESTION, self._ngram):
+            table = self._grams.setdefault(length, {})
+            for gram in _ngrams(words, length):
+                table.setdefault(gram, item)
+        if (posed := calculation(question)) is not None:
+            self._calculations.setdefault(posed, item)
+        if problem is not None:
+            self._problems.setdefault(problem, item)
+        self.items += 1
+
+    def match(self, question: str, problem: str | None = None) -> Match | None:
+        """The eval item a question overlaps, or None."""
+        words = tokens(question)
+        if (item := self._equal.get(" ".join(words))) is not None:
+            return Match(item, "equal")
+        if problem is not None and (item := self._problems.get(problem)) is not None:
+            return Match(item, "problem")
+        posed = calculation(question)
+        if posed is not None and (item := self._calculations.get(posed)) is not None:
+            return Match(item, "calculation")
+        for length, table in self._grams.items():
+            for gram in _ngrams(words, length):
+                if (item := table.get(gram)) is not None:
+                    return Match(item, "ngram")
+        return None
+
+
+def normalise(question: str) -> str:
+    """A question without case, punctuation, spacing and currency; numbers and operators stay."""
+    return " ".join(tokens(question))
+
+
+def tokens(question: str) -> list[str]:
+    """The words, numbers and operators of a question."""
+    return _TOKEN.findall(_folded(question))
+
+
+def calculation(question: str) -> str | None:
+    """The written-out calculation a question consists of, e.g. "15+27" or "2x+5=13", or None.
+
+    None too when numbers stand outside it: then it is a part of a larger problem ("3/4 of 60").
+    """
+    text = _folded(question)
+    found = list(_EXPRESSION.finditer(text))
+    if len(found) != 1:
+        return None
+    rest = text[: found[0].start()] + text[found[0].end() :]
+    return None if re.search(r"\d", rest) else re.sub(r"\s", "", found[0][0])
+
+
+def _folded(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).translate(_OPERATORS).casefold()
+    return _THOUSANDS.sub("", text)
+
+
+def _ngrams(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    for start in range(len(words) - length + 1):
+        yield tuple(words[start : start + length])
