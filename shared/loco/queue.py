@@ -2,8 +2,6 @@
 
 No Celery setting makes a message both never lost and never doubled on Redis (docs/adr/0002), so a
 message only says "there may be work for you", is taken off before it is run, and the ledger decides.
-A worker also wants REMAP_SIGTERM=SIGQUIT in its environment, set before Celery is imported: SIGTERM
-then gives the running stage `worker_soft_shutdown_timeout` seconds to leave a checkpoint.
 """
 
 import logging
@@ -21,7 +19,7 @@ from loco.settings import Settings
 from loco.stages import Queue
 
 #: The one task. Its keyword arguments are the hint's fields, `job_id` and `stage`.
-STAGE_TASK = "loco.stage"
+TASK = "loco.stage"
 
 #: Seconds and counts: a hint that can't be sent at once is given up, the reaper sends another.
 _RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.2}
@@ -54,7 +52,7 @@ def send_hint(app: Celery, hint: Hint) -> bool:
     """
     try:
         app.send_task(
-            STAGE_TASK,
+            TASK,
             kwargs=hint.model_dump(mode="json"),
             queue=hint.queue.value,
             retry_policy=_RETRY,
@@ -81,7 +79,6 @@ def _configuration(redis_url: str, namespace: str) -> dict[str, Any]:
         "accept_content": ["json"],
         "task_queues": [KombuQueue(queue.value) for queue in Queue],
         "task_default_queue": Queue.CPU.value,
-        "task_create_missing_queues": False,
         # Early acknowledgement: what happens to an attempt is the ledger's business.
         "task_acks_late": False,
         "worker_concurrency": 1,
@@ -89,7 +86,6 @@ def _configuration(redis_url: str, namespace: str) -> dict[str, Any]:
         "worker_disable_prefetch": True,
         "worker_pool": "prefork",
         "worker_pool_start_method": "spawn",
-        "worker_soft_shutdown_timeout": 20,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         # `GET /workers` reads the ledger; Celery's own remote control is not needed.
         "worker_enable_remote_control": False,

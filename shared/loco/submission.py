@@ -7,7 +7,7 @@ from pathlib import Path
 from celery import Celery
 
 from loco.datasets import dataset_path
-from loco.errors import InvalidRequest, NotFound, StageGap
+from loco.errors import DataError, InvalidRequest, NotFound, StageGap
 from loco.jobs import Job
 from loco.ledger import Hint, Ledger
 from loco.queue import send_hint
@@ -41,6 +41,7 @@ def submit(
 
     Raises:
         UnknownAdapter, UnknownProfile, UnknownBaseModel, InvalidRequest: see `recipes.resolve`.
+        DataError: the source's file is missing, or lies where it may not be read.
         StageGap: nothing committed the stages that are left out.
         IdempotencyConflict: the key was used with another request.
     """
@@ -57,8 +58,7 @@ def submit(
             return job, False
     spec = resolve(settings.adapters_dir, request)
     if Stage.PREPARE in spec.stages and isinstance(spec.prepare.source, JsonlSource):
-        adapter_dir = settings.adapters_dir / spec.adapter
-        dataset_path(spec.prepare.source.path, adapter_dir, dataset_dirs(settings))
+        _check_source(settings, spec.adapter, spec.prepare.source)
     spec = built_on(ledger, spec)
     job, created = ledger.submit(
         spec,
@@ -82,6 +82,14 @@ def request_digest(request: JobRequest) -> str:
 def dataset_dirs(settings: Settings) -> tuple[Path, ...]:
     """The folders a jsonl source may lie in besides the adapter's own."""
     return (*settings.dataset_dirs, settings.data_dir / "datasets")
+
+
+def _check_source(settings: Settings, adapter: str, source: JsonlSource) -> None:
+    """Refuses a file that is not there before the job is accepted, instead of in prepare."""
+    try:
+        dataset_path(source.path, settings.adapters_dir / adapter, dataset_dirs(settings))
+    except DataError as error:
+        raise DataError(error.message, param="prepare.source.path", hint=error.hint) from error
 
 
 def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:

@@ -155,7 +155,7 @@ local function promote_due(queue)
   local due = redis.call('ZRANGEBYSCORE', key('delayed', queue), '-inf', int(now), 'LIMIT', 0, 100)
   for _, id in ipairs(due) do
     redis.call('ZREM', key('delayed', queue), id)
-    enqueue(id, true)
+    enqueue(id, false)
   end
   return due
 end

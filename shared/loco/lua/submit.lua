@@ -42,11 +42,12 @@ redis.call('HSET', key('job', job_id), 'id', job_id, 'seq', seq, 'place', seq, '
 redis.call('ZADD', key('jobs'), seq, job_id)
 redis.call('ZADD', key('jobs', 'adapter', adapter), seq, job_id)
 
-event(job_id, 'job.submitted', nil, cjson.encode({adapter = adapter, profile = profile, stages = stages}))
+local names = stages_of(job_id)
+event(job_id, 'job.submitted', nil, cjson.encode({adapter = adapter, profile = profile, stages = names}))
 set_job_status(job_id, 'queued')
 local next_queue = string.gmatch(queues, '[^,]+')
 local first
-for stage in string.gmatch(stages, '[^,]+') do
+for _, stage in ipairs(names) do
   local id = task_id(job_id, stage)
   redis.call('HSET', key('task', id), 'task_id', id, 'job_id', job_id, 'stage', stage, 'queue', next_queue(),
     'status', 'pending', 'attempt', 0, 'crashes', 0, 'retries', 0, 'best_step', -1, 'token', 0)
