@@ -232,8 +232,9 @@ class Client:
         return [WorkerInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
 
     def ready(self) -> dict[str, Any]:
-        """Whether the server can take and run jobs, part by part."""
-        return dict(self._transport.get("/readyz"))
+        """Whether the server can take and run jobs, part by part (also when it cannot)."""
+        answers = frozenset({503})
+        return dict(self._transport.request("GET", "/readyz", repeatable=True, answers=answers))
 
     def version(self) -> dict[str, Any]:
         """The server's version."""

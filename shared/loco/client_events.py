@@ -9,6 +9,7 @@ something in between swallows streams.
 import json
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 
 import httpx
 
@@ -25,8 +26,14 @@ SILENCE = 45.0
 #: Seconds between two pages where no stream can be had.
 POLL = 1.0
 
+#: First pause, in seconds, when the server does not answer.
+FIRST_PAUSE = 0.2
+
 #: Pauses grow up to so many seconds while the server does not answer.
 LONGEST_PAUSE = 5.0
+
+#: Events a page.
+PAGE = 1000
 
 _ENDS = frozenset(f"job.{status.value}" for status in JobStatus if status.is_terminal)
 
@@ -71,14 +78,14 @@ class Follower:
             LocoError: the job is unknown, the key is wrong, or patience ran out.
         """
         silent_since: float | None = None
-        pause = 0.2
+        pause = FIRST_PAUSE
         while True:
             self._check_deadline()
+            live = False
             try:
-                if self._streams:
-                    for event in self._stream():
-                        silent_since, pause = None, 0.2
-                        yield event
+                for event in self._stream_while_it_lasts():
+                    live = True
+                    yield event
                 # The job is read before the page: an ended job gets no more events, so an empty
                 # page after it means that all were seen.
                 job = read_job(self._transport, self._job_path)
@@ -87,8 +94,8 @@ class Follower:
                 if job.is_terminal and self._cursor == seen:
                     self.job = job
                     return
-                silent_since, pause = None, 0.2
-                if not self._streams:
+                silent_since, pause = None, FIRST_PAUSE
+                if not live:
                     self._sleep(POLL)
             except LocoError as error:
                 if not error.retryable:
@@ -100,6 +107,16 @@ class Follower:
                 self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
+    def _stream_while_it_lasts(self) -> Iterator[JobEvent]:
+        """The live events until the stream ends or breaks; pages tell what became of the job."""
+        if not self._streams:
+            return
+        try:
+            yield from self._stream()
+        except LocoError as error:
+            if not error.retryable:
+                raise
+
     def _stream(self) -> Iterator[JobEvent]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if self._cursor != START:
@@ -109,6 +126,8 @@ class Follower:
         if self._deadline is not None:
             silence = min(silence, max(self._deadline - time.monotonic(), 0.1))
         with self._transport.stream(path, headers=headers, read_timeout=silence) as response:
+            if response.status_code == HTTPStatus.NO_CONTENT:
+                return  # the job has ended and every event was seen
             if "text/event-stream" not in response.headers.get("Content-Type", ""):
                 self._streams = False
                 return
@@ -121,7 +140,7 @@ class Follower:
 
     def _pages(self) -> Iterator[JobEvent]:
         while True:
-            page = self._transport.get(f"{self._job_path}/events", after=self._cursor)
+            page = self._transport.get(f"{self._job_path}/events", after=self._cursor, limit=PAGE)
             for entry in page["data"]:
                 event = JobEvent.model_validate(entry, extra="ignore")
                 self._cursor = event.id

@@ -65,6 +65,7 @@ class Transport:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
         repeatable: bool,
+        answers: frozenset[int] = frozenset(),
     ) -> Any:
         """The decoded JSON of an answer.
 
@@ -75,6 +76,7 @@ class Transport:
             body: sent as JSON when not None.
             headers: further headers.
             repeatable: whether sending it twice does what sending it once does.
+            answers: statuses of 400 and more that are answers here, not errors.
 
         Raises:
             ServerUnreachable: nothing answered, or it stopped answering.
@@ -95,7 +97,10 @@ class Transport:
                     raise self.unreachable(error) from error
                 time.sleep(pause)
                 continue
-            if pause is not None and repeatable and response.status_code in PASSING:
+            status = response.status_code
+            if status in answers:
+                return self._json(response)
+            if pause is not None and repeatable and status in PASSING:
                 time.sleep(max(pause, _retry_after(response)))
                 continue
             return self._decoded(response)
@@ -139,6 +144,9 @@ class Transport:
     def _decoded(self, response: httpx.Response) -> Any:
         if not response.is_success:
             raise self._error(response)
+        return self._json(response)
+
+    def _json(self, response: httpx.Response) -> Any:
         try:
             return response.json()
         except ValueError as error:
@@ -156,7 +164,11 @@ class Transport:
             payload = None
         if not isinstance(payload, dict) or not isinstance(payload.get("error"), dict):
             return self._foreign(response)
-        return from_payload(payload, fallback=f"HTTP {response.status_code}")
+        error = from_payload(payload, fallback=f"HTTP {response.status_code}")
+        if response.status_code in PASSING and type(error) is LocoError:
+            # a code this version does not know: the status still says that it passes
+            return ServerUnreachable(error.message, hint=error.hint)
+        return error
 
     def _foreign(self, response: httpx.Response) -> LocoError:
         """What answers is not locollm (or something in between answers for it)."""

@@ -1,0 +1,308 @@
+"""What this machine can do for locollm, and how to mend what it cannot: `loco doctor`.
+
+Every finding is `ok`, `warning` (something works less well, or only some recipes work) or `problem`
+(nothing works until it is mended).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import httpx
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+from loco.client import Client, read_up_file
+from loco.client_http import is_loopback
+from loco.errors import LocoError, RedisUnavailable, ServerUnreachable
+from loco.figures import size
+from loco.settings import Settings
+
+#: The default profile's needs (docs: a 4-bit Qwen3-4B): CUDA, memory in bytes, compute capability.
+CUDA_AT_LEAST = (12, 1)
+GPU_MEMORY_AT_LEAST = 7.5e9
+COMPUTE_AT_LEAST = (7, 0)
+
+#: Free disk in bytes: the default profile's 16-bit base, merged copy and GGUFs; and the tiny one's.
+DISK_FOR_DEFAULT = 30e9
+DISK_AT_LEAST = 3e9
+
+#: First Ollama whose /api/create takes files.
+OLLAMA_AT_LEAST = Version("0.5.5")
+
+_IMPORT_SECONDS = 180
+_SMI_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.free")
+
+#: Distribution name to import name, where they differ.
+_MODULES = {
+    "llama-cpp-python": "llama_cpp",
+    "pyyaml": "yaml",
+    "reasoning-gym": "reasoning_gym",
+    "sse-starlette": "sse_starlette",
+}
+
+_PROBE = """
+import importlib, json, sys
+from importlib import metadata
+out = {"python": sys.version.split()[0], "packages": {}}
+for name, module in json.loads(sys.argv[1]).items():
+    try:
+        importlib.import_module(module)
+        out["packages"][name] = {"version": metadata.version(name)}
+    except Exception as error:
+        out["packages"][name] = {"error": f"{type(error).__name__}: {error}"}
+if "torch" in sys.modules:
+    import torch
+    out["cuda"] = torch.version.cuda if torch.cuda.is_available() else None
+print(json.dumps(out), file=sys.__stdout__)
+"""
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    #: As it should be.
+    OK = "ok"
+    #: Works less well, or only for some recipes.
+    WARNING = "warning"
+    #: Nothing works until it is mended.
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    level: Level
+    message: str
+    fix: str | None = None
+
+
+def examine(settings: Settings, client: Client) -> Iterator[Finding]:
+    """Looks at everything, one finding after the other.
+
+    Args:
+        settings: of this machine.
+        client: of the server asked about; for a server elsewhere only the server is examined.
+    """
+    if is_loopback(client.server):
+        gpus = list(gpu())
+        yield from gpus
+        for name, folder in (("data", settings.data_dir), ("adapters", settings.adapters_dir)):
+            yield disk(name, folder)
+        yield redis(settings)
+        yield ollama(settings)
+        yield from venvs(settings, has_gpu=any(found.level is Level.OK for found in gpus))
+    yield from api(client)
+
+
+def gpu() -> Iterator[Finding]:
+    """NVIDIA GPUs as the driver sees them: driver, CUDA, compute capability, memory."""
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        yield Finding(
+            "gpu",
+            Level.WARNING,
+            "No nvidia-smi here: training runs on the CPU, which suits small profiles like `tiny`.",
+            "For the default profile use a machine with an NVIDIA GPU of 8 GB and its driver.",
+        )
+        return
+    query = _run([smi, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"])
+    if query.returncode != 0 or not query.stdout.strip():
+        yield Finding(
+            "gpu",
+            Level.WARNING,
+            f"nvidia-smi fails: {(query.stdout + query.stderr).strip()[:200]}",
+            "Install or reload the NVIDIA driver; containers need `--gpus all`.",
+        )
+        return
+    cuda = cuda_version(_run([smi]).stdout)
+    for index, line in enumerate(query.stdout.strip().splitlines()):
+        yield judge_gpu(f"gpu {index}", line, cuda)
+
+
+def cuda_version(text: str) -> tuple[int, int] | None:
+    """The newest CUDA the driver runs, from nvidia-smi's heading."""
+    found = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def judge_gpu(name: str, line: str, cuda: tuple[int, int] | None) -> Finding:
+    """A finding from one line of nvidia-smi's CSV (see `_SMI_FIELDS`; memory in MiB)."""
+    model, driver, compute, total, free = (word.strip() for word in line.split(","))
+    cuda_words = ".".join(map(str, cuda)) if cuda else "unknown"
+    words = f"{model}, driver {driver}, CUDA {cuda_words}, compute capability {compute}"
+    memory = _mebibytes(total)
+    if memory is not None:
+        words += f", {size(memory)} memory"
+        if (unused := _mebibytes(free)) is not None:
+            words += f" ({size(unused)} free)"
+    if cuda is not None and cuda < CUDA_AT_LEAST:
+        return Finding(
+            name, Level.WARNING, words, "CUDA 12.1 is needed: install driver 530 or newer."
+        )
+    capability = tuple(int(part) for part in compute.split(".") if part.isdigit())
+    if capability and capability < COMPUTE_AT_LEAST:
+        fix = "Compute capability 7.0 (Volta, Turing) or newer is needed."
+        return Finding(name, Level.WARNING, words, fix)
+    if memory is not None and memory < GPU_MEMORY_AT_LEAST:
+        fix = "The default profile needs 8 GB: name a smaller base model, or shorten train.max_length."
+        return Finding(name, Level.WARNING, words, fix)
+    return Finding(name, Level.OK, words)
+
+
+def disk(name: str, folder: Path) -> Finding:
+    """Room and rights of a folder (its nearest existing parent, where it is not made yet)."""
+    place = next(p for p in (folder, *folder.parents) if p.exists())
+    label = f"disk, {name}"
+    if not os.access(place, os.W_OK | os.X_OK):
+        fix = f"Give this user the right, or set LOCO_{name.upper()}_DIR to another folder."
+        return Finding(label, Level.PROBLEM, f"{place} cannot be written to.", fix)
+    free = shutil.disk_usage(place).free
+    message = f"{size(free)} free at {folder}"
+    elsewhere = f"Free some, or set LOCO_{name.upper()}_DIR to a folder on a larger disk."
+    if free < DISK_AT_LEAST:
+        fix = f"The smallest profile needs {size(DISK_AT_LEAST)}. {elsewhere}"
+        return Finding(label, Level.PROBLEM, message, fix)
+    if free < DISK_FOR_DEFAULT:
+        fix = f"The default profile needs {size(DISK_FOR_DEFAULT)}. {elsewhere}"
+        return Finding(label, Level.WARNING, message, fix)
+    return Finding(label, Level.OK, message)
+
+
+def redis(settings: Settings) -> Finding:
+    """The server of LOCO_REDIS_URL or of the running `loco up`; else one that could be started."""
+    from loco.ledger import Ledger  # noqa: PLC0415 (a client elsewhere needs no Redis library)
+    from loco.redis_server import find_server  # noqa: PLC0415
+
+    url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
+    try:
+        if url is None:
+            binary = find_server()
+            return Finding("redis", Level.OK, f"`loco up` starts {binary}.")
+        Ledger.connect(str(url)).ping()
+    except RedisUnavailable as error:
+        return Finding("redis", Level.PROBLEM, error.message, error.hint)
+    return Finding("redis", Level.OK, f"{_without_password(str(url))} answers.")
+
+
+def ollama(settings: Settings) -> Finding:
+    """Ollama at OLLAMA_HOST and its version."""
+    host = _without_password(settings.ollama_host)
+    try:
+        with httpx.Client(trust_env=not is_loopback(settings.ollama_host), timeout=5) as http:
+            answer = http.get(f"{settings.ollama_host}/api/version").raise_for_status().json()
+        version = Version(str(answer["version"]))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, InvalidVersion) as error:
+        return Finding(
+            "ollama",
+            Level.WARNING,
+            f"No Ollama at {host} ({type(error).__name__}); `loco up` starts a stand-in.",
+            "Install it (https://ollama.com) and run `ollama serve`, or set OLLAMA_HOST.",
+        )
+    if version < OLLAMA_AT_LEAST:
+        fix = f"Models are created from files, which needs Ollama {OLLAMA_AT_LEAST}: update it."
+        return Finding("ollama", Level.PROBLEM, f"Ollama {version} at {host} is too old.", fix)
+    return Finding("ollama", Level.OK, f"Ollama {version} at {host}")
+
+
+def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:
+    """Both venvs: do their key packages import, in the versions this release was made for."""
+    yield from _venv("runtime venv", Path(sys.executable), ("api", "worker"), "make setup")
+    if not settings.train_python.exists():
+        message = f"No Python at {settings.train_python}."
+        fix = "Run `make setup-train`, or set LOCO_TRAIN_PYTHON to the training venv's Python."
+        yield Finding("training venv", Level.PROBLEM, message, fix)
+        return
+    extras = ("train", "gpu") if has_gpu else ("train",)
+    yield from _venv("training venv", settings.train_python, extras, "make setup-train")
+
+
+def api(client: Client) -> Iterator[Finding]:
+    """The server: does it answer, which version, and what it says about its parts."""
+    try:
+        version = str(client.version().get("version"))
+        ready = client.ready()
+    except ServerUnreachable as error:
+        level = Level.WARNING if is_loopback(client.server) else Level.PROBLEM
+        yield Finding("api", level, error.message, error.hint)
+        return
+    except LocoError as error:
+        yield Finding("api", Level.PROBLEM, error.message, error.hint)
+        return
+    yield Finding("api", Level.OK, f"locollm {version} at {client.server}")
+    for part, check in dict(ready.get("checks", {})).items():
+        level = Level.OK if check.get("status") == "ok" else Level.PROBLEM
+        yield Finding(f"api, {part}", level, str(check.get("message")), check.get("hint"))
+    try:
+        next(client.jobs(page_size=1), None)
+    except LocoError as error:
+        yield Finding("api, key", Level.PROBLEM, error.message, error.hint)
+
+
+def _venv(name: str, python: Path, extras: tuple[str, ...], setup: str) -> Iterator[Finding]:
+    wanted = requirements(extras)
+    modules = {each: _MODULES.get(each, each) for each in wanted}
+    try:
+        probe = _run([str(python), "-c", _PROBE, json.dumps(modules)], timeout=_IMPORT_SECONDS)
+        report = json.loads(probe.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        yield Finding(name, Level.PROBLEM, f"{python} does not run: {error}.", f"Run `{setup}`.")
+        return
+    faults = list(package_faults(wanted, report["packages"]))
+    for fault in faults:
+        yield Finding(name, Level.PROBLEM, fault, f"Run `{setup}`.")
+    if not faults:
+        on_gpu = f", torch with CUDA {report['cuda']}" if report.get("cuda") else ""
+        message = f"Python {report['python']}, {len(wanted)} packages as they should be{on_gpu}"
+        yield Finding(name, Level.OK, message)
+    if "gpu" in extras and not report.get("cuda"):
+        message = "There is a GPU, and the torch installed here cannot use it."
+        fix = "Install services/requirements/gpu.txt into the training venv."
+        yield Finding(name, Level.WARNING, message, fix)
+
+
+def requirements(extras: tuple[str, ...]) -> dict[str, Requirement]:
+    """What this release of locollm asks for in its extras, by distribution name."""
+    wanted = {}
+    for line in metadata.requires("locollm") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and any(
+            requirement.marker.evaluate({"extra": extra}) for extra in extras
+        ):
+            wanted[requirement.name] = requirement
+    return wanted
+
+
+def package_faults(
+    wanted: dict[str, Requirement], found: dict[str, dict[str, Any]]
+) -> Iterator[str]:
+    """What is wrong with the packages of a venv, one line each."""
+    for name, requirement in wanted.items():
+        entry = found.get(name, {"error": "not looked at"})
+        if "error" in entry:
+            yield f"{name} does not import: {entry['error']}"
+        elif not requirement.specifier.contains(entry["version"], prereleases=True):
+            yield f"{name} is {entry['version']}, this release wants {requirement.specifier}."
+
+
+def _run(command: list[str], *, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def _mebibytes(text: str) -> float | None:
+    return float(text) * 2**20 if text.replace(".", "", 1).isdigit() else None
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
