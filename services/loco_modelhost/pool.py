@@ -1,0 +1,169 @@
+"""The loaded models: who waits, who runs, who is put out.
+
+Each loaded model has one thread of its own, so its requests run one after the other in the order they
+came, and nothing else touches its context.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from loco_modelhost.engine import Engine, Session
+from loco_modelhost.models import Model
+from loco_modelhost.refusals import BUSY, Refusal
+
+T = TypeVar("T")
+
+#: `expires_at` of a model that stays for good.
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory, or on its way there."""
+
+    model: Model
+    context_length: int
+    thread: ThreadPoolExecutor
+    engine: Engine | None = None
+    users: int = 0
+    expires_at: datetime = NEVER
+    expiry: asyncio.TimerHandle | None = None
+
+    async def call(self, work: Callable[[Engine], T]) -> T:
+        """Runs work on the model's thread, after what came before."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self.thread, lambda: work(self._ready())
+        )
+
+    async def pieces(self, session: Session) -> AsyncIterator[str]:
+        """Text as it is generated. Leaving the iteration early ends the generation.
+
+        Raises:
+            Refusal, EngineError: as the engine raised it.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+
+        def generate() -> None:
+            end: Exception | None = None
+            try:
+                for piece in self._ready().pieces(session):
+                    loop.call_soon_threadsafe(queue.put_nowait, piece)
+            except Exception as error:  # noqa: BLE001  # raised again where the pieces are read
+                end = error
+            loop.call_soon_threadsafe(queue.put_nowait, end)
+
+        self.thread.submit(generate)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            session.cancelled.set()
+
+    def _ready(self) -> Engine:
+        """The engine, loaded or grown to the context that is asked for. Runs on the thread."""
+        if self.engine and self.engine.context_length < self.context_length:
+            self.engine.close()
+            self.engine = None
+        if not self.engine:
+            self.engine = Engine(self.model.path, self.context_length)
+        return self.engine
+
+    def close(self) -> None:
+        """Frees the memory once the thread is through with what waits for it."""
+        if self.expiry:
+            self.expiry.cancel()
+        self.thread.submit(lambda: self.engine.close() if self.engine else None)
+        self.thread.shutdown(wait=False)
+
+
+class Pool:
+    """Loads models on demand and keeps the last few. Used from one event loop."""
+
+    def __init__(self, *, most_loaded: int = 3, most_waiting: int = 512) -> None:
+        self._most_loaded = most_loaded
+        self._most_waiting = most_waiting
+        self._requests = 0
+        self._loaded: dict[Path, Loaded] = {}  # the least recently used first
+
+    @asynccontextmanager
+    async def use(
+        self, model: Model, context_length: int, keep_alive: float
+    ) -> AsyncIterator[Loaded]:
+        """A loaded model, kept for `keep_alive` seconds afterwards.
+
+        Raises:
+            Refusal: too many requests wait (503).
+            EngineError: the model can't be loaded.
+        """
+        if self._requests > self._most_waiting:
+            raise Refusal(503, BUSY)
+        self._requests += 1
+        loaded = self._take(model, context_length)
+        loaded.users += 1
+        try:
+            await loaded.call(lambda _: None)
+            yield loaded
+        except BaseException:
+            keep_alive = keep_alive if loaded.engine else 0
+            raise
+        finally:
+            self._requests -= 1
+            loaded.users -= 1
+            self._expire_after(loaded, keep_alive)
+
+    def unload(self, model: Model) -> None:
+        """Puts a model out now, or when its last request ends."""
+        loaded = self._loaded.pop(model.path, None)
+        if loaded:
+            loaded.close()
+
+    def running(self) -> list[Loaded]:
+        """The loaded models, the one that stays longest first."""
+        return sorted(
+            (x for x in self._loaded.values() if x.engine), key=lambda x: x.expires_at, reverse=True
+        )
+
+    def close(self) -> None:
+        """Puts all models out."""
+        for loaded in list(self._loaded.values()):
+            self.unload(loaded.model)
+
+    def _take(self, model: Model, context_length: int) -> Loaded:
+        loaded = self._loaded.pop(model.path, None)
+        if not loaded:
+            self._make_room()
+            name = f"engine {model.manifest.name.short}"
+            loaded = Loaded(model, context_length, ThreadPoolExecutor(1, thread_name_prefix=name))
+        loaded.model = model
+        loaded.context_length = max(loaded.context_length, context_length)
+        if loaded.expiry:
+            loaded.expiry.cancel()
+        self._loaded[model.path] = loaded
+        return loaded
+
+    def _make_room(self) -> None:
+        idle = [x for x in self._loaded.values() if not x.users]
+        for loaded in idle[: max(0, len(self._loaded) - self._most_loaded + 1)]:
+            self.unload(loaded.model)
+
+    def _expire_after(self, loaded: Loaded, seconds: float) -> None:
+        if loaded.users or self._loaded.get(loaded.model.path) is not loaded:
+            return
+        if seconds == float("inf"):
+            loaded.expires_at = NEVER
+            return
+        loaded.expires_at = datetime.now(UTC) + timedelta(seconds=min(seconds, 1e9))
+        if seconds <= 0:
+            self.unload(loaded.model)
+            return
+        loop = asyncio.get_running_loop()
+        loaded.expiry = loop.call_later(min(seconds, 1e7), self.unload, loaded.model)
