@@ -34,7 +34,10 @@ _PHRASE = re.compile(
 _HASHES = re.compile(r"####")
 # "= 42" closes a calculation only when no operator follows: in "x = 3 + 4" the 3 is an operand
 _EQUALS = re.compile(r"(?:=|≈)\s*")
-_OPERATOR_NEXT = re.compile(r"\s*(?:[+*/×÷=·^(]|-\s*\d|[-]\s|x\s*\d|[a-z]\b(?=\s*[-+=*/]))", re.I)
+_OPERATOR_NEXT = re.compile(
+    r"\s*(?:[+*/\u00d7÷=·^(]|-\s*\d|[-]\s|x\s*\d|[a-z]\b(?=\s*[-+=*/]))", re.I
+)
+_SIGNS = {ord(a): b for a, b in zip("⁄−–—’", ("/", "-", "-", " ", "'"), strict=True)}  # noqa: RUF001
 _BOLD = re.compile(r"\*\*(.+?)\*\*", re.S)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
@@ -131,7 +134,7 @@ def plain(text: str) -> str:
     # NFKC writes a half as 1/2 right behind a digit: keep "2½" a mixed number
     text = re.sub(r"(?<=\d)(?=[¼½¾⅐-⅞])", " ", text)
     text = unicodedata.normalize("NFKC", text)
-    return text.translate(str.maketrans({"⁄": "/", "−": "-", "–": "-", "—": " ", "’": "'"}))  # noqa: RUF001
+    return text.translate(_SIGNS)
 
 
 def _boxed(text: str) -> str | None:

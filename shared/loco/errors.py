@@ -176,6 +176,12 @@ class OllamaUnavailable(LocoError):
     retryable = True
 
 
+class OllamaRefused(LocoError):
+    """Ollama answered with an error."""
+
+    code = "ollama_refused"
+
+
 class RegistrationFailed(LocoError):
     """Ollama answered, but the model it holds is not what was exported."""
 
