@@ -1,4 +1,4 @@
-"""Whether a worker of this machine is alive: python -m loco.alive
+"""Whether a worker of this machine is alive: python -m loco.alive.
 
 The health check of worker containers. Exit code 0: one with this host name was heard of in the last
 minute; 1: none was, or Redis does not answer; the reason is printed.
