@@ -9,8 +9,6 @@ from loco.artifacts import Artifact, sha256_of, sync_folder
 from loco.client_http import PAUSES, Transport, path_of
 from loco.errors import LocoError, RangeNotSatisfiable, ServerUnreachable
 
-_CHUNK = 1 << 20
-
 
 def download(transport: Transport, job_id: str, artifact: Artifact, target: Path) -> Path:
     """Brings an artifact to `target`; a file that is already there and right stays.
@@ -74,7 +72,7 @@ def _fetch_from(
         headers |= {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'}
     path = url_path(job_id, artifact)
     with transport.stream(path, headers=headers) as answer, part.open(_mode(answer)) as file:
-        for chunk in answer.iter_bytes(_CHUNK):
+        for chunk in answer.iter_bytes():  # as they come: what arrived before a break is kept
             file.write(chunk)
     if part.stat().st_size == have:
         raise ServerUnreachable(f"{artifact.name}: the server sent no more bytes.")
