@@ -2,20 +2,24 @@
 
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from loco import redis_server
 from loco.ledger import Ledger
-from loco.settings import Timings
+from loco.recipes import JobRequest, resolve
+from loco.settings import Settings, Timings
+from loco.specs import JobSpec
+
+REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on a free port with the flags of production."""
-    server = redis_server.start(tmp_path_factory.mktemp("redis"), free_port())
+    server = redis_server.start(tmp_path_factory.mktemp("redis"), unused_port())
     yield server.url
     server.stop()
 
@@ -27,17 +31,54 @@ def namespace() -> str:
 
 
 @pytest.fixture
-def ledger(redis_url: str, namespace: str) -> Iterator[Ledger]:
+def connect(redis_url: str, namespace: str) -> Iterator[Callable[..., Ledger]]:
+    """Opens the test's ledger with other timings: `connect(lease=0.1)`."""
+    opened: list[Ledger] = []
+
+    def open_ledger(**timings: float) -> Ledger:
+        ledger = Ledger.connect(
+            redis_url, namespace=namespace, timings=Timings.model_validate(timings)
+        )
+        opened.append(ledger)
+        return ledger
+
+    yield open_ledger
+    for ledger in opened:
+        ledger.close()
+
+
+@pytest.fixture
+def ledger(connect: Callable[..., Ledger]) -> Ledger:
     """An empty ledger with production timings."""
-    ledger = Ledger.connect(redis_url, namespace=namespace, timings=Timings())
-    yield ledger
-    ledger.close()
+    return connect()
+
+
+@pytest.fixture
+def spec() -> Callable[..., JobSpec]:
+    """Makes the spec of a request for math: `spec(stages=("train",), from_job=ID)`."""
+
+    def resolved(**request: object) -> JobSpec:
+        body = {"adapter": "math", "profile": "tiny", **request}
+        return resolve(REPOSITORY / "adapters", JobRequest.model_validate(body))
+
+    return resolved
+
+
+@pytest.fixture
+def settings(redis_url: str, namespace: str, adapters_dir: Path, tmp_path: Path) -> Settings:
+    """Settings of a process that works on the test's ledger and folders."""
+    return Settings(
+        redis_url=redis_url,
+        namespace=namespace,
+        adapters_dir=adapters_dir,
+        data_dir=tmp_path / "data",
+    )
 
 
 @pytest.fixture
 def adapters_dir(tmp_path: Path) -> Path:
     """A folder with the recipes of the repository, to write to."""
-    source = Path(__file__).parents[1] / "adapters"
+    source = REPOSITORY / "adapters"
     target = tmp_path / "adapters"
     for path in [source / "base_models.yaml", *source.glob("*/adapter.yaml")]:
         copy = target / path.relative_to(source)
@@ -46,7 +87,13 @@ def adapters_dir(tmp_path: Path) -> Path:
     return target
 
 
+@pytest.fixture
 def free_port() -> int:
+    """A TCP port nobody listens on right now."""
+    return unused_port()
+
+
+def unused_port() -> int:
     """A TCP port nobody listens on right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -124,13 +124,15 @@ class Ledger(Records):
         Raises:
             IdempotencyConflict: the key came with another digest before.
         """
-        key = f"key:{idempotency_key}" if idempotency_key else f"call:{uuid.uuid4().hex}"
+        nonce = uuid.uuid4().hex
+        key = f"key:{idempotency_key}" if idempotency_key else f"call:{nonce}"
         lifetime = _IDEMPOTENCY_SECONDS if idempotency_key else _REPEAT_SECONDS
         job_id, outcome = self._run(
             "submit",
             key,
             lifetime * 1000,
             request_digest,
+            nonce,
             secrets.randbelow(16**6),
             spec.adapter,
             spec.profile,
@@ -312,7 +314,7 @@ class Ledger(Records):
 
     def heartbeat(self, worker: WorkerInfo) -> None:
         """Says that a worker is alive; it is listed for a minute."""
-        self._run("heartbeat", worker.id, _json(worker), _WORKER_SECONDS * 1000)
+        self._run("heartbeat", worker.id, _json(worker), round(_WORKER_SECONDS * 1000))
 
     def drain(self, worker_id: str) -> None:
         """Asks a worker to give its stage back; it gets no new one."""

@@ -1,12 +1,12 @@
--- namespace, idempotency key, its lifetime (ms), request digest, random suffix (0..16^6-1), adapter, profile,
+-- namespace, idempotency key, its lifetime (ms), request digest, nonce of the call, random suffix (0..16^6-1), adapter, profile,
 -- stages (comma list), queues (comma list), priority, metadata JSON, spec JSON
--- Answers {job id, 'created' | 'exists' | 'conflict'}.
-local _, idem_key, idem_ms, digest, suffix, adapter, profile, stages, queues, priority, metadata, spec = unpack(ARGV)
+-- Answers {job id, 'created' | 'exists' | 'conflict'}; the same call again after a lost reply is 'created'.
+local _, idem_key, idem_ms, digest, nonce, suffix, adapter, profile, stages, queues, priority, metadata, spec = unpack(ARGV)
 
 local idem = key('idem', idem_key)
-local known = redis.call('HGET', idem, 'job')
+local known, known_digest, known_nonce = unpack(redis.call('HMGET', idem, 'job', 'digest', 'nonce'))
 if known then
-  return {known, redis.call('HGET', idem, 'digest') == digest and 'exists' or 'conflict'}
+  return {known, known_nonce == nonce and 'created' or known_digest == digest and 'exists' or 'conflict'}
 end
 
 -- Days to a civil date: http://howardhinnant.github.io/date_algorithms.html#civil_from_days
@@ -34,7 +34,7 @@ repeat
 until redis.call('EXISTS', key('job', job_id)) == 0
 
 local seq = redis.call('INCR', key('seq'))
-redis.call('HSET', idem, 'job', job_id, 'digest', digest)
+redis.call('HSET', idem, 'job', job_id, 'digest', digest, 'nonce', nonce)
 redis.call('PEXPIRE', idem, idem_ms)
 redis.call('HSET', key('job', job_id), 'id', job_id, 'seq', seq, 'place', seq, 'adapter', adapter,
   'profile', profile, 'stages', stages, 'priority', priority, 'metadata', metadata, 'spec', spec,
