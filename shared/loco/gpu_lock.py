@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -55,6 +55,19 @@ def device_ids(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         return ("0",) if _DRIVER.exists() else ("cpu",)
     devices = sorted({d.strip() for d in visible.split(",")} - {"", "-1"})
     return tuple(devices) or ("cpu",)
+
+
+def pin(gpu: str | None, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Pins this process and its children to one GPU.
+
+    Args:
+        gpu: its ID for CUDA_VISIBLE_DEVICES; None: as found, and the first one where nothing is.
+        environment: what is changed.
+    """
+    devices = device_ids(environment) if gpu is None else (gpu,)
+    if devices != ("cpu",):
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers nvidia-smi shows
 
 
 def _lock_path(locks_dir: Path, device: str) -> Path:

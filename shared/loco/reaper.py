@@ -30,7 +30,7 @@ class Reaper:
         self,
         ledger: Ledger,
         *,
-        send_hint: Callable[[str, Stage], None],
+        send_hint: Callable[[str, Stage], object],
         publish: Callable[[str], None] | None = None,
         every: float,
     ) -> None:

@@ -74,7 +74,7 @@ class Runner:
         settings: Settings,
         *,
         worker_id: str,
-        send_hint: Callable[[str, Stage], None],
+        send_hint: Callable[[str, Stage], object],
         command: Callable[[Stage], Sequence[str]] | None = None,
         on_renewal: Callable[[str], None] | None = None,
     ) -> None:

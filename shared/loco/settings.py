@@ -96,6 +96,20 @@ class Settings(Contract):
             }
         )
 
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings."""
+        variables = {
+            f"LOCO_{name.upper()}": str(getattr(self, name))
+            for name in type(self).model_fields
+            if name not in ("timings", "dataset_dirs", "ollama_host")
+            and getattr(self, name) is not None
+        }
+        variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
+        variables["OLLAMA_HOST"] = self.ollama_host
+        for name, field in Timings.model_fields.items():
+            variables[_timing_variable(name, field.annotation)] = str(getattr(self.timings, name))
+        return variables
+
     @property
     def models_dir(self) -> Path:
         """Cache of base models."""

@@ -27,7 +27,7 @@ from celery import Celery, shared_task, signals
 from celery.worker import state
 
 from loco.errors import RedisUnavailable
-from loco.gpu_lock import device_ids
+from loco.gpu_lock import device_ids, pin
 from loco.jobs import WorkerInfo
 from loco.ledger import Hint, Ledger
 from loco.queue import TASK, celery_app, send_hint
@@ -62,6 +62,8 @@ def worker_app(
         module: the module that calls this; the pool child, a fresh interpreter, imports it too.
         command: the program of a stage; the default is its module in this process's Python.
     """
+    if queue is Queue.GPU:
+        pin(settings.gpu)
     app = celery_app(settings)
     app.conf.imports = (module,)
     worker = _Worker(app, settings, queue, command)
@@ -79,6 +81,7 @@ def worker_app(
 def worker_arguments(queue: Queue) -> list[str]:
     """Arguments of `celery worker` (after the app) for one queue."""
     return [
+        "--quiet",
         "worker",
         *("--queues", queue.value),
         *("--hostname", f"{queue}-{os.getpid()}@%h"),
