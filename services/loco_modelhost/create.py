@@ -1,7 +1,7 @@
 """Creating a model: from uploaded GGUF blobs, or from a stored model with other settings."""
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,6 +20,7 @@ from loco_modelhost.store import (
     PARAMETERS_LAYER,
     SYSTEM_LAYER,
     TEMPLATE_LAYER,
+    BlobWriter,
     Config,
     Layer,
     Store,
@@ -61,20 +62,27 @@ def create(store: Store, body: Body) -> Iterator[Event]:
         )
     if body.has("adapters"):
         raise Refusal(400, "this model host takes no adapters; merge them into the GGUF")
-    replaced = store.manifest(name)
     if source := body.text("from"):
-        layers, config = yield from _from_model(store, source)
+        base = store.resolve(source)
+        if not base.is_valid:
+            raise Refusal(400, INVALID_NAME)
+        if not store.manifest(base):
+            yield {"status": "pulling manifest"}
+            raise Refusal(500, NO_REGISTRY.format(name=source))
+        layers = _store(store, name, body, lambda: _layers_of_model(store, base, source))
     elif files is not None:
-        layers, config = yield from _from_files(store, files)
+        head, digest = yield from _uploaded(store, files)
+        yield {"status": "validating GGUF model", "total": head.path.stat().st_size}
+        with store.new_blob() as blob:
+            head.copy_with(SOURCE_KEY, digest, blob)
+            layers = _store(store, name, body, lambda: _layers_of_file(store, head, blob))
+        if templates.is_chatml(head.chat_template):
+            yield {"status": "using autodetected template chatml"}
     else:
         raise Refusal(400, "neither 'from' or 'files' was specified")
-    layers = _with_settings(store, layers, body)
     for layer in layers:
         yield {"status": f"using existing layer {layer.digest}"}
     yield {"status": "writing manifest"}
-    store.write_manifest(name, config, layers)
-    if replaced:
-        store.drop_unused(replaced)
     yield {"status": "success"}
 
 
@@ -96,42 +104,46 @@ def _check_files(files: dict[str, str]) -> None:
             raise Refusal(400, INVALID_DIGEST)
 
 
-def _from_model(store: Store, source: str) -> Generator[Event, None, tuple[list[Layer], Config]]:
-    name = store.resolve(source)
-    if not name.is_valid:
-        raise Refusal(400, INVALID_NAME)
-    manifest = store.manifest(name)
-    if not manifest:
-        yield {"status": "pulling manifest"}
-        raise Refusal(500, NO_REGISTRY.format(name=source))
-    layers = [replace(layer, source=name.short) for layer in manifest.layers]
-    return layers, store.config(manifest)
-
-
-def _from_files(
-    store: Store, files: dict[str, str]
-) -> Generator[Event, None, tuple[list[Layer], Config]]:
-    """Checks and rewrites one GGUF, and takes over the template Ollama would detect in it."""
-    if not files or not _looks_like_gguf(store, files):
-        raise Refusal(400, "no files provided to convert" if not files else "unknown type")
+def _uploaded(store: Store, files: dict[str, str]) -> Generator[Event, None, tuple[GgufFile, str]]:
+    """The one GGUF a request names, and the digest it was uploaded under."""
+    if not files:
+        raise Refusal(400, "no files provided to convert")
+    if not _looks_like_gguf(store, files):
+        raise Refusal(400, "unknown type")
     yield {"status": "parsing GGUF"}
-    heads = [_read(store, digest) for _, digest in sorted(files.items())]
+    heads = [(_read(store, digest), digest) for _, digest in sorted(files.items())]
     if len(heads) != 1:
         raise Refusal(400, "this model host takes one GGUF file a model; merge a split one first")
-    digest, head = next(iter(files.values())), heads[0]
-    yield {"status": "validating GGUF model", "total": head.path.stat().st_size}
-    with store.new_blob() as blob:
-        head.copy_with(SOURCE_KEY, digest, blob)
-        weights = blob.keep(MODEL_LAYER)
-    layers = [weights]
+    return heads[0]
+
+
+def _layers_of_model(store: Store, base: ModelName, source: str) -> tuple[list[Layer], Config]:
+    manifest = store.manifest(base)
+    if not manifest:  # deleted a moment ago
+        raise Refusal(500, NO_REGISTRY.format(name=source))
+    return [replace(layer, source=base.short) for layer in manifest.layers], store.config(manifest)
+
+
+def _layers_of_file(store: Store, head: GgufFile, blob: BlobWriter) -> tuple[list[Layer], Config]:
+    """The rewritten weights, and the template and stop strings Ollama would detect in them."""
+    layers = [blob.keep(MODEL_LAYER)]
     if templates.is_chatml(head.chat_template):
-        yield {"status": "using autodetected template chatml"}
         layers.append(store.add_blob(TEMPLATE_LAYER, templates.CHATML.encode()))
         stop = json.dumps({"stop": list(templates.CHATML_STOP)})
         layers.append(store.add_blob(PARAMETERS_LAYER, stop.encode()))
-    family = head.architecture
-    size = human_number(head.parameters)
+    family, size = head.architecture, human_number(head.parameters)
     return layers, Config("gguf", family, (family,), size, head.file_type)
+
+
+def _store(
+    store: Store, name: ModelName, body: Body, base: Callable[[], tuple[list[Layer], Config]]
+) -> list[Layer]:
+    """Puts the model under its name. Nobody else changes the store meanwhile."""
+    with store.changing:
+        layers, config = base()
+        layers = _with_settings(store, layers, body)
+        store.write_manifest(name, config, layers)
+    return layers
 
 
 def _looks_like_gguf(store: Store, files: dict[str, str]) -> bool:
@@ -154,7 +166,7 @@ def _read(store: Store, digest: str) -> GgufFile:
         return GgufFile.read(path)
     except FileNotFoundError as error:
         raise Refusal(500, f"open {path}: no such file or directory") from error
-    except (NotGguf, ValueError) as error:  # an empty file can't be mapped: ValueError
+    except NotGguf as error:
         raise Refusal(400, _ONLY_GGUF) from error
     except BrokenGguf as error:
         raise Refusal(500, str(error)) from error

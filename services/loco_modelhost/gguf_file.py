@@ -6,7 +6,6 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import mmap
-import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Protocol
 MAGIC = b"GGUF"
 
 _STRING, _ARRAY = 8, 9
+_FIRST_KEY = 24  # after magic, version and the two counts
 #: struct format of each scalar value type.
 _SCALARS = {
     0: "B",
@@ -39,17 +39,24 @@ FILE_TYPES = {
     30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
 }  # fmt: skip
 
-#: (elements, bytes) of a block, by ggml tensor type.
+#: (name, elements, bytes) of a block, by ggml tensor type.
 _BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34),
-    9: (32, 40), 10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210),
-    15: (256, 292), 16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18),
-    21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
-    28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40),
+    10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4),
+    27: ("I64", 1, 8), 28: ("F64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
 #: More tensors or keys than any model has: a file that claims them is damaged.
 _MOST = 10_000_000
+
+#: Dimensions a tensor may have (GGML_MAX_DIMS).
+_MOST_DIMENSIONS = 4
 
 
 class Sink(Protocol):
@@ -68,25 +75,38 @@ class BrokenGguf(Exception):
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """One tensor: its name, ggml type and shape."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class GgufFile:
     """What the head of a GGUF says.
 
     Attributes:
         metadata: values by key; arrays are None (their items are the tokenizer's, and long).
-        parameters: elements of all tensors together.
-        keys_end: offset after the last key.
+        spans: (start, end) in bytes of each key with its value.
+        infos_end: offset after the last tensor's description.
         data: offset of the tensor data.
         alignment: bytes that offsets of tensor data are multiples of.
     """
 
     path: Path
     metadata: dict[str, object]
-    tensors: int
-    parameters: int
-    keys_end: int
+    spans: dict[str, tuple[int, int]]
+    tensors: tuple[Tensor, ...]
     infos_end: int
     data: int
     alignment: int
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors together."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def architecture(self) -> str:
@@ -127,55 +147,60 @@ class GgufFile:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
                 try:
                     return cls._parse(path, view)
-                except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+                except (
+                    struct.error,
+                    IndexError,
+                    KeyError,
+                    UnicodeDecodeError,
+                    OverflowError,
+                ) as error:
                     raise BrokenGguf(f"invalid GGUF: {error}") from error
 
     @classmethod
     def _parse(cls, path: Path, view: mmap.mmap) -> "GgufFile":
-        version, tensors, keys = struct.unpack_from("<IQQ", view, 4)
+        version, count, keys = struct.unpack_from("<IQQ", view, 4)
         if version not in (2, 3):
             raise BrokenGguf(f"unsupported GGUF version {version}")
-        if tensors > _MOST or keys > _MOST:
+        if count > _MOST or keys > _MOST:
             raise BrokenGguf("invalid GGUF: it claims too many tensors or keys")
-        cursor = _Cursor(view, 24)
-        metadata = {cursor.string(): cursor.value() for _ in range(keys)}
-        keys_end = cursor.at
+        cursor = _Cursor(view, _FIRST_KEY)
+        metadata: dict[str, object] = {}
+        spans = {}
+        for _ in range(keys):
+            start, key = cursor.at, cursor.string()
+            metadata[key] = cursor.value()
+            spans[key] = (start, cursor.at)
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or not alignment:
+        if not isinstance(alignment, int) or alignment <= 0:
             raise BrokenGguf("invalid GGUF: general.alignment must be a number above 0")
-        parameters = end = 0
-        for _ in range(tensors):
-            cursor.string()
-            shape = cursor.take(f"{cursor.take('I')[0]}Q")
-            kind, offset = cursor.take("IQ")
-            elements = math.prod(shape)
-            per_block, size = _BLOCKS[kind]
-            end = max(end, offset + elements // per_block * size)
-            parameters += elements
+        tensors, ends = [], [0]
+        for _ in range(count):
+            tensor, end = cursor.tensor()
+            tensors.append(tensor)
+            ends.append(end)
         data = _aligned(cursor.at, alignment)
-        if data + end > len(view):
+        if data + max(ends) > len(view):
             raise BrokenGguf(
-                f"invalid GGUF: tensor data ends at byte {data + end}, the file at {len(view)}"
+                f"invalid GGUF: tensor data ends at byte {data + max(ends)}, the file at {len(view)}"
             )
-        return cls(
-            path, metadata, tensors, parameters, keys_end, cursor.at, data, alignment
-        )  # fmt: skip
+        return cls(path, metadata, spans, tuple(tensors), cursor.at, data, alignment)
 
     def copy_with(self, key: str, value: str, out: Sink) -> None:
-        """Writes the file with a string key added."""
+        """Writes the file with a string key added, in place of the one there may be."""
         with self.path.open("rb") as source:
             head = source.read(self.infos_end)
-            count = struct.unpack_from("<Q", head, 16)[0]
+            keys_end = max((end for _, end in self.spans.values()), default=_FIRST_KEY)
+            start, end = self.spans.get(key, (keys_end, keys_end))
+            count = len(self.spans) + (key not in self.spans)
             name, text = key.encode(), value.encode()
             added = struct.pack("<Q", len(name)) + name
             added += struct.pack("<IQ", _STRING, len(text)) + text
-            rebuilt = b"".join(
-                (head[:16], struct.pack("<Q", count + 1), head[24 : self.keys_end], added,
-                 head[self.keys_end :])
-            )  # fmt: skip
+            rebuilt = head[:16] + struct.pack("<Q", count) + head[_FIRST_KEY:start]
+            rebuilt += added + head[end:]
             out.write(rebuilt.ljust(_aligned(len(rebuilt), self.alignment), b"\0"))
             source.seek(self.data)
-            shutil.copyfileobj(source, out, 1 << 20)
+            while chunk := source.read(1 << 20):
+                out.write(chunk)
 
 
 class _Cursor:
@@ -208,12 +233,22 @@ class _Cursor:
         self._skip_array()
         return None
 
+    def tensor(self) -> tuple[Tensor, int]:
+        """A tensor, and where its data ends within the tensor data."""
+        name = self.string()
+        (dimensions,) = self.take("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise BrokenGguf(f"invalid GGUF: tensor {name!r} has {dimensions} dimensions")
+        shape = self.take(f"{dimensions}Q")
+        kind, offset = self.take("IQ")
+        if kind not in _BLOCKS:
+            raise BrokenGguf(f"invalid GGUF: tensor {name!r} is of unknown type {kind}")
+        label, per_block, size = _BLOCKS[kind]
+        return Tensor(name, label, shape), offset + math.prod(shape) // per_block * size
+
     def _skip_array(self) -> None:
         kind, count = self.take("IQ")
-        if kind == _ARRAY:
-            for _ in range(count):
-                self._skip_array()
-        elif kind == _STRING:
+        if kind == _STRING:
             view, at, unpack = self._view, self.at, struct.Struct("<Q").unpack_from
             for _ in range(count):
                 at += 8 + unpack(view, at)[0]

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,10 @@ class Model:
             ),
         )
 
-    @cached_property
+    @property
     def gguf(self) -> GgufFile:
         """The head of the weights' file."""
-        return GgufFile.read(self.path)
+        return _head(self.path)
 
     @property
     def uses_jinja(self) -> bool:
@@ -156,6 +156,9 @@ class Model:
             "details": self.details,
             "messages": self.messages,
             "model_info": information | {"general.parameter_count": self.gguf.parameters},
+            "tensors": [
+                {"name": t.name, "type": t.kind, "shape": t.shape} for t in self.gguf.tensors
+            ],
             "capabilities": self.capabilities,
             "modified_at": self.manifest.modified_at.isoformat(),
         }
@@ -176,6 +179,12 @@ class Model:
         lines += [f"LICENSE {_quoted(text)}" for text in self.licenses]
         lines += [f"MESSAGE {m['role']} {_quoted(m['content'])}" for m in self.messages]
         return "\n".join(lines) + "\n"
+
+
+@lru_cache(maxsize=256)
+def _head(path: Path) -> GgufFile:
+    """A blob's head, read once: a blob never changes, its name is its digest."""
+    return GgufFile.read(path)
 
 
 def human_number(count: int) -> str:

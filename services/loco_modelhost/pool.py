@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loco_modelhost.engine import Engine, Session
 from loco_modelhost.models import Model
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 #: `expires_at` of a model that stays for good.
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+#: Seconds to stay that are as good as for ever (a year).
+_FOREVER = 365 * 24 * 3600
 
 
 @dataclass(eq=False)
@@ -34,6 +37,21 @@ class Loaded:
     users: int = 0
     expires_at: datetime = NEVER
     expiry: asyncio.TimerHandle | None = None
+    leaving: bool = False
+
+    def listed(self) -> dict[str, Any]:
+        """The model in /api/ps."""
+        name = self.model.manifest.name.short
+        return {
+            "name": name,
+            "model": name,
+            "size": self.model.weights.size,
+            "digest": self.model.manifest.digest,
+            "details": self.model.details,
+            "expires_at": self.expires_at.isoformat(),
+            "size_vram": 0,
+            "context_length": self.context_length,
+        }
 
     async def call(self, work: Callable[[Engine], T]) -> T:
         """Runs work on the model's thread, after what came before."""
@@ -117,13 +135,15 @@ class Pool:
             raise
         finally:
             self._requests -= 1
-            loaded.users -= 1
-            self._expire_after(loaded, keep_alive)
+            self._release(loaded, keep_alive)
 
     def unload(self, model: Model) -> None:
         """Puts a model out now, or when its last request ends."""
         loaded = self._loaded.pop(model.path, None)
-        if loaded:
+        if not loaded:
+            return
+        loaded.leaving = True
+        if not loaded.users:
             loaded.close()
 
     def running(self) -> list[Loaded]:
@@ -155,15 +175,17 @@ class Pool:
         for loaded in idle[: max(0, len(self._loaded) - self._most_loaded + 1)]:
             self.unload(loaded.model)
 
-    def _expire_after(self, loaded: Loaded, seconds: float) -> None:
-        if loaded.users or self._loaded.get(loaded.model.path) is not loaded:
+    def _release(self, loaded: Loaded, keep_alive: float) -> None:
+        loaded.users -= 1
+        if loaded.users:
             return
-        if seconds == float("inf"):
-            loaded.expires_at = NEVER
-            return
-        loaded.expires_at = datetime.now(UTC) + timedelta(seconds=min(seconds, 1e9))
-        if seconds <= 0:
+        if loaded.leaving:
+            loaded.close()
+        elif keep_alive <= 0:
             self.unload(loaded.model)
-            return
-        loop = asyncio.get_running_loop()
-        loaded.expiry = loop.call_later(min(seconds, 1e7), self.unload, loaded.model)
+        elif keep_alive > _FOREVER:
+            loaded.expires_at = NEVER
+        else:
+            loaded.expires_at = datetime.now(UTC) + timedelta(seconds=keep_alive)
+            loop = asyncio.get_running_loop()
+            loaded.expiry = loop.call_later(keep_alive, self.unload, loaded.model)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,6 +98,8 @@ class Store:
         self._manifests = folder / "manifests"
         for path in (self._blobs, self._manifests):
             path.mkdir(parents=True, exist_ok=True)
+        #: Held by every change of manifests, so that no blob is dropped that another change names.
+        self.changing = threading.RLock()
 
     def blob_path(self, digest: str) -> Path:
         """Where the blob of a digest lies or would lie.
@@ -166,7 +169,8 @@ class Store:
         return sorted(found, key=lambda m: m.modified_at, reverse=True)
 
     def write_manifest(self, name: ModelName, config: Config, layers: list[Layer]) -> None:
-        """Stores a model under a name, replacing what was there."""
+        """Stores a model under a name; blobs only the replaced one used are removed."""
+        replaced = self.manifest(name)
         content = {
             "schemaVersion": 2,
             "mediaType": _MANIFEST,
@@ -174,6 +178,7 @@ class Store:
             "layers": [layer.entry() for layer in layers],
         }
         self._replace_manifest(name, json.dumps(content).encode())
+        self._drop_unused(replaced)
 
     def config(self, manifest: Manifest) -> Config:
         """The config blob of a model."""
@@ -182,28 +187,31 @@ class Store:
 
     def copy(self, source: ModelName, destination: ModelName) -> bool:
         """Points one more name at a model; no weights are copied. False: no such source."""
-        try:
-            raw = (self._manifests / source.path).read_bytes()
-        except FileNotFoundError:
-            return False
-        if source != destination:
-            self._replace_manifest(destination, raw)
+        with self.changing:
+            try:
+                raw = (self._manifests / source.path).read_bytes()
+            except FileNotFoundError:
+                return False
+            if source != destination:
+                replaced = self.manifest(destination)
+                self._replace_manifest(destination, raw)
+                self._drop_unused(replaced)
         return True
 
-    def delete(self, manifest: Manifest) -> None:
-        """Removes a name, and the blobs no other name uses."""
-        path = self._manifests / manifest.name.path
-        path.unlink()
-        for folder in list(path.parents)[:3]:
-            if any(folder.iterdir()):
-                break
-            folder.rmdir()
-        self.drop_unused(manifest)
-
-    def drop_unused(self, gone: Manifest) -> None:
-        """Removes the blobs of a replaced or deleted model that nothing uses any more."""
-        for digest in {layer.digest for layer in (*gone.layers, gone.config)} - self._used():
-            self.blob_path(digest).unlink(missing_ok=True)
+    def delete(self, name: ModelName) -> bool:
+        """Removes a name, and the blobs no other name uses. False: there is no such model."""
+        with self.changing:
+            manifest = self.manifest(name)
+            if not manifest:
+                return False
+            path = self._manifests / name.path
+            path.unlink()
+            for folder in list(path.parents)[:3]:
+                if any(folder.iterdir()):
+                    break
+                folder.rmdir()
+            self._drop_unused(manifest)
+        return True
 
     def prune(self, older_than: float = UNUSED_BLOB_SECONDS) -> None:
         """Removes blobs and leftovers that no manifest names and nothing touched for so long."""
@@ -211,6 +219,13 @@ class Store:
         for path in self._blobs.iterdir():
             if path not in used and time.time() - path.stat().st_mtime > older_than:
                 path.unlink(missing_ok=True)
+
+    def _drop_unused(self, gone: Manifest | None) -> None:
+        """Removes the blobs of a replaced or deleted model that nothing uses any more."""
+        if not gone:
+            return
+        for digest in {layer.digest for layer in (*gone.layers, gone.config)} - self._used():
+            self.blob_path(digest).unlink(missing_ok=True)
 
     def _used(self) -> set[str]:
         return {
