@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 from celery import Celery
 
@@ -79,19 +78,6 @@ def request_digest(request: JobRequest) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def dataset_dirs(settings: Settings) -> tuple[Path, ...]:
-    """The folders a jsonl source may lie in besides the adapter's own."""
-    return (*settings.dataset_dirs, settings.data_dir / "datasets")
-
-
-def _check_source(settings: Settings, adapter: str, source: JsonlSource) -> None:
-    """Refuses a file that is not there before the job is accepted, instead of in prepare."""
-    try:
-        dataset_path(source.path, settings.adapters_dir / adapter, dataset_dirs(settings))
-    except DataError as error:
-        raise DataError(error.message, param="prepare.source.path", hint=error.hint) from error
-
-
 def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
     """The spec with `from_job` settled: the job whose outputs stand in for the stages left out.
 
@@ -145,3 +131,11 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
             hint=f"Start `stages` at {missing[0]}, or name another job in `from_job`.",
         )
     return spec.model_copy(update={"from_job": job_id})
+
+
+def _check_source(settings: Settings, adapter: str, source: JsonlSource) -> None:
+    """Refuses a file that is not there before the job is accepted, instead of in prepare."""
+    try:
+        dataset_path(source.path, settings.adapters_dir / adapter, settings.dataset_dirs)
+    except DataError as error:
+        raise DataError(error.message, param="prepare.source.path", hint=error.hint) from error
