@@ -123,7 +123,7 @@ def test_requirements_named_in_a_build_are_there(service: str) -> None:
         name
         for line in instructions(service)
         if line.cmd == "RUN"
-        for name in re.findall(r"services/requirements/\w+\.txt", line.value[0])
+        for name in re.findall(r"services/requirements/[\w-]+\.\w+", line.value[0])
     }
     assert named
     assert named <= set(sources(service))
@@ -143,6 +143,15 @@ def test_the_converter_lies_where_the_trainer_looks_for_it() -> None:
     text = " ".join(line.value[0] for line in stages("loco_trainer")[0] if line.cmd == "RUN")
     assert "--target /opt/venv/converter" in text
     assert "--target .venv-train/converter" in (ROOT / "Makefile").read_text()
+
+
+def test_llama_cpp_is_built_as_by_make_but_for_any_machine() -> None:
+    text = (ROOT / "services" / "loco_trainer" / "Dockerfile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    for flag in ("-DLLAVA_BUILD=OFF", "-DCMAKE_PROJECT_INCLUDE="):
+        assert flag in text
+        assert flag in makefile
+    assert "-DGGML_NATIVE=OFF" in text  # an image is not run where it is built
 
 
 def test_health_checks_ask_modules_that_exist() -> None:
