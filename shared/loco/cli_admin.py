@@ -176,7 +176,7 @@ def _register_again(loco: Client, entry: dict[str, Any]) -> str | None:
             stages=[Stage.REGISTER],
             from_job=str(registry["version"]),
         )
-        ended = cli_watch.follow(loco, job.id, stderr())
+        ended = cli_watch.follow(loco, job, stderr())
     except LocoError as error:
         return f"{error.message} {error.hint or ''}"
     if ended.status is JobStatus.SUCCEEDED:

@@ -212,7 +212,7 @@ def _see_to_the_end(loco: Client, started: Job, *, as_json: bool) -> int:
 def _follow(loco: Client, started: Job) -> Job:
     """Shows progress on standard error until the job has ended."""
     try:
-        return cli_watch.follow(loco, started.id, stderr())
+        return cli_watch.follow(loco, started, stderr())
     except KeyboardInterrupt:
         note(
             f"Job {started.id} goes on. `loco watch {started.id}` shows it again, "

@@ -1,14 +1,16 @@
 """`loco keys`: API keys. Works on the server's machine, straight on its Redis."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loco.cli_console import note, show, show_json, table
 from loco.client import read_up_file
 from loco.errors import RedisUnavailable
-from loco.keys import Keys
 from loco.settings import Settings
+
+if TYPE_CHECKING:
+    from loco.keys import Keys
 
 app = typer.Typer(
     help="API keys, made on the server's machine. A server without any answers itself only.",
@@ -56,8 +58,10 @@ def revoke(
     note(f"Key {info.id} ({info.name}) no longer opens anything.")
 
 
-def _keys() -> Keys:
+def _keys() -> "Keys":
     """The keys of the Redis that LOCO_REDIS_URL or the running `loco up` names."""
+    from loco.keys import Keys  # noqa: PLC0415 (a client elsewhere needs no Redis library)
+
     settings = Settings.from_environment()
     url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
     if url is None:

@@ -33,20 +33,19 @@ class View(Protocol):
         """Shows one event."""
 
 
-def follow(client: Client, job_id: str, console: Console) -> Job:
-    """Shows a job's progress until it has ended, and returns it.
+def follow(client: Client, job: Job, console: Console) -> Job:
+    """Shows a job's progress until it has ended, and returns it then.
 
     Args:
         client: where the job runs.
-        job_id: the job.
+        job: the job as it was last seen; an ended one is returned as it is.
         console: a terminal gets the live table, anything else plain lines.
     """
-    job = client.job(job_id)
     if job.is_terminal:
         return job
     view, screen = _view(client, job, console)
     with screen:
-        return client.wait(job_id, on_event=view.on_event)
+        return client.wait(job.id, on_event=view.on_event)
 
 
 def _view(
