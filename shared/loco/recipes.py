@@ -4,22 +4,25 @@ A recipe holds the defaults of every stage and named profiles that override them
 overrides both. The catalog adapters/base_models.yaml names the base models that may be used.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from loco.contracts import Contract
 from loco.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownBaseModel, UnknownProfile
-from loco.specs import NAME_PATTERN, BaseModelSpec, JobSpec
+from loco.specs import LARGEST_SEED, NAME_PATTERN, BaseModelSpec, JobSpec
 from loco.stages import Stage
 
 RECIPE = "adapter.yaml"
 CATALOG = "base_models.yaml"
 DEFAULT_PROFILE = "default"
+#: Levels of mappings and lists in an override; a spec has four.
+_DEEPEST = 20
 
 
 class Recipe(Contract):
@@ -64,7 +67,9 @@ class JobRequest(Contract):
         {}, alias="register", description="Overrides of the register spec."
     )
     eval: dict[str, Any] = Field({}, description="Overrides of the eval spec.")
-    seed: int | None = Field(None, ge=0, description="Seed of every stage that sets none.")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none."
+    )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     metadata: dict[
@@ -74,6 +79,23 @@ class JobRequest(Contract):
         max_length=32,
         description="Yours; not interpreted. At most 32 keys of 64 characters, values of 512.",
     )
+
+    @field_validator("prepare", "train", "export", "register_", "eval")
+    @classmethod
+    def _is_plain_json(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Python's JSON parser lets more through than JSON and UTF-8 can carry on."""
+        if _is_deeper(overrides, _DEEPEST):
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        try:
+            json.dumps(overrides, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ValueError(f"not plain JSON: {error}") from error
+        return overrides
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(entry, levels - 1) for entry in inner)
 
 
 def adapter_names(adapters_dir: Path) -> list[str]:
@@ -110,7 +132,7 @@ def load_catalog(adapters_dir: Path) -> dict[str, BaseModelSpec]:
     """The base models that may be used, by name."""
     entries = _read_yaml(adapters_dir / CATALOG)
     return {
-        name: _validate(BaseModelSpec, {"name": name, **(entry or {})}, where=f"{CATALOG}: {name}")
+        name: _validate(BaseModelSpec, _named(name, entry), where=f"{CATALOG}: {name}")
         for name, entry in entries.items()
     }
 
@@ -138,10 +160,17 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             f"{', '.join(sorted(unknown))}.",
             param=f"profiles.{request.profile}",
         )
+    for stage in Stage:
+        if not isinstance(profile.get(stage.value) or {}, Mapping):
+            raise InvalidRequest(
+                f"{recipe.name}/{RECIPE}: profile {request.profile!r}: {stage} must be a mapping.",
+                param=f"profiles.{request.profile}.{stage}",
+                hint=f"Write {stage}: {{field: value}}.",
+            )
     base = _base_model(
         adapters_dir, request.base_model or profile.get("base_model") or recipe.base_model
     )
-    seed = request.seed if request.seed is not None else int(profile.get("seed", 0))
+    seed = request.seed if request.seed is not None else profile.get("seed", 0)
     document: dict[str, Any] = {
         "adapter": recipe.name,
         "profile": request.profile,
@@ -169,6 +198,9 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
                     if fixed == "base_model"
                     else "Copy the adapter's folder to make one of another name.",
                 )
+        if stage is Stage.REGISTER:  # it looks for the file that export names by its type
+            exported = document[Stage.EXPORT.value]
+            common[stage] |= {k: v for k, v in exported.items() if k == "quantization"}
         document[stage.value] = merge(
             merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
             asked,
@@ -201,6 +233,11 @@ def _base_model(adapters_dir: Path, name: str) -> BaseModelSpec:
             hint=f"Name one of them, or add it to {CATALOG}.",
         )
     return catalog[name]
+
+
+def _named(name: str, entry: Any) -> Any:
+    """An entry of the catalog with its name; what is no mapping is left for validation to refuse."""
+    return {"name": name, **entry} if isinstance(entry, Mapping) else entry
 
 
 def _checked_stages(asked: tuple[Stage, ...] | None) -> tuple[Stage, ...]:

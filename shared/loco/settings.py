@@ -83,7 +83,10 @@ class Settings(Contract):
             settings = cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = "LOCO_" + "_".join(str(p).upper() for p in first["loc"] if p != "timings")
+            field, *rest = (str(part) for part in first["loc"])
+            name = f"LOCO_{field.upper()}"
+            if field == "timings":
+                name = _timing_variable(rest[0], Timings.model_fields[rest[0]].annotation)
             raise InvalidRequest(
                 f"{name}: {first['msg']}", param=name, hint="Correct or unset the variable."
             ) from error
