@@ -12,6 +12,8 @@ from pydantic import Field
 from loco.contracts import Contract
 from loco.stages import Stage
 
+#: Seeds fit every generator here; numpy takes 32 bits.
+LARGEST_SEED = 2**32 - 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 OllamaName = Annotated[
@@ -85,7 +87,7 @@ class HeldOut(Contract):
         discriminator="kind", description="Generator of the problems."
     )
     count: int = Field(100, ge=1, le=10_000, description="Problems to generate.")
-    seed: int = Field(20_261_122, ge=0, description="Seed of the generator.")
+    seed: int = Field(20_261_122, ge=0, le=LARGEST_SEED, description="Seed of the generator.")
 
 
 class PrepareSpec(Contract):
@@ -93,7 +95,7 @@ class PrepareSpec(Contract):
 
     source: Source = Field(description="Where the rows come from.")
     examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
-    seed: int = Field(0, ge=0, description="Seed of sampling and generation.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
     benchmark: str = Field(
         "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
     )
@@ -140,7 +142,9 @@ class TrainSpec(Contract):
     max_grad_norm: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
     )
-    seed: int = Field(0, ge=0, description="Seed of initialisation and data order.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
+    )
 
 
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
@@ -177,7 +181,7 @@ class EvalSpec(Contract):
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
     num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
-    seed: int = Field(0, ge=0, description="Sampling seed (temperature is 0).")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
 
 
 class JobSpec(Contract):
@@ -190,7 +194,7 @@ class JobSpec(Contract):
         None, description="Committed job whose outputs stand in for the stages left out."
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
-    seed: int = Field(0, ge=0, description="Seed of every stage that sets none.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none.")
     prepare: PrepareSpec = Field(description="Stage prepare.")
     train: TrainSpec = Field(description="Stage train.")
     export: ExportSpec = Field(description="Stage export.")

@@ -1,0 +1,108 @@
+"""Runs the HTTP API: `python -m loco_api` (`loco up` starts it with everything else).
+
+Address, Redis and folders come from LOCO_HOST, LOCO_PORT, LOCO_REDIS_URL, LOCO_ADAPTERS_DIR.
+"""
+
+import logging
+import sys
+from types import FrameType
+
+import uvicorn
+
+from loco.errors import InvalidRequest, LocoError
+from loco.keys import Keys
+from loco.ledger import Ledger
+from loco.queue import celery_app
+from loco.settings import Settings
+from loco_api.app import create_app
+from loco_api.auth import is_loopback
+from loco_api.context import Context
+from loco_api.streams import Streams
+
+_KEEP_ALIVE_SECONDS = 30
+#: After SIGTERM, requests in flight get so long (seconds); event streams end within one.
+_SHUTDOWN_SECONDS = 10
+
+
+class Server(uvicorn.Server):
+    """A server whose event streams end when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
+        super().__init__(config)
+        self._streams = streams
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Takes SIGTERM or SIGINT."""
+        self._streams.close()
+        super().handle_exit(sig, frame)
+
+
+def build(settings: Settings) -> Context:
+    """The parts of one API process.
+
+    Raises:
+        InvalidRequest: a setting is missing or wrong.
+    """
+    if settings.redis_url is None:
+        raise InvalidRequest(
+            "LOCO_REDIS_URL is not set.",
+            param="LOCO_REDIS_URL",
+            hint="Set it (redis://127.0.0.1:6379/0), or run `loco up`, which starts a server.",
+        )
+    ledger = Ledger.connect(
+        settings.redis_url, namespace=settings.namespace, timings=settings.timings
+    )
+    return Context(
+        settings=settings,
+        ledger=ledger,
+        queue=celery_app(settings),
+        keys=Keys.connect(settings.redis_url, namespace=settings.namespace),
+        streams=Streams(ledger, settings.redis_url),
+    )
+
+
+def check_bind(context: Context) -> None:
+    """Refuses to serve a network while nobody needs a key.
+
+    Raises:
+        InvalidRequest: the host is not loopback and no key exists.
+        RedisUnavailable: the keys cannot be read.
+    """
+    host = context.settings.host
+    if not is_loopback(host) and not context.keys.any():
+        raise InvalidRequest(
+            f"Refusing to listen on {host}: no API key exists, so anybody there could run jobs.",
+            param="LOCO_HOST",
+            hint="Run `loco keys create NAME` first, or leave LOCO_HOST at 127.0.0.1.",
+        )
+
+
+def server(context: Context) -> Server:
+    """A server of the API, ready to run."""
+    config = uvicorn.Config(
+        create_app(context),
+        host=context.settings.host,
+        port=context.settings.port,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+    )
+    return Server(config, context.streams)
+
+
+def main() -> int:
+    """Serves until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        context = build(Settings.from_environment())
+        check_bind(context)
+    except LocoError as error:
+        print(" ".join(filter(None, (error.message, error.hint))), file=sys.stderr)  # noqa: T201
+        return 2
+    server(context).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

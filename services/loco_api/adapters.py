@@ -1,0 +1,109 @@
+"""GET /adapters: the recipes of this server, and what was built from them."""
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+import yaml
+from fastapi import APIRouter, Path, Query
+from pydantic import Field
+
+from loco.contracts import Contract
+from loco.errors import ErrorBody, InvalidRequest, LocoError, UnknownAdapter, UnknownProfile
+from loco.recipes import DEFAULT_PROFILE, JobRequest, Recipe, adapter_names, load_recipe, resolve
+from loco.specs import JobSpec
+from loco_api.context import Here
+from loco_api.errors import responses
+from loco_api.pages import Page
+
+router = APIRouter(tags=["adapters"])
+
+_REGISTRY = "registry.yaml"
+
+
+class AdapterSummary(Contract):
+    """An adapter of the list."""
+
+    name: str = Field(description="Name of the adapter.")
+    object: str = Field("adapter", description="Always `adapter`.")
+    description: str | None = Field(None, description="What it is good at.")
+    base_model: str | None = Field(None, description="Base model of the default profile.")
+    model_name: str | None = Field(None, description="Name of the built model in Ollama.")
+    profiles: tuple[str, ...] = Field((), description="Profiles a job may name.")
+    error: ErrorBody | None = Field(None, description="Why its recipe cannot be used, if so.")
+
+
+class AdapterPage(Page[AdapterSummary]):
+    """Adapters, by name."""
+
+
+class AdapterDetail(AdapterSummary):
+    """An adapter with its recipe."""
+
+    recipe: Recipe = Field(description="The recipe as it is written.")
+    resolved: JobSpec = Field(description="What a job of the profile would do, defaults filled in.")
+    registry: dict[str, Any] | None = Field(
+        None, description="The built model's entry in registry.yaml; none: nothing is registered."
+    )
+
+
+@router.get(
+    "/adapters",
+    operation_id="listAdapters",
+    summary="List adapters",
+    responses=responses(InvalidRequest),
+)
+def list_adapters(here: Here) -> AdapterPage:
+    """Every adapter that has a recipe; one whose recipe is wrong carries the error."""
+    folder = here.settings.adapters_dir
+    return AdapterPage(data=tuple(_summary(folder, name) for name in adapter_names(folder)))
+
+
+@router.get(
+    "/adapters/{name}",
+    operation_id="getAdapter",
+    summary="One adapter",
+    responses=responses(UnknownAdapter, InvalidRequest, UnknownProfile),
+)
+def get_adapter(
+    name: Annotated[str, Path(description="Name of an adapter.", examples=["math"])],
+    here: Here,
+    profile: Annotated[
+        str, Query(description="Profile to resolve.", examples=["tiny"])
+    ] = DEFAULT_PROFILE,
+) -> AdapterDetail:
+    """The recipe, what it resolves to, and what is registered."""
+    folder = here.settings.adapters_dir
+    recipe = load_recipe(folder, name)
+    return AdapterDetail(
+        **_fields(recipe),
+        recipe=recipe,
+        resolved=resolve(folder, JobRequest(adapter=name, profile=profile)),
+        registry=_registered(folder, name),
+    )
+
+
+def _summary(folder: FilePath, name: str) -> AdapterSummary:
+    try:
+        return AdapterSummary(**_fields(load_recipe(folder, name)))
+    except LocoError as error:
+        return AdapterSummary(name=name, error=error.body)
+
+
+def _fields(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "base_model": recipe.profiles.get(DEFAULT_PROFILE, {}).get("base_model", recipe.base_model),
+        "model_name": recipe.model_name,
+        "profiles": recipe.profile_names,
+    }
+
+
+def _registered(folder: FilePath, name: str) -> dict[str, Any] | None:
+    """The adapter's entry of registry.yaml, which register writes whole or not at all."""
+    path = folder / _REGISTRY
+    if not path.is_file():
+        return None
+    document = yaml.safe_load(path.read_text())
+    entry = (document or {}).get("adapters", {}).get(name)
+    return dict(entry) if entry is not None else None

@@ -1,0 +1,57 @@
+"""The application: routes, errors, limits, and what runs beside them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata
+
+from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from loco.ledger import Hint
+from loco.queue import send_hint
+from loco.reaper import Reaper
+from loco.stages import Stage
+from loco_api import adapters, artifacts, errors, events, health, jobs, tasks
+from loco_api.auth import authorize
+from loco_api.body_limit import BodyLimit
+from loco_api.context import Context
+from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
+
+
+def create_app(context: Context) -> FastAPI:
+    """The API over a context.
+
+    Args:
+        context: ledger, queue, keys and settings, built by the composition root.
+    """
+    app = Api(
+        title=TITLE,
+        description=DESCRIPTION,
+        version=metadata.version("locollm"),
+        openapi_tags=TAGS,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.context = context
+    errors.install(app)
+    app.add_middleware(BodyLimit)
+    app.include_router(health.open_router)
+    for module in (jobs, tasks, events, artifacts, adapters, health):
+        app.include_router(module.router, dependencies=[Depends(authorize)])
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Reaps while the server runs: expired leases, due retries, forgotten hints."""
+    context: Context = app.state.context
+
+    def hint(job_id: str, stage: Stage) -> None:
+        send_hint(context.queue, Hint(job_id=job_id, stage=stage))
+
+    reaper = Reaper(context.ledger, send_hint=hint, every=context.settings.timings.reap)
+    reaper.start()
+    yield
+    context.streams.close()
+    await run_in_threadpool(reaper.stop)

@@ -1,0 +1,52 @@
+"""Refuses request bodies larger than any request here has reason to be."""
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loco.errors import LocoError
+from loco_api.errors import answer
+
+#: In bytes (1 MiB); a job request is under 10 kB.
+BODY_LIMIT = 1 << 20
+
+
+class BodyTooLarge(LocoError):
+    """The body of the request is larger than the server reads."""
+
+    code = "body_too_large"
+    status = 413
+    user_fault = True
+
+
+class BodyLimit:
+    """Answers 413 to a body over the limit, whether its length is declared or only turns out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or refuses it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = BodyTooLarge(
+            f"The body is larger than {BODY_LIMIT} bytes.",
+            hint="Put data into a file on the server and name it in the request (source jsonl).",
+        )
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > BODY_LIMIT:
+            await answer(error.body, error.status)(scope, receive, send)
+            return
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > BODY_LIMIT:
+                # the one kind of error that FastAPI lets through while it reads a body
+                raise HTTPException(error.status, error.message)
+            return message
+
+        await self._app(scope, limited, send)

@@ -1,0 +1,158 @@
+"""Errors as the API sends them: always `{"error": {"code", "message", "param", "hint"}}`."""
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from loco.contracts import Contract
+from loco.errors import (
+    ErrorBody,
+    Forbidden,
+    InvalidRequest,
+    LocoError,
+    RedisUnavailable,
+    Unauthorized,
+)
+
+log = logging.getLogger(__name__)
+
+_RETRY_AFTER_SECONDS = 2
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+
+
+class ErrorAnswer(Contract):
+    """The body of every answer with a status of 400 or more."""
+
+    error: ErrorBody = Field(description="What is wrong, and what to do about it.")
+
+
+Responses = dict[int | str, dict[str, Any]]
+
+_OF_EVERY_ROUTE: tuple[type[LocoError], ...] = (Unauthorized, Forbidden, RedisUnavailable)
+
+
+def responses(*errors: type[LocoError], everywhere: bool = True) -> Responses:
+    """The OpenAPI entries of the errors a route answers with.
+
+    Args:
+        errors: classes of the route's own errors.
+        everywhere: adds those of every route that asks for a key and reads the ledger.
+    """
+    grouped: dict[int, list[type[LocoError]]] = {}
+    for error in (*errors, *(_OF_EVERY_ROUTE if everywhere else ())):
+        grouped.setdefault(error.status, []).append(error)
+    return {
+        status: {
+            "model": ErrorAnswer,
+            "description": " ".join((c.__doc__ or c.code).splitlines()[0] for c in classes),
+            "content": {
+                "application/json": {
+                    "examples": {
+                        c.code: {"value": {"error": _example(c).model_dump()}} for c in classes
+                    }
+                }
+            },
+        }
+        for status, classes in grouped.items()
+    }
+
+
+def _example(error: type[LocoError]) -> ErrorBody:
+    return ErrorBody(code=error.code, message=(error.__doc__ or error.code).splitlines()[0])
+
+
+def install(app: FastAPI) -> None:
+    """Has the app answer every error in our form."""
+    app.add_exception_handler(LocoError, _on_loco_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+def answer(error: ErrorBody, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """An error answer. ASCII JSON, as a message may quote text that UTF-8 cannot carry."""
+    body = json.dumps({"error": error.model_dump()})
+    return Response(body, status, media_type="application/json", headers=headers)
+
+
+async def _on_loco_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, LocoError)
+    headers: dict[str, str] = dict(getattr(error, "headers", {}))
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+        log.warning("answered 503: %s", error.message)
+    return answer(error.body, error.status, headers)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    invalid = invalid_request(error)
+    return answer(invalid.body, invalid.status)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, status = request.url.path, error.status_code
+    message, hint = str(error.detail), None
+    headers = dict(error.headers or {})
+    if status == HTTPStatus.NOT_FOUND:
+        message, hint = f"No route {path!r:.200}.", "GET /openapi.json lists the routes."
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+        message = f"{request.method} is not possible on {path!r:.200}."
+        hint = f"Use {headers['Allow']}."
+    elif status == HTTPStatus.BAD_REQUEST:
+        hint = "Send JSON of ordinary depth and numbers, as UTF-8."
+    body = ErrorBody(code=_CODES.get(status, InvalidRequest.code), message=message, hint=hint)
+    return answer(body, status, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods this path takes; the framework names those of the first route only."""
+    routes = request.app.routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(r.matches({**request.scope, "method": method})[0] is Match.FULL for r in routes)
+    ]
+
+
+def invalid_request(error: RequestValidationError) -> InvalidRequest:
+    """The first fault of a request: which field, what is wrong with it, what to do."""
+    first = error.errors()[0]
+    place, *rest = first["loc"]
+    kind, context = first["type"], first.get("ctx", {})
+    if kind == "json_invalid":
+        return InvalidRequest(
+            f"The body is not valid JSON: {context.get('error')} at character {rest[0]}.",
+            hint="Send one JSON object.",
+        )
+    field = ".".join(str(part) for part in rest)
+    if place == "body" and not rest:
+        return InvalidRequest(
+            "The body must be one JSON object.",
+            hint="Send Content-Type: application/json and an object like"
+            ' {"adapter": "math", "profile": "tiny"}.',
+        )
+    name = field or str(place)
+    if kind == "extra_forbidden":
+        return InvalidRequest(
+            f"{name}: unknown field.",
+            param=name,
+            hint="Check the spelling; GET /openapi.json lists every field.",
+        )
+    if kind == "missing":
+        return InvalidRequest(f"{name}: is missing.", param=name, hint=f"Add it to the {place}.")
+    return InvalidRequest(
+        f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.80}).",
+        param=name,
+        hint="GET /openapi.json says what is allowed.",
+    )

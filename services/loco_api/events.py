@@ -1,0 +1,80 @@
+"""GET /jobs/{id}/events: what happened, as a page of JSON or live as server-sent events."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from loco.errors import InvalidRequest, NotFound
+from loco.jobs import JobEvent
+from loco_api.context import Here
+from loco_api.errors import responses
+from loco_api.pages import EventPage, JobId
+from loco_api.streams import TooManyStreams, checked_id
+
+router = APIRouter(tags=["events"])
+
+_SSE = "text/event-stream"
+_EXAMPLE = (
+    "event: stage.progress\n"
+    'data: {"id":"1795444642000-0","type":"stage.progress","at":"2026-11-23T14:37:22Z",'
+    '"stage":"train","data":{"step":7,"total_steps":20,"loss":1.42}}\n'
+    "id: 1795444642000-0\n\n"
+)
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    operation_id="listEvents",
+    summary="Events of a job",
+    response_model=EventPage,
+    responses={
+        200: {
+            "description": "A page; or, with `Accept: text/event-stream`, the events as they"
+            " happen, a comment every 15 s of silence, until the job has ended.",
+            "content": {
+                _SSE: {
+                    "schema": {
+                        "type": "string",
+                        "description": "`id` resumes (Last-Event-ID), `event` is the event's type,"
+                        " `data` the same JSON as in a page. A `snapshot` with the job in its data"
+                        " comes first where older events are no longer kept.",
+                    },
+                    "example": _EXAMPLE,
+                }
+            },
+        },
+        204: {
+            "description": "Live only: the job has ended and no event follows. Do not reconnect."
+        },
+        **responses(NotFound, InvalidRequest, TooManyStreams),
+    },
+)
+async def list_events(
+    *,
+    job_id: JobId,
+    here: Here,
+    after: Annotated[
+        str, Query(description="Only events after this ID.", examples=["1795444642000-0"])
+    ] = "0",
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events a page.")] = 100,
+    accept: Annotated[
+        str, Header(description="`text/event-stream` asks for the live stream.")
+    ] = "application/json",
+    last_event_id: Annotated[
+        str | None, Header(description="Live only: go on after this ID. Goes before `after`.")
+    ] = None,
+) -> EventPage | Response:
+    """What happened to a job, oldest first."""
+    after = checked_id(after, param="after")
+    if _SSE in accept:
+        if last_event_id:
+            after = checked_id(last_event_id, param="Last-Event-ID")
+        return await here.streams.open(job_id, after) or Response(status_code=204)
+    events = await run_in_threadpool(_page, here, job_id, after, limit)
+    return EventPage(data=tuple(events[:limit]), has_more=len(events) > limit)
+
+
+def _page(here: Here, job_id: str, after: str, limit: int) -> list[JobEvent]:
+    """One event more than asked tells whether more follow."""
+    return here.ledger.events(job_id, after=after, limit=limit + 1)

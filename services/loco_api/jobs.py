@@ -1,0 +1,138 @@
+"""POST and GET /jobs, cancel and retry."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from loco.errors import (
+    Conflict,
+    IdempotencyConflict,
+    InvalidRequest,
+    NotFound,
+    StageGap,
+    UnknownAdapter,
+    UnknownBaseModel,
+    UnknownProfile,
+)
+from loco.jobs import Job, JobStatus, StageStatus
+from loco.ledger import Hint
+from loco.queue import send_hint
+from loco.recipes import JobRequest
+from loco.submission import submit
+from loco_api.body_limit import BodyTooLarge
+from loco_api.context import Here
+from loco_api.errors import responses
+from loco_api.pages import JobId, JobPage
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    operation_id="submitJob",
+    summary="Submit a job",
+    response_description="The accepted job; its stages run from now on.",
+    responses={
+        202: {
+            "headers": {
+                "Location": {
+                    "description": "Where to poll the job.",
+                    "schema": {"type": "string"},
+                },
+                "Idempotency-Replayed": {
+                    "description": "`true` when the key had already made this job.",
+                    "schema": {"type": "string"},
+                },
+            }
+        },
+        **responses(
+            UnknownAdapter,
+            NotFound,
+            InvalidRequest,
+            UnknownProfile,
+            UnknownBaseModel,
+            StageGap,
+            IdempotencyConflict,
+            BodyTooLarge,
+        ),
+    },
+)
+def submit_job(
+    request: JobRequest,
+    response: Response,
+    here: Here,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Sent again with the same body, it answers the same job instead of making"
+            " another. 1 to 255 characters.",
+            examples=["nightly-2026-11-22"],
+        ),
+    ] = None,
+) -> Job:
+    """Accepts a job and answers at once; a worker does the work."""
+    job, created = submit(
+        here.ledger, here.queue, here.settings, request, idempotency_key=idempotency_key
+    )
+    response.headers["Location"] = f"/jobs/{job.id}"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    return job
+
+
+@router.get(
+    "/jobs",
+    operation_id="listJobs",
+    summary="List jobs",
+    responses=responses(NotFound, InvalidRequest),
+)
+def list_jobs(
+    here: Here,
+    after: Annotated[
+        str | None, Query(description="Go on after the job of this ID, the last of a page.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
+    status: Annotated[JobStatus | None, Query(description="Only jobs of this status.")] = None,
+    adapter: Annotated[str | None, Query(description="Only jobs of this adapter.")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    jobs, more = here.ledger.jobs(after=after, limit=limit, status=status, adapter=adapter)
+    return JobPage(data=tuple(jobs), has_more=more)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    operation_id="getJob",
+    summary="One job",
+    responses=responses(NotFound, InvalidRequest),
+)
+def get_job(job_id: JobId, here: Here) -> Job:
+    """A job with its stages: status, progress, result, error and artifacts of each."""
+    return here.ledger.job(job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    operation_id="cancelJob",
+    summary="Cancel a job",
+    responses=responses(NotFound, InvalidRequest),
+)
+def cancel_job(job_id: JobId, here: Here) -> Job:
+    """Stops a job in any state. A running stage leaves a checkpoint; an ended job stays as it is."""
+    return here.ledger.cancel(job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    operation_id="retryJob",
+    summary="Retry a job",
+    responses=responses(NotFound, Conflict, InvalidRequest),
+)
+def retry_job(job_id: JobId, here: Here) -> Job:
+    """A failed or cancelled job goes on from the stage that did not commit."""
+    job = here.ledger.retry(job_id)
+    for task in job.stages:
+        if task.status is StageStatus.QUEUED:
+            send_hint(here.queue, Hint(job_id=job.id, stage=task.stage))
+    return job

@@ -1,0 +1,38 @@
+"""Lists as the API sends them: `{"object": "list", "data": [...], "has_more": false}`."""
+
+from typing import Annotated, Generic, Literal, TypeVar
+
+from fastapi import Path
+from pydantic import Field
+
+from loco.artifacts import Artifact
+from loco.contracts import Contract
+from loco.jobs import Job, JobEvent, WorkerInfo
+
+ItemT = TypeVar("ItemT")
+
+JobId = Annotated[str, Path(description="ID of a job.", examples=["20261122-143722-4f9a2c"])]
+
+
+class Page(Contract, Generic[ItemT]):
+    """A part of a list."""
+
+    object: Literal["list"] = Field("list", description="Always `list`.")
+    data: tuple[ItemT, ...] = Field(description="The entries.")
+    has_more: bool = Field(False, description="Whether more follow after the last entry.")
+
+
+class JobPage(Page[Job]):
+    """Jobs, newest first."""
+
+
+class EventPage(Page[JobEvent]):
+    """Events of a job, oldest first."""
+
+
+class ArtifactPage(Page[Artifact]):
+    """Artifacts of a job, in the order of its stages."""
+
+
+class WorkerPage(Page[WorkerInfo]):
+    """Workers heard of in the last minute."""
