@@ -125,6 +125,18 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
+async def _on_fault(request: Request, _: Exception) -> Response:
+    """The server's own fault; its traceback is logged by the server after this answer."""
+    return answer(
+        ErrorBody(
+            code=LocoError.code,
+            message=f"{request.method} {request.url.path!r:.200} failed inside the API.",
+            hint="Its log has the traceback; please report it.",
+        ),
+        LocoError.status,
+    )
+
+
 def invalid_request(error: RequestValidationError) -> InvalidRequest:
     """The first fault of a request: which field, what is wrong with it, what to do."""
     first = error.errors()[0]
