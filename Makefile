@@ -6,9 +6,10 @@ PIP := -m pip --disable-pip-version-check -q
 REQ := services/requirements
 STAMP := .venv/.installed
 TRAIN_STAMP := .venv-train/.installed
+GPU_STAMP := .venv-train/.gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-fast check format bench
+.PHONY: help setup setup-gpu demo up test test-fast check format bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +34,12 @@ $(TRAIN_STAMP): $(REQ)/train.txt $(REQ)/weights.txt $(REQ)/converter.txt pyproje
 	rm -rf .venv-train/converter
 	.venv-train/bin/python $(PIP) install --no-deps --target .venv-train/converter -r $(REQ)/converter.txt
 	.venv-train/bin/python $(PIP) install --no-deps -e .
+	@touch $@
+
+setup-gpu: $(GPU_STAMP) ## Add unsloth to .venv-train, for an NVIDIA GPU
+
+$(GPU_STAMP): $(TRAIN_STAMP) $(REQ)/gpu.txt
+	.venv-train/bin/python $(PIP) install -r $(REQ)/train.txt -r $(REQ)/gpu.txt
 	@touch $@
 
 demo: setup ## Fine-tune, export, serve and measure a real small model on this machine
