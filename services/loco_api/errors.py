@@ -36,7 +36,12 @@ class ErrorAnswer(Contract):
 
 Responses = dict[int | str, dict[str, Any]]
 
-_OF_EVERY_ROUTE: tuple[type[LocoError], ...] = (Unauthorized, Forbidden, RedisUnavailable)
+_OF_EVERY_ROUTE: tuple[type[LocoError], ...] = (
+    Unauthorized,
+    Forbidden,
+    LocoError,
+    RedisUnavailable,
+)
 
 
 def responses(*errors: type[LocoError], everywhere: bool = True) -> Responses:
@@ -110,7 +115,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message = f"{request.method} is not possible on {path!r:.200}."
         hint = f"Use {headers['Allow']}."
     elif status == HTTPStatus.BAD_REQUEST:
-        hint = "Send JSON of ordinary depth and numbers, as UTF-8."
+        status, message = InvalidRequest.status, "The body cannot be read as JSON."
+        hint = "Send one JSON object of ordinary depth and numbers, as UTF-8."
     body = ErrorBody(code=_CODES.get(status, InvalidRequest.code), message=message, hint=hint)
     return answer(body, status, headers)
 

@@ -85,7 +85,7 @@ def submit_job(
     "/jobs",
     operation_id="listJobs",
     summary="List jobs",
-    responses=responses(NotFound, InvalidRequest),
+    responses=responses(InvalidRequest),
 )
 def list_jobs(
     here: Here,

@@ -62,7 +62,7 @@ def _spell_out_overrides(schemas: dict[str, Any]) -> None:
         ref_template="#/components/schemas/{model}Overrides",
     )
     for name, schema in definitions["$defs"].items():
-        schemas[f"{name}Overrides"] = _all_optional(schema)
+        schemas[f"{name}Overrides"] = {**_all_optional(schema), "title": f"{name}Overrides"}
     for stage, spec in STAGE_SPECS.items():
         overrides = schemas[f"{spec.__name__}Overrides"]
         for field in _FIXED:

@@ -32,11 +32,13 @@ class Recipe(Contract):
     description: str = Field(description="What the adapter is good at, one line.")
     base_model: str = Field(description="Name in the catalog of base models.")
     model_name: str = Field(description="Name of the built model in Ollama.")
-    prepare: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    export: dict[str, Any] = {}
-    register_: dict[str, Any] = Field({}, alias="register")
-    eval: dict[str, Any] = {}
+    prepare: dict[str, Any] = Field({}, description="Settings of stage prepare.")
+    train: dict[str, Any] = Field({}, description="Settings of stage train.")
+    export: dict[str, Any] = Field({}, description="Settings of stage export.")
+    register_: dict[str, Any] = Field(
+        {}, alias="register", description="Settings of stage register."
+    )
+    eval: dict[str, Any] = Field({}, description="Settings of stage eval.")
     profiles: dict[str, dict[str, Any]] = Field(
         {}, description="Name to overrides: `base_model` and the stage sections."
     )

@@ -32,7 +32,7 @@ class PrepareResult(StageResult):
     source: str = Field(description="The source in words, with its revision or digest if known.")
     read: int = Field(description="Rows read.")
     kept: int = Field(description="Rows written to training_data.jsonl.")
-    dropped: Dropped
+    dropped: Dropped = Field(description="Rows left out, by reason.")
     overlaps: tuple[Overlap, ...] = Field(description="Which rows overlapped which eval items.")
     eval_items_checked: int = Field(description="Eval items the rows were compared with.")
     held_out: int = Field(0, description="Held-out problems written to held_out.jsonl.")
@@ -41,11 +41,11 @@ class PrepareResult(StageResult):
 class LoggedStep(Contract):
     """One logged optimizer step."""
 
-    step: int
-    epoch: float
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float = Field(description="Passes over the training data so far.")
     loss: float = Field(description="Mean loss of the step's answer tokens, nats a token.")
-    learning_rate: float
-    grad_norm: float | None = None
+    learning_rate: float = Field(description="Learning rate of the step.")
+    grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
 
 
 class TrainResult(StageResult):
@@ -54,73 +54,73 @@ class TrainResult(StageResult):
     engine: str = Field(description="`unsloth` or `peft`.")
     device: str = Field(description="`cpu` or the GPU's name.")
     dtype: str = Field(description="Type the forward pass computes in.")
-    base_model: str
+    base_model: str = Field(description="What was fine-tuned.")
     examples: int = Field(description="Rows trained on.")
     tokens: int = Field(description="Tokens of one epoch, padding excluded.")
-    trainable_parameters: int
+    trainable_parameters: int = Field(description="Parameters of the adapter.")
     total_steps: int = Field(description="Optimizer steps of the whole run.")
     resumed_from_step: int | None = Field(None, description="Step of the checkpoint gone on from.")
-    first_loss: float
-    last_loss: float
+    first_loss: float = Field(description="Loss of the first step, nats a token.")
+    last_loss: float = Field(description="Loss of the last step, nats a token.")
     train_seconds: float = Field(description="Seconds of this attempt's optimizer steps.")
-    tokens_per_second: float
+    tokens_per_second: float = Field(description="Tokens trained on a second.")
     peak_gpu_memory_gb: float = Field(
         description="Peak reserved GPU memory, 10^9 bytes; 0 on a CPU."
     )
-    log: tuple[LoggedStep, ...]
+    log: tuple[LoggedStep, ...] = Field(description="The logged steps, in order.")
 
 
 class ExportResult(StageResult):
     """Result of export."""
 
     gguf: str = Field(description="Artifact name of the GGUF.")
-    quantization: str
+    quantization: str = Field(description="GGUF file type.")
     size: int = Field(description="Size of the GGUF in bytes.")
     sha256: str = Field(description="SHA-256 of the GGUF.")
     tensor_types: dict[str, int] = Field(description="GGUF tensor type to number of tensors.")
-    tensors: int
-    sample_prompt: str
+    tensors: int = Field(description="Tensors in the GGUF.")
+    sample_prompt: str = Field(description="What the GGUF was asked when it was loaded once.")
     sample_answer: str = Field(description="What the GGUF answered when it was loaded once.")
-    merge_seconds: float
-    convert_seconds: float
-    quantize_seconds: float
+    merge_seconds: float = Field(description="Seconds of the merge.")
+    convert_seconds: float = Field(description="Seconds of the conversion to GGUF.")
+    quantize_seconds: float = Field(description="Seconds of the quantization.")
 
 
 class RegisterResult(StageResult):
     """Result of register."""
 
-    ollama_host: str
-    ollama_version: str
+    ollama_host: str = Field(description="Base URL of the Ollama it went to.")
+    ollama_version: str = Field(description="Version of that Ollama.")
     candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
     blob: str = Field(description="`sha256:…` of the uploaded GGUF.")
     uploaded: bool = Field(description="False when Ollama already had the blob.")
     promoted: str | None = Field(None, description="`MODEL:latest` when it was pointed here.")
     previous_digest: str | None = Field(None, description="What `latest` was before.")
-    probe_answer: str
+    probe_answer: str = Field(description="What the candidate answered to the probe.")
 
 
 class Score(Contract):
     """One model on one set of problems."""
 
-    model: str
-    correct: int
-    total: int
+    model: str = Field(description="Name of the model in Ollama.")
+    correct: int = Field(description="Problems solved.")
+    total: int = Field(description="Problems asked.")
     accuracy: float = Field(description="correct / total.")
     low: float = Field(description="Lower end of the 95 % Wilson interval.")
     high: float = Field(description="Upper end of the 95 % Wilson interval.")
     unfinished: int = Field(
         description="Answers cut at num_predict instead of ending by themselves."
     )
-    seconds: float
+    seconds: float = Field(description="Seconds all answers took.")
 
 
 class Comparison(Contract):
     """Base against candidate on one set."""
 
     set: str = Field(description="`benchmark` or `held_out`.")
-    base: Score
-    candidate: Score
+    base: Score = Field(description="The base model.")
+    candidate: Score = Field(description="The candidate.")
     gain: float = Field(description="Accuracy of the candidate minus that of the base.")
     won: int = Field(description="Problems only the candidate solved.")
     lost: int = Field(description="Problems only the base solved.")
@@ -130,6 +130,6 @@ class Comparison(Contract):
 class EvalResult(StageResult):
     """Result of eval."""
 
-    base_model: str
-    candidate: str
-    comparisons: tuple[Comparison, ...]
+    base_model: str = Field(description="Name of the base model in Ollama.")
+    candidate: str = Field(description="Name of the candidate in Ollama.")
+    comparisons: tuple[Comparison, ...] = Field(description="One for each set of problems.")
