@@ -92,6 +92,6 @@ def test_processes_writing_at_once_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["adapters: [", "adapters: 3", "- a", "adapters: {math: 3}"])
 def test_a_broken_file_is_named_and_not_written_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "registry.yaml").write_text(text)
-    with pytest.raises(Conflict, match="registry.yaml"):
+    with pytest.raises(Conflict, match=r"registry\.yaml"):
         registry.record(tmp_path, "math", version("a"))
     assert (tmp_path / "registry.yaml").read_text() == text
