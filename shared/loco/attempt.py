@@ -7,6 +7,9 @@ adapters/NAME/runs/JOB_ID/STAGE/a<token>/spec.json the StageRun, enough to repla
 
 import hashlib
 import json
+import logging
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,10 @@ from loco.stages import STAGE_VERSIONS, Stage
 SPEC = "spec.json"
 RESULT = "result.json"
 LOG = "stage.log"
+#: What stays of an attempt that did not commit.
+_RECORDS = (SPEC, RESULT, LOG, "environment.json")
+
+logger = logging.getLogger(__name__)
 
 
 def attempt_folder(settings: Settings, claim: Claim) -> Path:
@@ -121,6 +128,26 @@ def collect(
             )
         artifacts.append(describe(settings.adapters_dir, path, name=name, stage=stage))
     return result, artifacts
+
+
+def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
+    """Frees the disk that superseded attempts of a stage take; their records stay.
+
+    Args:
+        folder: the attempt that runs or has committed.
+        resume: checkpoints that are still wanted.
+    """
+    wanted = tuple(resume)
+    for other in folder.parent.iterdir():
+        if other == folder:
+            continue
+        for entry in other.iterdir():
+            if entry.name in _RECORDS or any(w.is_relative_to(entry) for w in wanted):
+                continue
+            try:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            except OSError as error:
+                logger.warning("%s is left over: %s", entry, error)
 
 
 def intact(adapters_dir: Path, artifacts: tuple[Artifact, ...]) -> bool:

@@ -23,6 +23,7 @@ from loco.attempt import (
     fingerprint,
     intact,
     stage_run,
+    sweep_others,
 )
 from loco.child import Child, log_tail
 from loco.errors import LocoError, RedisUnavailable, WorkerCrashed
@@ -120,6 +121,7 @@ class Runner:
         if answer is not None:
             return answer
         folder = attempt_folder(self._settings, claim)
+        sweep_others(folder, resume=run.inputs.resume)
         write_text(folder / SPEC, run.model_dump_json(indent=2) + "\n")
         return self._conclude(claim, folder, mark, self._supervise(claim, lease, folder))
 
@@ -233,6 +235,8 @@ class Runner:
         )
         if answer is CommitAnswer.STALE:
             logger.warning("%s: token %d is superseded, not committed", claim.task_id, claim.token)
+        else:
+            sweep_others(folder)
         return answer
 
     def _fail(self, claim: Claim, error: Exception) -> None:

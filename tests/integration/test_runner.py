@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from loco import redis_server
 from loco.jobs import Job, JobStatus, StageStatus, Task
 from loco.ledger import Ledger
+from loco.reaper import Reaper
 from loco.recipes import JobRequest, resolve
-from loco.runner import Runner
+from loco.runner import Runner, publish_committed
 from loco.settings import Settings, Timings
 from loco.specs import StageRun
+from loco.stack import free_port
 from loco.stages import Queue, Stage
 
 pytestmark = pytest.mark.integration
@@ -231,6 +234,10 @@ def test_a_killed_program_resumes_from_its_checkpoint(
     assert bench.ledger.job(job.id).status is JobStatus.SUCCEEDED
     resumed = json.loads((bench.folder(job, Stage.PREPARE) / "resumed.json").read_text())
     assert resumed["from"] >= 4
+    first, second = sorted(bench.folder(job, Stage.PREPARE).parent.iterdir())
+    left = {p.name for p in first.iterdir()}
+    assert left == {"spec.json", "stage.log", "environment.json"}  # its checkpoints are not needed
+    assert (second / "training_data.jsonl").exists()
 
 
 def test_a_poison_stage_is_given_up_and_says_what_happened(
@@ -341,3 +348,63 @@ def test_a_vanished_input_names_the_stage_to_run_again(bench: Bench) -> None:
     assert "is gone" in error.message
     assert error.hint is not None
     assert "prepare" in error.hint
+
+
+def test_without_redis_the_program_stops_and_goes_on_when_it_is_back(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOOP_STEP_SECONDS", "0.4")
+    server = redis_server.start(tmp_path / "redis", free_port())
+    port = int(server.url.rpartition(":")[2].split("/")[0])
+    ledger = Ledger.connect(server.url, timings=TIMINGS)
+    own = Bench(ledger, bench.settings)
+    job = own.submit(Stage.PREPARE)
+    thread = in_background(own.runner, Queue.CPU)
+    wait_for(lambda: len(own.task(job, Stage.PREPARE).checkpoints) >= 1)
+    pid = int((own.folder(job, Stage.PREPARE) / "pid").read_text())
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not alive(pid))
+    assert thread.is_alive()  # it has something to tell the ledger
+    server = redis_server.start(tmp_path / "redis", port)
+    thread.join()
+    task = own.task(job, Stage.PREPARE)
+    assert task.status is StageStatus.QUEUED
+    assert task.crashes == 0
+    monkeypatch.setenv("LOOP_STEP_SECONDS", "0")
+    assert own.runner.run_one(Queue.CPU)
+    assert ledger.job(job.id).status is JobStatus.SUCCEEDED
+    resumed = json.loads((own.folder(job, Stage.PREPARE) / "resumed.json").read_text())
+    assert resumed["from"] >= 2
+    ledger.close()
+    server.stop()
+
+
+def test_the_reaper_publishes_what_a_dead_worker_left_and_sends_its_hint(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SystemExit  # as if the worker were killed between commit and publish
+
+    job = bench.submit(Stage.PREPARE, Stage.TRAIN)
+    monkeypatch.setattr(Runner, "_after_commit", die)
+    with pytest.raises(SystemExit):
+        bench.runner.run_one(Queue.CPU)
+    place = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    assert not place.exists()
+    assert bench.hints == []
+
+    reaper = Reaper(
+        Ledger.connect(
+            str(bench.settings.redis_url),
+            namespace=bench.ledger.namespace,
+            timings=TIMINGS.model_copy(update={"rehint": 0.1}),
+        ),
+        send_hint=lambda job_id, stage: bench.hints.append((job_id, stage)),
+        publish=lambda task_id: publish_committed(bench.ledger, bench.settings, task_id),
+        every=0.1,
+    )
+    reaper.start()
+    wait_for(lambda: bench.hints == [(job.id, Stage.TRAIN)] and place.exists())
+    wait_for(lambda: bench.ledger.unpublished() == [])
+    reaper.stop()
