@@ -3,21 +3,27 @@
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-import yaml
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
+from loco import registry
 from loco.contracts import Contract
-from loco.errors import ErrorBody, InvalidRequest, LocoError, UnknownAdapter, UnknownProfile
+from loco.errors import (
+    Conflict,
+    ErrorBody,
+    InvalidRequest,
+    LocoError,
+    UnknownAdapter,
+    UnknownProfile,
+)
 from loco.recipes import DEFAULT_PROFILE, JobRequest, Recipe, adapter_names, load_recipe, resolve
+from loco.registry import Version
 from loco.specs import JobSpec
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import Page
 
 router = APIRouter(tags=["adapters"])
-
-_REGISTRY = "registry.yaml"
 
 
 class AdapterSummary(Contract):
@@ -41,8 +47,8 @@ class AdapterDetail(AdapterSummary):
 
     recipe: Recipe = Field(description="The recipe as it is written.")
     resolved: JobSpec = Field(description="What a job of the profile would do, defaults filled in.")
-    registry: dict[str, Any] | None = Field(
-        None, description="The built model's entry in registry.yaml; none: nothing is registered."
+    versions: tuple[Version, ...] = Field(
+        description="The models registered for it, newest first; `promoted` marks the one in use."
     )
 
 
@@ -62,7 +68,7 @@ def list_adapters(here: Here) -> AdapterPage:
     "/adapters/{name}",
     operation_id="getAdapter",
     summary="One adapter",
-    responses=responses(UnknownAdapter, InvalidRequest, UnknownProfile),
+    responses=responses(UnknownAdapter, InvalidRequest, UnknownProfile, Conflict),
 )
 def get_adapter(
     name: Annotated[str, Path(description="Name of an adapter.", examples=["math"])],
@@ -71,14 +77,14 @@ def get_adapter(
         str, Query(description="Profile to resolve.", examples=["tiny"])
     ] = DEFAULT_PROFILE,
 ) -> AdapterDetail:
-    """The recipe, what it resolves to, and what is registered."""
+    """The recipe, what it resolves to, and the models that were registered."""
     folder = here.settings.adapters_dir
     recipe = load_recipe(folder, name)
     return AdapterDetail(
         **_fields(recipe),
         recipe=recipe,
         resolved=resolve(folder, JobRequest(adapter=name, profile=profile)),
-        registry=_registered(folder, name),
+        versions=tuple(registry.read(folder).get(name, ())),
     )
 
 
@@ -97,13 +103,3 @@ def _fields(recipe: Recipe) -> dict[str, Any]:
         "model_name": recipe.model_name,
         "profiles": recipe.profile_names,
     }
-
-
-def _registered(folder: FilePath, name: str) -> dict[str, Any] | None:
-    """The adapter's entry of registry.yaml, which register writes whole or not at all."""
-    path = folder / _REGISTRY
-    if not path.is_file():
-        return None
-    document = yaml.safe_load(path.read_text())
-    entry = (document or {}).get("adapters", {}).get(name)
-    return dict(entry) if entry is not None else None

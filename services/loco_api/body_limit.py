@@ -4,19 +4,11 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loco.errors import LocoError
+from loco.errors import BodyTooLarge
 from loco_api.errors import answer
 
 #: In bytes (1 MiB); a job request is under 10 kB.
 BODY_LIMIT = 1 << 20
-
-
-class BodyTooLarge(LocoError):
-    """The body of the request is larger than the server reads."""
-
-    code = "body_too_large"
-    status = 413
-    user_fault = True
 
 
 class BodyLimit:

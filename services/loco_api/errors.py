@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from loco.contracts import Contract
 from loco.errors import (
+    BodyTooLarge,
     ErrorBody,
     Forbidden,
     InvalidRequest,
@@ -25,7 +26,7 @@ from loco.errors import (
 log = logging.getLogger(__name__)
 
 _RETRY_AFTER_SECONDS = 2
-_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_CODES = {404: "not_found", 405: "method_not_allowed", 413: BodyTooLarge.code}
 
 
 class ErrorAnswer(Contract):

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from loco.errors import InvalidRequest, NotFound
+from loco.errors import InvalidRequest, NotFound, TooManyStreams
 from loco.jobs import JobEvent
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import EventPage, JobId
-from loco_api.streams import TooManyStreams, checked_id
+from loco_api.streams import checked_id
 
 router = APIRouter(tags=["events"])
 

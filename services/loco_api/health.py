@@ -64,7 +64,7 @@ class Readiness(Contract):
     error: ErrorBody | None = Field(None, description="Why jobs are not accepted, if so.")
 
 
-class Version(Contract):
+class ServiceVersion(Contract):
     """What runs here."""
 
     name: Literal["locollm"] = Field("locollm", description="Always `locollm`.")
@@ -110,9 +110,9 @@ async def get_readiness(here: Here, response: Response) -> Readiness:
 
 
 @open_router.get("/version", operation_id="getVersion", summary="Version")
-async def get_version() -> Version:
+async def get_version() -> ServiceVersion:
     """The version of the service."""
-    return Version(version=metadata.version("locollm"))
+    return ServiceVersion(version=metadata.version("locollm"))
 
 
 @router.get(

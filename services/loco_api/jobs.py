@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 
 from loco.errors import (
+    BodyTooLarge,
     Conflict,
     IdempotencyConflict,
     InvalidRequest,
@@ -19,7 +20,6 @@ from loco.ledger import Hint
 from loco.queue import send_hint
 from loco.recipes import JobRequest
 from loco.submission import submit
-from loco_api.body_limit import BodyTooLarge
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobPage

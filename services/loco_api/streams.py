@@ -19,7 +19,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
-from loco.errors import InvalidRequest, LocoError
+from loco.errors import InvalidRequest, TooManyStreams
 from loco.jobs import JobEvent, JobStatus
 from loco.ledger import Ledger, parse_event
 
@@ -38,14 +38,6 @@ _BATCH = 200
 _BLOCK_SECONDS = 1.0
 _ENTRY_ID = re.compile(r"\d{1,19}(-\d{1,19})?", re.ASCII)
 _ENDS = frozenset(f"job.{status}" for status in JobStatus if status.is_terminal)
-
-
-class TooManyStreams(LocoError):
-    """The server follows as many jobs live as it can; poll instead, or try again."""
-
-    code = "too_many_streams"
-    status = 503
-    retryable = True
 
 
 class Streams:

@@ -127,6 +127,22 @@ class RangeNotSatisfiable(LocoError):
     user_fault = True
 
 
+class BodyTooLarge(LocoError):
+    """The body of the request is larger than the server reads."""
+
+    code = "body_too_large"
+    status = 413
+    user_fault = True
+
+
+class TooManyStreams(LocoError):
+    """The server follows as many jobs live as it can: poll, or try again later."""
+
+    code = "too_many_streams"
+    status = 503
+    retryable = True
+
+
 class DataError(InvalidRequest):
     """The training or eval data cannot be used (the message names file and line)."""
 

@@ -51,19 +51,20 @@ class Version(BaseModel):
     promoted: bool = Field(description="Whether `MODEL:latest` points to it.")
     base_model: str = Field(description="Name in the catalog of base models.")
     base_ollama: str = Field(description="Name of the base model in Ollama.")
-    quantization: str
+    quantization: str = Field(description="GGUF file type.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
     blob: str = Field(description="`sha256:…` of the GGUF that was uploaded.")
     gguf: str = Field(description="The GGUF, relative to the adapters folder.")
     size_bytes: int = Field(description="Size of the GGUF.")
-    system: str | None = None
-    parameters: dict[str, Any] = {}
-    data: DataRecord = DataRecord()
-    hyperparameters: dict[str, Any] = {}
+    system: str | None = Field(None, description="System prompt of training and serving.")
+    parameters: dict[str, Any] = Field({}, description="Ollama parameters, e.g. `temperature`.")
+    data: DataRecord = Field(DataRecord(), description="What it was trained on.")
+    hyperparameters: dict[str, Any] = Field({}, description="The train spec.")
     training: dict[str, Any] = Field({}, description="Engine, steps, losses, seconds.")
     scores: dict[str, Any] | None = Field(None, description="Set to scores, once eval has run.")
     registered_at: str = Field(
-        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
+        description="When it was registered, ISO 8601.",
     )
 
 
