@@ -16,7 +16,6 @@ from loco.client_http import is_loopback
 from loco.doctor import Level, examine
 from loco.errors import LocoError
 from loco.jobs import JobStatus
-from loco.recipes import DEFAULT_PROFILE
 from loco.settings import Settings
 from loco.stages import Stage
 
@@ -168,15 +167,15 @@ def _models_in_ollama(loco: Client) -> set[str]:
 
 def _register_again(loco: Client, entry: dict[str, Any]) -> str | None:
     """Runs stage register on the job that built the model; answers what went wrong, if anything."""
-    registry = entry["registry"]
+    builder = str(entry["registry"]["job"])
     try:
         job = loco.submit(
             str(entry["name"]),
-            profile=str(registry.get("profile", DEFAULT_PROFILE)),
+            profile=loco.job(builder).profile,
             stages=[Stage.REGISTER],
-            from_job=str(registry["version"]),
+            from_job=builder,
         )
-        ended = cli_watch.follow(loco, job, stderr())
+        ended = cli_watch.follow(loco, job.id, stderr())
     except LocoError as error:
         return f"{error.message} {error.hint or ''}"
     if ended.status is JobStatus.SUCCEEDED:

@@ -203,8 +203,8 @@ def _submit(loco: Client, adapter: str, **request: Any) -> Job:
     return loco.submit(adapter, **request)
 
 
-def _see_to_the_end(loco: Client, started: Job, *, as_json: bool) -> int:
-    ended = _follow(loco, started)
+def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
+    ended = seen if seen.is_terminal else _follow(loco, seen)
     _show_job(ended, as_json=as_json)
     return _exit_code(ended)
 
@@ -212,7 +212,7 @@ def _see_to_the_end(loco: Client, started: Job, *, as_json: bool) -> int:
 def _follow(loco: Client, started: Job) -> Job:
     """Shows progress on standard error until the job has ended."""
     try:
-        return cli_watch.follow(loco, started, stderr())
+        return cli_watch.follow(loco, started.id, stderr())
     except KeyboardInterrupt:
         note(
             f"Job {started.id} goes on. `loco watch {started.id}` shows it again, "

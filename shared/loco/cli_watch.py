@@ -33,27 +33,25 @@ class View(Protocol):
         """Shows one event."""
 
 
-def follow(client: Client, job: Job, console: Console) -> Job:
-    """Shows a job's progress until it has ended, and returns it then.
+def follow(client: Client, job_id: str, console: Console) -> Job:
+    """Shows a job's progress from its start on until it has ended, and returns it then.
 
     Args:
         client: where the job runs.
-        job: the job as it was last seen; an ended one is returned as it is.
+        job_id: the job.
         console: a terminal gets the live table, anything else plain lines.
     """
-    if job.is_terminal:
-        return job
-    view, screen = _view(client, job, console)
+    view, screen = _view(client, job_id, console)
     with screen:
-        return client.wait(job.id, on_event=view.on_event)
+        return client.wait(job_id, on_event=view.on_event)
 
 
 def _view(
-    client: Client, job: Job, console: Console
+    client: Client, job_id: str, console: Console
 ) -> tuple[View, AbstractContextManager[object]]:
     if not console.is_terminal:
         return LineView(console), nullcontext()
-    table = TableView(client, job)
+    table = TableView(client, client.job(job_id))
     live = Live(
         console=console,
         get_renderable=table.renderable,

@@ -282,7 +282,7 @@ def test_setup_registers_again_what_ollama_lacks(started, loco, client, hands, a
     built = client.submit("math", profile="tiny", stages=["prepare", "train", "export"])
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT):
         hands.commit(hands.claim(stage), {})
-    entry = f"adapters: {{math: {{version: {built.id}, profile: tiny}}}}\n"
+    entry = f"adapters: {{math: {{job: {built.id}, version: 1}}}}\n"
     (adapters_dir / "registry.yaml").write_text(entry)
     process = started("setup")
     claim = hands_wait(hands, Stage.REGISTER)
