@@ -31,7 +31,7 @@ class RedisServer:
 
     Attributes:
         url: where it answers.
-        process: the server; it dies with the process that started it.
+        process: the server process.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]", *, host: str, port: int) -> None:
@@ -82,6 +82,9 @@ def start(
     options: tuple[str, ...] = (),
 ) -> RedisServer:
     """Starts a server on a folder and waits until it answers.
+
+    It ends when the thread that calls this ends, however that happens (on Linux), so call it from
+    one that lives as long as the process.
 
     Args:
         data_dir: its append-only file and log; one server at a time.

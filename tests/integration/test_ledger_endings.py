@@ -213,6 +213,7 @@ class TestCancel:
         claim = take(ledger)
         job = ledger.cancel(job.id)
         assert (job.status, job.cancel_requested) == (JobStatus.RUNNING, True)
+        assert statuses(ledger, job.id) == ["running", *["cancelled"] * 4]
         assert ledger.cancel(job.id) == job, "a second cancel changes nothing"
         assert types(ledger, job.id).count("job.cancel_requested prepare") == 1
         assert ledger.renew(claim.task_id, claim.token) is Renewal.CANCEL
