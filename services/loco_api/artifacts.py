@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from loco.artifacts import Artifact
 from loco.errors import InvalidRequest, NotFound, RangeNotSatisfiable
@@ -116,7 +117,7 @@ def download_artifact(
     if request.method == "HEAD":
         file.close()
         return Response(None, status, headers, artifact.media_type)
-    return StreamingResponse(_read(file, stop - start), status, headers, artifact.media_type)
+    return FileSlice(file, stop - start, status, headers, artifact.media_type)
 
 
 def committed(job: Job) -> Iterator[Artifact]:
@@ -203,8 +204,24 @@ def _open(adapters_dir: FilePath, artifact: Artifact) -> BinaryIO:
     )
 
 
+class FileSlice(StreamingResponse):
+    """The next bytes of a file; closes it however the answer ends."""
+
+    def __init__(
+        self, file: BinaryIO, count: int, status: int, headers: dict[str, str], media_type: str
+    ) -> None:
+        super().__init__(_read(file, count), status, headers, media_type)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the bytes."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
 def _read(file: BinaryIO, count: int) -> Iterator[bytes]:
-    with file:
-        while count > 0 and (chunk := file.read(min(count, _CHUNK_BYTES))):
-            count -= len(chunk)
-            yield chunk
+    while count > 0 and (chunk := file.read(min(count, _CHUNK_BYTES))):
+        count -= len(chunk)
+        yield chunk
