@@ -170,7 +170,7 @@ def _await_answer(server: RedisServer, log: Path, timeout: float) -> None:
     reason = "does not answer" if server.is_running else "ended"
     raise RedisUnavailable(
         f"The Redis server for {server.url} {reason}: {words}",
-        hint=f"{log} has the rest. Is the port taken? Choose another with --port.",
+        hint=f"{log} has the rest. If the port is taken, end what listens there or use another.",
     )
 
 

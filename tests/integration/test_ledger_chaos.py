@@ -16,7 +16,7 @@ from loco.stages import Queue
 
 pytestmark = pytest.mark.integration
 
-JOBS = 12
+JOBS = 8
 WORKERS = 4
 DEADLINE_SECONDS = 60
 
@@ -81,7 +81,7 @@ class Worker:
                     self.committed.append(task)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_every_job_ends_and_every_stage_commits_once(
     connect: Callable[..., Ledger], spec: Callable[..., JobSpec], seed: int
 ) -> None:

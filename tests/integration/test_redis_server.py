@@ -108,7 +108,7 @@ class TestServer:
     def test_a_taken_port_is_named(self, server: RedisServer, tmp_path: Path) -> None:
         with pytest.raises(RedisUnavailable, match=r"ended: .*in use") as caught:
             redis_server.start(tmp_path / "other", port_of(server.url))
-        assert "--port" in str(caught.value.hint)
+        assert "port is taken" in str(caught.value.hint)
 
 
 class TestFindServer:
