@@ -7,7 +7,7 @@ from loco_modelhost.answer import Answer, Event
 from loco_modelhost.body import Body
 from loco_modelhost.models import Model
 from loco_modelhost.pool import Pool
-from loco_modelhost.refusals import Refusal
+from loco_modelhost.refusals import INVALID_NAME, Refusal
 from loco_modelhost.store import Store
 from loco_modelhost.thinking import without_thinking
 
@@ -21,9 +21,11 @@ async def chat(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]:
         Refusal: with Ollama's status and words.
     """
     requested = body.text("model")
+    if not requested:
+        raise Refusal(400, "model is required")
     name = store.resolve(requested)
     if not name.is_valid:
-        raise Refusal(400, "model is required")
+        raise Refusal(400, INVALID_NAME)
     model = Model.load(store, requested, name)
     messages = body.messages()
     answer = Answer.of(model, requested, body)

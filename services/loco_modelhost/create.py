@@ -54,12 +54,6 @@ def create(store: Store, body: Body) -> Iterator[Event]:
     name = store.resolve(body.text("model", "name"))
     if not name.is_valid:
         raise Refusal(400, INVALID_NAME)
-    if body.text("quantize", "quantization"):
-        raise Refusal(
-            400,
-            "quantization is only supported for F16, BF16 and F32 models, and not by this model "
-            "host; upload a GGUF that is quantized already",
-        )
     if body.has("adapters"):
         raise Refusal(400, "this model host takes no adapters; merge them into the GGUF")
     if source := body.text("from"):
@@ -106,8 +100,6 @@ def _check_files(files: dict[str, str]) -> None:
 
 def _uploaded(store: Store, files: dict[str, str]) -> Generator[Event, None, tuple[GgufFile, str]]:
     """The one GGUF a request names, and the digest it was uploaded under."""
-    if not files:
-        raise Refusal(400, "no files provided to convert")
     if not _looks_like_gguf(store, files):
         raise Refusal(400, "unknown type")
     yield {"status": "parsing GGUF"}
@@ -174,6 +166,10 @@ def _read(store: Store, digest: str) -> GgufFile:
 
 def _with_settings(store: Store, layers: list[Layer], body: Body) -> list[Layer]:
     """The layers with those the request sets replaced."""
+    weights = next(layer for layer in layers if layer.media_type == MODEL_LAYER)
+    head = GgufFile.read(store.blob_path(weights.digest))
+    if kind := body.text("quantize", "quantization"):
+        _refuse_quantization(kind.upper(), head.file_type)
 
     def put(kind: str, content: bytes) -> None:
         nonlocal layers
@@ -182,8 +178,7 @@ def _with_settings(store: Store, layers: list[Layer], body: Body) -> list[Layer]
 
     if template := body.text("template"):
         # kept whatever it says when the GGUF's own template wins over it anyway
-        weights = next(layer for layer in layers if layer.media_type == MODEL_LAYER)
-        jinja = GgufFile.read(store.blob_path(weights.digest)).chat_template
+        jinja = head.chat_template
         if not (templates.has_tools(jinja) or templates.has_thinking(jinja)):
             templates.check_stored(template)
         put(TEMPLATE_LAYER, template.replace("\r\n", "\n").encode())
@@ -206,3 +201,16 @@ def _with_settings(store: Store, layers: list[Layer], body: Body) -> list[Layer]
     if messages := body.messages():
         put(MESSAGES_LAYER, json.dumps(messages).encode())
     return layers
+
+
+def _refuse_quantization(wanted: str, present: str) -> None:
+    """Quantizing is the exporter's work here; refuses first what Ollama refuses too."""
+    if wanted not in ("F32", "F16", "Q4_K_S", "Q4_K_M", "Q4_K", "Q8_0", "BF16"):
+        raise Refusal(
+            500,
+            f"unsupported quantization type {wanted} - supported types are "
+            "F32, F16, Q4_K_S, Q4_K_M, Q8_0",
+        )
+    if present not in ("F16", "BF16", "F32"):
+        raise Refusal(500, "quantization is only supported for F16, BF16 and F32 models")
+    raise Refusal(500, "this model host does not quantize; upload a GGUF that is quantized already")

@@ -9,7 +9,7 @@ from loco_modelhost.body import Body
 from loco_modelhost.engine import Engine
 from loco_modelhost.models import Model
 from loco_modelhost.pool import Loaded, Pool
-from loco_modelhost.refusals import INVALID_NAME, Refusal
+from loco_modelhost.refusals import INVALID_NAME, Refusal, not_found
 from loco_modelhost.store import Store
 
 
@@ -20,6 +20,8 @@ async def generate(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]
         Refusal: with Ollama's status and words.
     """
     requested = body.text("model")
+    if not requested:
+        raise not_found(requested)
     name = store.resolve(requested)
     if not name.is_valid:
         raise Refusal(400, INVALID_NAME)

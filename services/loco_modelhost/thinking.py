@@ -19,21 +19,25 @@ class ThinkingSplitter:
         if active and prompt.rstrip().endswith(OPEN):
             self._state = "thinking"
         self._held = ""
+        self._trim = True  # white space at the start of thinking, and of the answer after it, goes
+        self._trim_content = False
 
     def add(self, text: str) -> tuple[str, str]:
         """(thinking, content) that are certain now."""
         if self._state == "content":
-            return "", text
+            return "", self._trimmed(text) if self._trim_content else text
         self._held += text
         if self._state == "start" and not self._opened():
             return "", self._content() if self._state == "content" else ""
         before, found, after = self._held.partition(CLOSE)
         if found:
             self._state, self._held = "content", ""
-            return before.rstrip(), after.lstrip()
+            thinking = self._trimmed(before).rstrip()
+            self._trim = self._trim_content = True
+            return thinking, self._trimmed(after)
         keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if before.endswith(CLOSE[:n])), 0)
         self._held = before[len(before) - keep :]
-        return before[: len(before) - keep], ""
+        return self._trimmed(before[: len(before) - keep]), ""
 
     def flush(self) -> tuple[str, str]:
         """What was held back at the end."""
@@ -49,6 +53,13 @@ class ThinkingSplitter:
         if not OPEN.startswith(start):
             self._state = "content"
         return False
+
+    def _trimmed(self, text: str) -> str:
+        """Text without the white space that starts a part."""
+        if self._trim:
+            text = text.lstrip()
+            self._trim = not text
+        return text
 
     def _content(self) -> str:
         rest, self._held = self._held, ""
