@@ -176,7 +176,8 @@ def bar(percent: float | None, width: int = 20) -> str:
     """A bar of the work done; empty when it is not known."""
     if percent is None:
         return ""
-    done = round(min(max(percent, 0), 100) / 100 * width)
+    percent = min(max(percent, 0), 100)
+    done = round(percent / 100 * width)
     return "━" * done + "╌" * (width - done) + f" {percent:3.0f} %"
 
 

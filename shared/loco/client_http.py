@@ -6,6 +6,7 @@ repeated only when no connection came about at all.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from loco.errors import InvalidRequest, LocoError, ServerUnreachable, from_paylo
 
 #: Pauses between repeats, in seconds. Their sum is what a user waits when nothing answers.
 PAUSES = (0.1, 0.3, 0.9)
+
+#: Seconds within which a server takes a connection; a machine that is off never does.
+CONNECT_SECONDS = 5.0
 
 #: Answers of a proxy or of a server that is starting: the same request may work in a moment.
 PASSING = frozenset({502, 503, 504})
@@ -34,14 +38,14 @@ class Transport:
 
     def __init__(self, server: str, api_key: str | None, *, timeout: float) -> None:
         self.server = checked_server(server)
-        self._timeout = timeout
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         headers = {"Accept": "application/json", "User-Agent": "loco-client"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self._http = httpx.Client(
             base_url=self.server,
             headers=headers,
-            timeout=timeout,
+            timeout=self._timeout,
             # The key goes to the configured server only, wherever an answer points.
             follow_redirects=False,
             # A proxy of the environment cannot reach this machine's own loopback.
@@ -92,8 +96,9 @@ class Transport:
                     headers=headers,
                 )
             except httpx.HTTPError as error:
-                unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                if pause is None or not (repeatable or unsent):
+                absent = isinstance(error, httpx.ConnectTimeout)  # waited for long enough
+                may_repeat = repeatable or isinstance(error, httpx.ConnectError)
+                if pause is None or absent or not may_repeat:
                     raise self.unreachable(error) from error
                 time.sleep(pause)
                 continue
@@ -121,7 +126,8 @@ class Transport:
             ServerUnreachable: nothing answered, or the stream broke while it was read.
             LocoError: the class the server raised.
         """
-        timeout = httpx.Timeout(self._timeout, read=read_timeout or self._timeout)
+        limits = self._timeout.as_dict()
+        timeout = httpx.Timeout(**{**limits, "read": read_timeout or limits["read"]})
         try:
             with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
                 if not response.is_success:
@@ -200,7 +206,8 @@ def checked_server(server: str) -> str:
     """
     try:
         parts = urlsplit(server if "://" in server else f"http://{server}")
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+        plain = not re.search(r"[\s@]", server)  # no blanks, and no password in an address
+        if plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return parts.geturl().rstrip("/")
     except ValueError:
         pass

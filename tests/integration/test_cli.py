@@ -386,3 +386,22 @@ def test_a_terminal_without_unicode_is_no_crash(loco, client, hands):
     done = loco("job", job.id, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
     assert "loss 2.500" in done.stdout
+
+
+@pytest.mark.slow
+def test_doctor_names_every_part_and_its_fix(loco, live_api):
+    done = loco("doctor", LOCO_TRAIN_PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "ok      runtime venv   Python 3.11" in done.stdout
+    assert "problem training venv  torch does not import" in done.stdout
+    assert f"locollm 0.1.0 at {live_api.url}" in done.stdout
+    assert "problem api, worker_gpu" in done.stdout
+    missing = loco("doctor", LOCO_TRAIN_PYTHON="nowhere/python", LOCO_DATA_DIR="/proc/1/loco")
+    assert "problem disk, data" in missing.stdout
+    assert "make setup-train" in missing.stdout
+
+
+def test_doctor_of_a_server_elsewhere_looks_at_the_server_only(loco):
+    done = loco("doctor", "--server", "http://0.0.0.0:9", NO_COLOR="1")
+    assert done.returncode == 1
+    assert [line.split()[1] for line in done.stdout.splitlines() if "fix:" not in line] == ["api"]
