@@ -15,6 +15,8 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 #: A child that lived so long starts again at the first backoff.
 _HEALTHY_SECONDS = 60.0
 _TAIL_BYTES = 2000
+#: A longer log is put aside as NAME.log.1 at the next start.
+_LONGEST_LOG_BYTES = 20_000_000
 
 
 class Service:
@@ -63,6 +65,8 @@ class Service:
     def start(self) -> None:
         """Starts the process."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > _LONGEST_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command,

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -36,8 +35,8 @@ LOCK = "up.lock"
 
 _TEND_SECONDS = 0.2
 _PROBE_SECONDS = 2.0
-_REDIS_TRIES = 3
-_REDIS_PAUSE_SECONDS = 2.0
+_REDIS_TRIES = 6
+_REDIS_PAUSE_SECONDS = 1.0
 #: A child that ends with this code before it was ready has a wrong setting: no use to try again.
 _EXIT_SETTINGS = 2
 _LOOPBACK = "127.0.0.1"
@@ -80,12 +79,7 @@ class Stack:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
@@ -215,7 +209,9 @@ class Stack:
                 self._redis = redis_server.start(folder, free_port())
                 break
             except RedisUnavailable:
-                if attempt == _REDIS_TRIES:  # else perhaps somebody took the port just then
+                # perhaps somebody took the port just then, or the server of a killed `loco up`
+                # is still closing its files
+                if attempt == _REDIS_TRIES or self._stopping.wait(_REDIS_PAUSE_SECONDS):
                     raise
         assert self._redis is not None
         self.redis_url = self._redis.url

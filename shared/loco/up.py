@@ -24,6 +24,8 @@ def run_up(settings: Settings) -> int:
     """
     stack = Stack(settings, say=say)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]  # started under nohup
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         again = stack.stopping
@@ -31,7 +33,7 @@ def run_up(settings: Settings) -> int:
         text = "killing everything" if again else "stopping; running stages leave a checkpoint"
         say("up", f"{signal.Signals(number).name}: {text}")
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, on_signal)
     try:
         stack.start()
