@@ -98,7 +98,7 @@ def setup(
     with client(context) as loco:
         present = set() if everything else _models_in_ollama(loco)
         entries = [loco.adapter(str(a["name"])) for a in loco.adapters() if not a.get("error")]
-        registered = [entry for entry in entries if entry.get("registry")]
+        registered = [entry for entry in entries if entry.get("versions")]
         for entry in registered:
             model = f"{entry['model_name']}:latest"
             if model in present:
@@ -167,7 +167,9 @@ def _models_in_ollama(loco: Client) -> set[str]:
 
 def _register_again(loco: Client, entry: dict[str, Any]) -> str | None:
     """Runs stage register on the job that built the model; answers what went wrong, if anything."""
-    builder = str(entry["registry"]["job"])
+    versions = entry["versions"]  # newest first
+    used = next((v for v in versions if v["promoted"]), versions[0])
+    builder = str(used["job"])
     try:
         job = loco.submit(
             str(entry["name"]),

@@ -223,7 +223,7 @@ class Client:
         return list(self._transport.get("/adapters")["data"])
 
     def adapter(self, name: str) -> dict[str, Any]:
-        """One adapter: its recipe, and what is registered of it."""
+        """One adapter: its recipe, what it resolves to, and its registered `versions`."""
         return dict(self._transport.get(path_of("adapters", name)))
 
     def workers(self) -> list[WorkerInfo]:

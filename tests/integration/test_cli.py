@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loco import Client
+from loco import Client, registry
 from loco.cli import main
 from loco.jobs import JobStatus
 from loco.keys import Keys
@@ -282,8 +282,23 @@ def test_setup_registers_again_what_ollama_lacks(started, loco, client, hands, a
     built = client.submit("math", profile="tiny", stages=["prepare", "train", "export"])
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT):
         hands.commit(hands.claim(stage), {})
-    entry = f"adapters: {{math: {{job: {built.id}, version: 1}}}}\n"
-    (adapters_dir / "registry.yaml").write_text(entry)
+    registry.record(
+        adapters_dir,
+        "math",
+        registry.Version(
+            job=built.id,
+            model="locollm-math",
+            candidate=f"locollm-math:{built.id}",
+            promoted=True,
+            base_model="smollm2-135m-instruct",
+            base_ollama="smollm2:135m",
+            quantization="Q4_K_M",
+            digest="d",
+            blob="b",
+            gguf="math/gguf/unsloth.Q4_K_M.gguf",
+            size_bytes=1,
+        ),
+    )
     process = started("setup")
     claim = hands_wait(hands, Stage.REGISTER)
     assert claim.job.spec.from_job == built.id
