@@ -122,12 +122,12 @@ def doctor(context: typer.Context) -> int:
             show(
                 Text.assemble(
                     (f"{finding.level:<8}", _LEVELS[finding.level]),
-                    (f"{finding.name:<15}", "bold"),
+                    (f"{finding.name:<17}", "bold"),
                     finding.message,
                 )
             )
             if finding.fix and finding.level is not Level.OK:
-                show(Text(f"{'':23}fix: {finding.fix}"))
+                show(Text(f"{'':25}fix: {finding.fix}"))
     note("Everything that must work does." if not problems else f"{problems} to mend.")
     return 1 if problems else 0
 

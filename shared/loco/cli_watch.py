@@ -92,13 +92,13 @@ class TableView:
     def renderable(self) -> RenderableType:
         """The table as it is now."""
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for _ in range(3):
-            table.add_column(no_wrap=True)
-        table.add_column(overflow="ellipsis")
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
         for task in self._job.stages:
             status = Text(task.status.value, style=STYLES[task.status])
             table.add_row(task.stage.value, status, self._time(task), Text(self._words(task)))
-        return Group(headline(self._job), table, Text(self._log, style="dim", overflow="ellipsis"))
+        log = Text(self._log, style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(headline(self._job), table, log)
 
     def _time(self, task: Task) -> str:
         progress = self._progress.get(task.stage)
@@ -111,11 +111,13 @@ class TableView:
         if task.status.is_terminal or task.error is not None:
             return outcome(task)
         progress = self._progress.get(task.stage)
-        if progress is None or task.status is not StageStatus.RUNNING:
+        if task.status is not StageStatus.RUNNING:
             return ""
+        if progress is None:
+            return "starting"
         parts = [
             bar(progress.percent),
-            in_words(progress),
+            in_words(progress.model_copy(update={"percent": None})),
             sparkline(self._losses.get(task.stage, [])),
         ]
         return "  ".join(filter(None, parts))
@@ -130,7 +132,7 @@ class LineView:
 
     def on_event(self, event: JobEvent) -> None:
         """Prints what is worth a line."""
-        if event.type == "snapshot":
+        if event.type == "snapshot" or event.type.endswith(".queued"):
             return
         if event.stage is None:
             self._print("job", event.type.removeprefix("job."))

@@ -197,11 +197,12 @@ def redis(settings: Settings) -> Finding:
 
 
 def ollama(settings: Settings) -> Finding:
-    """Ollama at OLLAMA_HOST and its version."""
-    host = _without_password(settings.ollama_host)
+    """Ollama (or what stands in for it) where the running `loco up` or OLLAMA_HOST says."""
+    url = str(read_up_file(settings.data_dir).get("ollama_host") or settings.ollama_host)
+    host = _without_password(url)
     try:
-        with httpx.Client(trust_env=not is_loopback(settings.ollama_host), timeout=5) as http:
-            answer = http.get(f"{settings.ollama_host}/api/version").raise_for_status().json()
+        with httpx.Client(trust_env=not is_loopback(url), timeout=5) as http:
+            answer = http.get(f"{url}/api/version").raise_for_status().json()
         version = Version(str(answer["version"]))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, InvalidVersion) as error:
         return Finding(

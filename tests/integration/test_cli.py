@@ -1,7 +1,9 @@
 """The command line as a user runs it: `.venv/bin/loco` as a process against the real API."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -195,6 +197,33 @@ def test_watch_follows_a_running_job_and_exits_1_when_it_is_cancelled(started, l
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "prepare   40 %, reading rows" in stderr
+
+
+def test_a_terminal_gets_a_table_that_redraws_itself(environment, client, hands):
+    job = client.submit("math", profile="tiny", stages=["prepare"])
+    claim = hands.claim(Stage.PREPARE)
+    screen, end = pty.openpty()
+    process = subprocess.Popen(
+        [LOCO, "watch", job.id],
+        env={**environment, "TERM": "xterm", "COLUMNS": "120"},
+        stdin=end,
+        stdout=end,
+        stderr=end,
+    )
+    os.close(end)
+    seen = b""
+    with open(screen, "rb", buffering=0) as output, contextlib.suppress(OSError):
+        while chunk := output.read(65536):  # OSError: the other end is closed
+            seen += chunk
+            if b"starting" in seen and b"\xe2\x94\x81" not in seen:
+                hands.progress(claim, percent=50, message="reading rows")
+            elif b"reading rows" in seen and b"succeeded" not in seen:
+                hands.commit(claim, {"kept": 1})
+    assert process.wait(30) == 0
+    text = seen.decode()
+    assert "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌  50 %  reading rows" in text
+    assert "\x1b[32msucceeded" in text
+    assert "\x1b[?25h" in text  # the cursor is back
 
 
 def test_cancel_and_retry(loco, client):
@@ -407,8 +436,8 @@ def test_a_terminal_without_unicode_is_no_crash(loco, client, hands):
 def test_doctor_names_every_part_and_its_fix(loco, live_api):
     done = loco("doctor", LOCO_TRAIN_PYTHON=sys.executable)
     assert done.returncode == 1
-    assert "ok      runtime venv   Python 3.11" in done.stdout
-    assert "problem training venv  torch does not import" in done.stdout
+    assert "ok      runtime venv     Python 3.11" in done.stdout
+    assert "problem training venv    torch does not import" in done.stdout
     assert f"locollm 0.1.0 at {live_api.url}" in done.stdout
     assert "problem api, worker_gpu" in done.stdout
     missing = loco("doctor", LOCO_TRAIN_PYTHON="nowhere/python", LOCO_DATA_DIR="/proc/1/loco")

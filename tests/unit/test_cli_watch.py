@@ -246,6 +246,7 @@ def event(kind: str, stage: Stage | None = None, *, after: float = 0, **data) ->
 def test_lines_are_as_many_as_a_log_bears():
     console = Console(file=io.StringIO(), width=160)
     view = LineView(console)
+    view.on_event(event("job.queued"))
     view.on_event(event("job.running"))
     view.on_event(event("stage.running", Stage.TRAIN, worker="w", attempt=1))
     for step in range(100):
