@@ -55,3 +55,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     context.streams.close()
     await run_in_threadpool(reaper.stop)
+    context.ledger.close()
+    context.keys.close()
+    context.queue.close()

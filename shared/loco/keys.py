@@ -37,6 +37,10 @@ class Keys:
         """The keys at a Redis URL. The socket opens with the first call."""
         return cls(Connection(url), namespace=namespace)
 
+    def close(self) -> None:
+        """Closes the sockets; a later call opens them again."""
+        self._connection.close()
+
     def create(self, name: str) -> tuple[KeyInfo, str]:
         """A new key and its text, which can't be read again.
 
