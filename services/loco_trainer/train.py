@@ -6,7 +6,6 @@ Writes `checkpoints/` with the adapter, its config and the tokenizer, and below 
 folders to resume from. The loss counts on the assistant's answer only.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from loco.specs import Inputs, TrainSpec
 from loco.stages import Stage
 from loco_trainer import base_models, checkpoints, engines, rows
 from loco_trainer.disk import require_free
+from loco_trainer.threads import share_cpus
 
 #: Bytes of a trained parameter in a checkpoint: float32 weight and the two moments of AdamW.
 _CHECKPOINT_BYTES = 12
@@ -28,9 +28,7 @@ _CHECKPOINTS = 3
 
 def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
     """Trains the adapter; resumes from the newest whole checkpoint of earlier attempts."""
-    # Idle OpenMP threads that spin make a step up to ten times slower on a busy machine, and
-    # sleeping costs little on a quiet one. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    share_cpus()
     with gpu_lock(inputs.locks_dir, emit):
         return _train(spec, inputs, out_dir, emit)
 
@@ -75,6 +73,9 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
 
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    for file in _adapter_files(folder):
+        file.chmod(0o644)  # safetensors writes 0600, and others may serve these files
     log = _log(trainer.state.log_history)
     return TrainResult(
         seconds=0,
@@ -128,7 +129,7 @@ def _device() -> str:
 
 
 def _adapter_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_file() and f.name != "README.md")
+    return sorted(f for f in folder.iterdir() if f.is_file())
 
 
 def _log(history: list[dict[str, Any]]) -> tuple[LoggedStep, ...]:

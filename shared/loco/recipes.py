@@ -207,6 +207,10 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
             asked,
         )
+    served = document[Stage.REGISTER.value]  # the Modelfile says what register sends to Ollama
+    document[Stage.EXPORT.value] = {
+        k: served[k] for k in ("temperature", "num_ctx", "num_predict") if k in served
+    } | document[Stage.EXPORT.value]
     return _validate(JobSpec, document, where="")
 
 
