@@ -130,9 +130,7 @@ def _snapshot(
     require_free(models_dir, needed, f"downloading {source}")
     emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB, once).")
     try:
-        return Path(
-            snapshot_download(source, cache_dir=own_cache, allow_patterns=_HUB_FILES)
-        )
+        return Path(snapshot_download(source, cache_dir=own_cache, allow_patterns=_HUB_FILES))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownBaseModel(
             f"The hub has no model {source!r}, or it needs a token.",

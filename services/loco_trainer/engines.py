@@ -26,12 +26,10 @@ class Loaded:
     model: Any
     #: Type the forward pass computes in, for people: `bfloat16`, `4-bit, computing in bfloat16`.
     dtype: str
-    #: Whether torch casts matrix products to bfloat16 while weights stay float32.
-    autocast: bool
+    #: Type autocast computes matrix products in; `fp32` is no autocast.
+    precision: Literal["fp32", "bf16", "fp16"]
     #: TRL's loss: `chunked_nll` projects answer tokens only; unsloth brings its own fused `nll`.
     loss_type: Literal["nll", "chunked_nll"]
-    #: Whether activations are computed again in the backward pass to save memory.
-    recompute: bool = False
 
 
 def choose(spec: TrainSpec) -> EngineName:

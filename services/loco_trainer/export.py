@@ -41,63 +41,54 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
 
 
 def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
-    from loco_trainer import gguf_file, merge
-
     base = base_models.resolve(spec.base_model, "merge", inputs.models_dir, emit)
-    adapter = _adapter_folder(inputs)
     # At the peak the merged weights and the 16-bit GGUF lie side by side; then the quantized one
     # takes the merged weights' place.
     require_free(out_dir, 2 * base_models.weight_bytes(base), "export (merged weights and GGUF)")
     temporary = out_dir / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    merged = temporary / "merged"
-    merged.mkdir(parents=True)
+    temporary.mkdir()
     try:
-        clock = _Clock()
-
-        def report(done: int, total: int) -> None:
-            emit.check_stop()
-            emit.progress(message="merging", percent=round(30 * done / max(total, 1), 2))
-
-        layers = merge.merge(base, adapter, merged, report)
-        emit.log(f"Merged {len(layers)} adapted layers into {spec.base_model.merge}.")
-        _copy_tokenizer(base, adapter, merged)
-        merge_seconds = clock.lap()
-
-        emit.progress(message="converting to GGUF", percent=30.0, last=True)
-        sixteen = temporary / "sixteen.gguf"
-        outtype = _outtype(base, spec)
-        gguf_file.convert(merged, sixteen, outtype=outtype, name=spec.model_name, emit=emit)
-        tokenizer = _load_tokenizer(merged)
-        shutil.rmtree(merged)
-        convert_seconds = clock.lap()
-
-        emit.progress(message=f"quantizing to {spec.quantization}", percent=60.0, last=True)
-        target = out_dir / "gguf" / f"unsloth.{spec.quantization}.gguf"
-        target.parent.mkdir(exist_ok=True)
-        quantized = temporary / target.name
-        if spec.quantization == "F16" and outtype == "f16":
-            sixteen.rename(quantized)
-            before = gguf_file.read(quantized)
-        else:
-            gguf_file.quantize(sixteen, quantized, spec.quantization)
-            before = gguf_file.read(sixteen)
-            sixteen.unlink()
-        quantize_seconds = clock.lap()
-        emit.check_stop()
-
-        emit.progress(message="checking the GGUF", percent=90.0, last=True)
-        contents = gguf_file.read(quantized)
-        _check(contents, before, tokenizer.chat_template)
-        text = _sample(quantized, spec.base_model, tokenizer)
-        digest = sha256_of(quantized)
-        with quantized.open("rb") as file:
-            os.fsync(file.fileno())
-        quantized.rename(target)
-        sync_folder(target.parent)
+        return _write(spec, base, _adapter_folder(inputs), temporary, emit)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    write_text(out_dir / "Modelfile", modelfile(spec, target.name))
+
+
+def _write(
+    spec: ExportSpec, base: Path, adapter: Path, temporary: Path, emit: Emitter
+) -> ExportResult:
+    from loco_trainer import gguf_file
+
+    clock = _Clock()
+    merged = _merge(spec, base, adapter, temporary, emit)
+    tokenizer = _load_tokenizer(merged)
+    merge_seconds = clock.lap()
+
+    emit.progress(message="converting to GGUF", percent=30.0, last=True)
+    sixteen = temporary / "sixteen.gguf"
+    outtype = _outtype(base, spec)
+    gguf_file.convert(merged, sixteen, outtype=outtype, name=spec.model_name, emit=emit)
+    shutil.rmtree(merged)
+    before = gguf_file.read(sixteen)
+    convert_seconds = clock.lap()
+
+    emit.progress(message=f"quantizing to {spec.quantization}", percent=60.0, last=True)
+    target = temporary.parent / "gguf" / f"unsloth.{spec.quantization}.gguf"
+    quantized = temporary / target.name
+    if spec.quantization == "F16":
+        sixteen.rename(quantized)  # the converter has written it as such
+    else:
+        gguf_file.quantize(sixteen, quantized, spec.quantization)
+        sixteen.unlink()
+    quantize_seconds = clock.lap()
+    emit.check_stop()
+
+    emit.progress(message="checking the GGUF", percent=90.0, last=True)
+    contents = gguf_file.read(quantized)
+    _check(contents, before, tokenizer.chat_template)
+    sample = _sample(quantized, spec.base_model, tokenizer)
+    _settle(quantized, target)
+    write_text(temporary.parent / "Modelfile", modelfile(spec, target.name))
     emit.progress(message="exported", percent=100.0, last=True)
     name = f"gguf/{target.name}"
     return ExportResult(
@@ -106,15 +97,44 @@ def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> E
         gguf=name,
         quantization=spec.quantization,
         size=target.stat().st_size,
-        sha256=digest,
+        sha256=sha256_of(target),
         tensor_types=contents.tensor_types,
         tensors=contents.tensors,
         sample_prompt=SAMPLE_PROMPT,
-        sample_answer=text,
+        sample_answer=sample,
         merge_seconds=merge_seconds,
         convert_seconds=convert_seconds,
         quantize_seconds=quantize_seconds,
     )
+
+
+def _merge(spec: ExportSpec, base: Path, adapter: Path, temporary: Path, emit: Emitter) -> Path:
+    """A Hugging Face folder of the base with the adapter merged in and training's tokenizer."""
+    from loco_trainer import merge
+
+    def report(done: int, total: int) -> None:
+        emit.check_stop()
+        emit.progress(message="merging", percent=round(30 * done / max(total, 1), 2))
+
+    merged = temporary / "merged"
+    merged.mkdir()
+    layers = merge.merge(base, adapter, merged, report)
+    emit.log(f"Merged {len(layers)} adapted layers into {spec.base_model.merge}.")
+    # tokenizer and chat template are those of training; other vocabulary files the base's
+    for folder in (base, adapter):
+        for pattern in ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens*"):
+            for file in folder.glob(pattern):
+                shutil.copyfile(file, merged / file.name)
+    return merged
+
+
+def _settle(quantized: Path, target: Path) -> None:
+    """Moves the finished GGUF to its place, durably."""
+    with quantized.open("rb") as file:
+        os.fsync(file.fileno())
+    target.parent.mkdir(exist_ok=True)
+    quantized.rename(target)
+    sync_folder(target.parent)
 
 
 def modelfile(spec: ExportSpec, gguf: str) -> str:
@@ -157,14 +177,6 @@ def _adapter_folder(inputs: Inputs) -> Path:
             hint="Run stage train first, or name a job that has: `from_job`.",
         )
     return path.parent
-
-
-def _copy_tokenizer(base: Path, adapter: Path, merged: Path) -> None:
-    """The tokenizer and chat template of training; vocabulary files come from the base."""
-    for folder in (base, adapter):
-        for pattern in ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens*"):
-            for file in folder.glob(pattern):
-                shutil.copyfile(file, merged / file.name)
 
 
 def _load_tokenizer(folder: Path) -> Any:

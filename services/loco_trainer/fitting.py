@@ -3,21 +3,26 @@
 Imported after the engine, because unsloth patches trl when it is imported first.
 """
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from loco.errors import OutOfMemory, TrainingFailed
+from loco.errors import TrainingFailed
 from loco.program import Emitter
 from loco.specs import TrainSpec
 from loco_trainer import checkpoints
 from loco_trainer.engines import Loaded
+from loco_trainer.memory import exhaustion_explained, peak_gpu_gb
 from loco_trainer.rows import IGNORED, Row
 
 #: A checkpoint is due this long after the last one…
@@ -36,21 +41,49 @@ def total_steps(spec: TrainSpec, rows: int) -> int:
     return min(steps, spec.max_steps) if spec.max_steps else steps
 
 
+def rate_factor(spec: TrainSpec, steps: int, step: int) -> float:
+    """Learning rate of a step, as a part of the peak.
+
+    Warm-up rises from above zero, so that no step is spent at a rate of zero, and the decay
+    reaches zero one step after the last.
+
+    Args:
+        spec: gives the shape and the part of the steps that warms up.
+        steps: optimizer steps of the whole run.
+        step: optimizer steps done before this one.
+    """
+    warmup = math.floor(spec.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, steps - warmup)
+    match spec.scheduler:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1.0 - done)
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
 def trainer(
-    spec: TrainSpec, loaded: Loaded, tokenizer: Any, rows: list[Row], folder: Path, emit: Emitter
+    spec: TrainSpec,
+    loaded: Loaded,
+    rows: list[Row],
+    *,
+    tokenizer: Any,
+    folder: Path,
+    emit: Emitter,
 ) -> "_Fit":
     """An SFTTrainer that does exactly what the spec says.
 
     Args:
         spec: the recipe.
         loaded: model with adapter, from an engine.
-        tokenizer: pads the batches.
         rows: tokenized data.
+        tokenizer: pads the batches.
         folder: checkpoints are written to `folder/checkpoint-N`.
         emit: hears progress and checkpoints, says when to stop.
     """
-    from datasets import Dataset
-
     steps = total_steps(spec, len(rows))
     data = Dataset.from_dict(
         {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
@@ -61,8 +94,6 @@ def trainer(
         per_device_train_batch_size=spec.batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.scheduler,
-        warmup_steps=math.ceil(spec.warmup_ratio * steps),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         optim="adamw_torch",
@@ -73,9 +104,10 @@ def trainer(
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         loss_type=loaded.loss_type,
-        bf16=loaded.autocast,
+        bf16=loaded.precision == "bf16",
+        fp16=loaded.precision == "fp16",
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=loaded.recompute,
+        gradient_checkpointing=False,  # the engine has set it up where it saves memory
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_strategy="steps",
         logging_steps=1,
@@ -92,6 +124,7 @@ def trainer(
             step_rows=spec.batch_size * spec.gradient_accumulation,
             seed=spec.seed,
         ),
+        rate=functools.partial(rate_factor, spec, steps),
         watch=watch,
         model=loaded.model,
         args=arguments,
@@ -110,15 +143,8 @@ def fit(sft: "_Fit", resume: Path | None) -> None:
         OutOfMemory: the GPU's or the machine's memory is too small for the batch.
         TrainingFailed: the loss is no number any more.
     """
-    try:
+    with exhaustion_explained():
         sft.train(resume_from_checkpoint=str(resume) if resume else None)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(
-            f"Training ran out of memory: {str(error).splitlines()[0] if str(error) else 'RAM'}",
-            param="train.batch_size",
-            hint="Halve train.batch_size and double train.gradient_accumulation (same result), or "
-            "lower train.max_length; load_in_4bit saves most on a GPU.",
-        ) from error
 
 
 class DataOrder(Sampler[int]):
@@ -174,13 +200,21 @@ class _Pad:
 class _Fit(SFTTrainer):
     """SFTTrainer with our data order and sealed checkpoints."""
 
-    def __init__(self, *, order: DataOrder, watch: "_Watch", **arguments: Any) -> None:
+    def __init__(
+        self, *, order: DataOrder, rate: Callable[[int], float], watch: "_Watch", **arguments: Any
+    ) -> None:
         self._order = order
+        self._rate = rate
         self.watch = watch
         super().__init__(**arguments)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> DataOrder:  # noqa: ARG002
         return self._order
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:  # noqa: ARG002
+        """Our learning rate over the steps."""
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._rate)
+        return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> Any:
         """Counts the tokens that are really computed on."""
@@ -196,7 +230,7 @@ class _Fit(SFTTrainer):
         self.watch.saved(folder, self.state.global_step, time.monotonic() - started)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class _Watch(TrainerCallback):
     """Says how the run goes, decides when a checkpoint is due, stops on request or on NaN."""
 
     def __init__(self, emit: Emitter, steps: int) -> None:
@@ -216,14 +250,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self._emit.checkpoint(folder, step=step)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         """Starts the clocks; a resumed run starts at the checkpoint's step."""
         self._started = self._step_started = self._saved_at = time.monotonic()
         self._first_step = state.global_step
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Asks for a checkpoint when one is due."""
         since = time.monotonic() - self._saved_at
@@ -233,16 +267,16 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         control.should_save |= due or self._emit.stopping or state.global_step >= self._steps
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Each epoch ends with a checkpoint."""
         control.should_save |= self._saved_step != state.global_step
 
     def on_log(
         self,
-        args: TrainingArguments,
+        _args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,
+        _control: TrainerControl,
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
@@ -273,7 +307,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             learning_rate=logs["learning_rate"],
             grad_norm=logs.get("grad_norm"),
             tokens_per_second=round(rate, 1),
-            gpu_memory_gb=round(peak_gpu_memory_gb(), 3),
+            gpu_memory_gb=round(peak_gpu_gb(), 3),
             eta_seconds=round(
                 (now - self._started) / max(done, 1) * (self._steps - state.global_step), 1
             ),
@@ -283,8 +317,3 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 def tokens_computed(sft: "_Fit") -> int:
     """Tokens of this attempt's steps, padding excluded."""
     return sft.watch.tokens
-
-
-def peak_gpu_memory_gb() -> float:
-    """Peak GPU memory torch reserved so far, in 10^9 bytes; 0 on a CPU."""
-    return torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0

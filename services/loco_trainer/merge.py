@@ -112,9 +112,7 @@ def _copy_header(shard: Path, out: BinaryIO) -> list[tuple[str, dict[str, Any]]]
     return sorted(entries.items(), key=lambda item: item[1]["data_offsets"][0])
 
 
-def _merged(
-    name: str, weight: torch.Tensor, dtype: str, pair: _Pair, scale: float
-) -> torch.Tensor:
+def _merged(name: str, weight: torch.Tensor, dtype: str, pair: _Pair, scale: float) -> torch.Tensor:
     if dtype not in _SIXTEEN_BITS:
         raise ExportFailed(
             f"The base holds {name} as {dtype}: merging into quantized weights loses precision.",

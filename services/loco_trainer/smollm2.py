@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFReader, dequantize
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from loco.errors import SourceUnreachable
 
@@ -60,9 +63,6 @@ def unpack(gguf_path: Path, folder: Path) -> None:
         gguf_path: GGUF of a llama-architecture model with a SmolLM tokenizer.
         folder: an existing empty folder.
     """
-    # Imported here: `gguf` and `safetensors` exist in the training venv only.
-    from gguf import GGUFReader
-
     reader = GGUFReader(gguf_path)
     metadata = {key: field.contents() for key, field in reader.fields.items()}
     config = _config(metadata)
@@ -110,8 +110,6 @@ def _generation_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(
@@ -150,9 +148,6 @@ def _write_tokenizer(metadata: dict[str, Any], folder: Path) -> None:
 
 
 def _write_weights(reader: Any, config: dict[str, Any], path: Path) -> None:
-    from gguf import dequantize
-    from safetensors.numpy import save_file
-
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights: dict[str, np.ndarray[Any, Any]] = {}
     for tensor in reader.tensors:
@@ -173,9 +168,7 @@ def _huggingface_name(name: str) -> str:
     return f"model.layers.{layer}.{_LAYER_TENSORS[kind]}.weight"
 
 
-def _rotary_halves(
-    weight: np.ndarray[Any, Any], heads: int
-) -> np.ndarray[Any, Any]:
+def _rotary_halves(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Undoes the converter's `permute`: llama.cpp interleaves the rotary pairs of each head.
 
     Args:

@@ -39,7 +39,10 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
     require_free(out_dir, _checkpoint_bytes(spec, base), "training's checkpoints")
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
-    loaded = engines.load(engine, spec, base, emit)
+    from loco_trainer import memory  # imports torch
+
+    with memory.exhaustion_explained():
+        loaded = engines.load(engine, spec, base, emit)
     tokenizer = _tokenizer(base)
     data = rows.read(
         inputs.files["prepare/training_data.jsonl"],
@@ -57,7 +60,9 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     from loco_trainer import fitting  # after the engine: unsloth must come before trl
 
     folder = out_dir / "checkpoints"
-    trainer = fitting.trainer(spec, loaded, tokenizer, data.rows, folder, emit)
+    trainer = fitting.trainer(
+        spec, loaded, data.rows, tokenizer=tokenizer, folder=folder, emit=emit
+    )
     resume = checkpoints.newest_whole(inputs.resume, emit)
     if resume:
         emit.log(f"Going on from step {checkpoints.step_of(resume)} ({resume}).")
@@ -93,7 +98,7 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
         last_loss=log[-1].loss,
         train_seconds=round(seconds, 3),
         tokens_per_second=round(fitting.tokens_computed(trainer) / max(seconds, 1e-9), 1),
-        peak_gpu_memory_gb=round(fitting.peak_gpu_memory_gb(), 3),
+        peak_gpu_memory_gb=round(memory.peak_gpu_gb(), 3),
         log=log,
     )
 
