@@ -4,6 +4,7 @@ Address, Redis and folders come from LOCO_HOST, LOCO_PORT, LOCO_REDIS_URL, LOCO_
 """
 
 import logging
+import signal
 import sys
 from types import FrameType
 
@@ -31,10 +32,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._streams = streams
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes SIGTERM or SIGINT."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
+        """Takes SIGTERM or SIGINT; unlike uvicorn's own, a clean stop ends with exit code 0."""
         self._streams.close()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def build(settings: Settings) -> Context:
@@ -98,7 +100,9 @@ def main() -> int:
         context = build(Settings.from_environment())
         check_bind(context)
     except LocoError as error:
-        print(" ".join(filter(None, (error.message, error.hint))), file=sys.stderr)  # noqa: T201
+        variable = f"{error.param}:" if error.param and error.param not in error.message else None
+        words = filter(None, ("loco_api:", variable, error.message, error.hint))
+        print(*words, file=sys.stderr)  # noqa: T201
         return 2
     server(context).run()
     return 0
