@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -19,13 +20,8 @@ import llama_cpp
 from loco_modelhost.options import Options
 from loco_modelhost.refusals import Refusal
 
-#: Tokens a prompt must share with the one before for its cached part to be kept. A prompt evaluated
-#: in other pieces gives logits that differ in their last bits, which can flip a greedy answer:
-#: short prompts are always evaluated whole, so the same question gives the same answer.
-PREFIX_WORTH_KEEPING = 256
-
-#: Tokens evaluated at once; a cancelled request is noticed between two such pieces.
-BATCH = 512
+#: Tokens evaluated at once. A cancelled request is noticed between two such pieces.
+PIECE = 128
 
 OVERFLOW = (
     "the prompt is longer than the context length currently available to the model; shorten the "
@@ -89,7 +85,7 @@ class Engine:
         self.context_length = context_length
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = context_length
-        context.n_batch = min(BATCH, context_length)
+        context.n_batch = min(PIECE, context_length)
         context.n_threads = context.n_threads_batch = _cores()
         self._context = llama_cpp.llama_init_from_model(self._model, context)
         if not self._context:
@@ -101,7 +97,8 @@ class Engine:
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(vocabulary))
         self.bos = self._text(llama_cpp.llama_vocab_bos(vocabulary))
         self.eos = self._text(llama_cpp.llama_vocab_eos(vocabulary))
-        self._cached: list[int] = []
+        self._prompt: list[int] = []  # what the context holds from its start, …
+        self._ends: list[int] = []  # … and in which pieces it was evaluated
 
     def close(self) -> None:
         """Frees the model's memory; the engine can't be used any more."""
@@ -148,23 +145,34 @@ class Engine:
             llama_cpp.llama_sampler_free(sampler)
 
     def _evaluate_prompt(self, session: Session) -> None:
-        tokens = session.tokens
-        keep = 0
-        for old, new in zip(self._cached, tokens[:-1], strict=False):
-            if old != new:
+        """Evaluates what the context doesn't hold yet.
+
+        A prompt cut into other pieces gives logits that differ in their last bits, which can flip a
+        greedy answer. So the pieces depend on the prompt alone, and only whole pieces are kept from the
+        prompt before: the same question gives the same answer, whatever was asked before it.
+        """
+        tokens, ends = session.tokens, self._piece_ends(session.tokens)
+        kept = [0]
+        for old, new in zip(self._ends, ends[:-1], strict=False):
+            if old != new or self._prompt[kept[-1] : old] != tokens[kept[-1] : new]:
                 break
-            keep += 1
-        if keep < PREFIX_WORTH_KEEPING or not llama_cpp.llama_memory_seq_rm(
-            self._memory, 0, keep, -1
-        ):
-            keep = 0
+            kept.append(new)
+        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, kept[-1], -1):
+            kept = [0]  # some architectures can't forget a part
             llama_cpp.llama_memory_clear(self._memory, True)
-        self._cached = tokens[:keep]
-        size = min(BATCH, self.context_length)
-        for start in range(keep, len(tokens), size):
+        self._prompt, self._ends = tokens, kept[1:]
+        for start, end in pairwise([kept[-1], *ends[len(kept) - 1 :]]):
             if session.cancelled.is_set():
                 return
-            self._decode(tokens[start : start + size])
+            self._decode(tokens[start:end])
+            self._ends.append(end)
+
+    def _piece_ends(self, tokens: list[int]) -> list[int]:
+        """Where the pieces of a prompt end: the first turn, mostly the system prompt, is its own."""
+        is_end = llama_cpp.llama_vocab_is_eog
+        first = next((i + 1 for i, t in enumerate(tokens) if is_end(self._vocabulary, t)), 0)
+        ends = {*range(PIECE, first, PIECE), first, *range(first + PIECE, len(tokens), PIECE)}
+        return sorted((ends | {len(tokens)}) - {0})
 
     def _generate(self, session: Session, sampler: Any) -> Iterator[str]:
         limit = session.context_length - len(session.tokens)
@@ -197,10 +205,9 @@ class Engine:
             self._context, llama_cpp.llama_batch_get_one(ids, len(tokens))
         )
         if code:
-            self._cached = []
+            self._prompt, self._ends = [], []
             llama_cpp.llama_memory_clear(self._memory, True)
             raise EngineError(f"llama_decode failed with code {code}")
-        self._cached.extend(tokens)
 
     def _text(self, token: int) -> str:
         return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""

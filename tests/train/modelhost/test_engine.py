@@ -1,11 +1,12 @@
 """Generation through llama.cpp, against its own high-level API."""
 
+import ctypes
 from pathlib import Path
 
 import llama_cpp
 import pytest
 
-from loco_modelhost.engine import PREFIX_WORTH_KEEPING, Engine, EngineError, Session, StopFilter
+from loco_modelhost.engine import PIECE, Engine, EngineError, Session, StopFilter
 from loco_modelhost.options import Options
 from loco_modelhost.refusals import Refusal
 
@@ -92,13 +93,49 @@ def test_end_of_context_ends_the_answer(weights_path):
     engine.close()
 
 
-def test_long_common_start_is_evaluated_once(engine):
+def logits(engine: Engine, prompt: str) -> bytes:
+    """The raw logits after a prompt."""
+    session = Session(engine.tokenize(prompt), Options(), 1024)
+    engine._evaluate_prompt(session)
+    size = llama_cpp.llama_vocab_n_tokens(engine._vocabulary) * 4
+    return ctypes.string_at(llama_cpp.llama_get_logits_ith(engine._context, -1), size)
+
+
+def test_kept_parts_change_no_bit(engine, weights_path):
+    """Prompts that share a system prompt, a long start, or all, in both orders."""
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    long = system + "<|im_start|>user\n" + "one two three four " * 36
+    prompts = [system + PROMPT, system + "<|im_start|>user\nHi", long + "A", long + "B", PROMPT]
+    order = [0, 1, 0, 2, 3, 2, 4, 3, 1]
+    warm = [logits(engine, prompts[i]) for i in order]
+    fresh = {}
+    for i in range(len(prompts)):
+        other = Engine(weights_path, 1024)
+        fresh[i] = logits(other, prompts[i])
+        other.close()
+    assert [warm[n] == fresh[i] for n, i in enumerate(order)] == [True] * len(order)
+
+
+def test_common_start_is_evaluated_once(engine):
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    say(engine, system + PROMPT, num_predict=1)
+    before = engine.evaluated
+    other = system + "<|im_start|>user\nHi"
+    say(engine, other, num_predict=1)
+    assert engine.evaluated - before < len(engine.tokenize(other)) - 6
     start = "one two three four " * 80
-    assert len(engine.tokenize(start)) > PREFIX_WORTH_KEEPING
     say(engine, start + "A", num_predict=1)
     before = engine.evaluated
     say(engine, start + "B", num_predict=1)
-    assert engine.evaluated - before < 10
+    assert engine.evaluated - before <= PIECE
+
+
+def test_an_answer_is_not_mistaken_for_a_prompt(engine, weights_path):
+    """The tokens of an answer were evaluated one by one: a prompt that repeats them starts anew."""
+    text = say(engine, num_predict=8)[0]
+    other = Engine(weights_path, 1024)
+    assert logits(engine, PROMPT + text) == logits(other, PROMPT + text)
+    other.close()
 
 
 def test_cancelled_session_stops(engine):
