@@ -47,7 +47,6 @@ _MODULES = {
     "llama-cpp-python": "llama_cpp",
     "pyyaml": "yaml",
     "reasoning-gym": "reasoning_gym",
-    "sse-starlette": "sse_starlette",
 }
 
 _PROBE = """
