@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._streams = streams
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's)
+    def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Takes SIGTERM or SIGINT; unlike uvicorn's own, a clean stop ends with exit code 0."""
         self._streams.close()
         self.force_exit = self.should_exit and sig == signal.SIGINT
