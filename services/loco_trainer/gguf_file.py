@@ -68,7 +68,7 @@ def convert(folder: Path, target: Path, *, outtype: str, name: str, emit: Emitte
     if not (converter / "convert_hf_to_gguf.py").is_file():
         raise ExportFailed(
             f"The GGUF converter is missing in {converter}.",
-            hint="Run `make setup-train`; it installs services/requirements/converter.txt there.",
+            hint="Run `make setup`; it installs services/requirements/converter.txt there.",
         )
     log = target.with_suffix(".convert.log")
     command = [sys.executable, "-m", "convert_hf_to_gguf", "--outtype", outtype]
@@ -152,7 +152,7 @@ def answer(path: Path, prompt: str, *, tokens: int) -> tuple[str, bool]:
     try:
         model = llama_cpp.Llama(
             str(path),
-            n_ctx=1024,
+            n_ctx=512,
             n_threads=usable_cpus(),
             verbose=False,
         )

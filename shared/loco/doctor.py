@@ -221,11 +221,11 @@ def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:
     yield from _venv("runtime venv", Path(sys.executable), ("api", "worker"), "make setup")
     if not settings.train_python.exists():
         message = f"No Python at {settings.train_python}."
-        fix = "Run `make setup-train`, or set LOCO_TRAIN_PYTHON to the training venv's Python."
+        fix = "Run `make setup`, or set LOCO_TRAIN_PYTHON to the training venv's Python."
         yield Finding("training venv", Level.PROBLEM, message, fix)
         return
     extras = ("train", "gpu") if has_gpu else ("train",)
-    yield from _venv("training venv", settings.train_python, extras, "make setup-train")
+    yield from _venv("training venv", settings.train_python, extras, "make setup")
 
 
 def api(client: Client) -> Iterator[Finding]:

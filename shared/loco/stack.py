@@ -156,7 +156,7 @@ class Stack:
             raise InvalidRequest(
                 f"No training environment: {given.train_python} is missing.",
                 param="LOCO_TRAIN_PYTHON",
-                hint="`make setup-train` builds it; or set LOCO_TRAIN_PYTHON to its Python.",
+                hint="`make setup` builds it; or set LOCO_TRAIN_PYTHON to its Python.",
             )
         given.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _take_lock(given.data_dir)

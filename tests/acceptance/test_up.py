@@ -180,7 +180,7 @@ def test_two_run_side_by_side_but_not_on_one_folder(start: Callable[..., Up]) ->
 def test_a_missing_training_environment_names_the_target(start: Callable[..., Up]) -> None:
     up = start(LOCO_TRAIN_PYTHON="/nowhere/bin/python")
     assert up.process.wait(30) != 0
-    assert "make setup-train" in up.lines
+    assert "make setup" in up.lines
 
 
 def test_a_redis_that_does_not_answer_is_not_replaced_silently(start: Callable[..., Up]) -> None:

@@ -442,7 +442,7 @@ def test_doctor_names_every_part_and_its_fix(loco, live_api):
     assert "problem api, worker_gpu" in done.stdout
     missing = loco("doctor", LOCO_TRAIN_PYTHON="nowhere/python", LOCO_DATA_DIR="/proc/1/loco")
     assert "problem disk, data" in missing.stdout
-    assert "make setup-train" in missing.stdout
+    assert "make setup" in missing.stdout
 
 
 def test_doctor_of_a_server_elsewhere_looks_at_the_server_only(loco):
