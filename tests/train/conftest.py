@@ -14,9 +14,12 @@ from loco.events import StageEvent, parse_event
 from loco.program import Emitter
 from loco.specs import BaseModelSpec, Inputs, StageRun, TrainSpec
 from loco.stages import Stage
+from loco_trainer.threads import share_cpus
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = REPOSITORY / ".loco" / "test-models"
+
+share_cpus()  # torch is imported by the tests, before a stage could say so
 
 
 class Recorder(Emitter):

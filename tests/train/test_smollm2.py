@@ -76,9 +76,10 @@ def test_greedy_text_is_llama_cpps(
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = llama_cpp.LLAMA_FTYPE_ALL_F32
     parameters.allow_requantize = True
-    assert 0 == llama_cpp.llama_model_quantize(
+    code = llama_cpp.llama_model_quantize(
         str(smollm2.wheel_gguf()).encode(), str(exact).encode(), parameters
     )
+    assert code == 0
     model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
     for question in ["What is 15 + 27?", "What is the capital of France?", "Name three colours."]:
         prompt = tokenizer.apply_chat_template(

@@ -1,6 +1,5 @@
 """Stage train on the toy model: what the spec says is what happens, and a stopped run goes on."""
 
-import itertools
 import json
 import math
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from loco.errors import DiskFull, TrainingFailed
 from loco.events import Progress
@@ -178,8 +177,6 @@ def test_accumulation_is_the_same_as_a_larger_batch(
 def test_a_loss_that_is_no_number_fails_with_the_way_out(
     toy_spec: TrainSpec, toy_dir: Path, inputs: Inputs, tmp_path: Path, recorder: Any
 ) -> None:
-    from safetensors.torch import save_file
-
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in toy_dir.iterdir():
@@ -246,9 +243,6 @@ def test_the_order_keeps_a_steps_rows_and_sorts_them_by_length() -> None:
         assert list(order) == epochs[-1]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
-    for step in (
-        itertools.batched(epochs[0], 4)
-        if hasattr(itertools, "batched")
-        else [epochs[0][i : i + 4] for i in range(0, 10, 4)]
-    ):
+    for start in range(0, 10, 4):
+        step = epochs[0][start : start + 4]
         assert [lengths[i] for i in step] == sorted(lengths[i] for i in step)
