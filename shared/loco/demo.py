@@ -30,7 +30,9 @@ def main() -> int:
         given = Settings.from_environment()
         # a folder and a port of its own: a `loco up` may be running beside it
         settings = given.model_copy(update={"data_dir": given.data_dir / "demo", "port": 0})
-        with Stack(settings, say=lambda name, text: console.print(f"{name:<9}  {text}")) as stack:
+        with Stack(
+            settings, say=lambda name, text: console.print(f"{name:<9}  {text}", soft_wrap=True)
+        ) as stack:
             if not stack.wait_ready():
                 raise stack.error or LocoError(
                     "The services did not get ready.", hint=f"See {settings.data_dir / 'logs'}."
@@ -46,6 +48,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     console.print(f"demo took {duration(time.monotonic() - started)}; everything is stopped")
+    console.print(f"to use the model: loco up --data-dir {settings.data_dir}", soft_wrap=True)
     return 0 if job.status is JobStatus.SUCCEEDED else 1
 
 

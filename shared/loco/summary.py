@@ -117,19 +117,21 @@ def outcome(task: Task) -> str:
 
 def comparison_table(result: EvalResult) -> Table:
     """Base against adapter on each set, with 95 % Wilson intervals and the exact McNemar p."""
-    table = Table(title="Base against adapter", title_justify="left", title_style="bold")
-    for name in ("set", "model"):
-        table.add_column(name, overflow="fold")
-    for name in ("correct", "accuracy", "95 % interval", "gain", "p"):
+    table = Table(
+        title=f"{result.base_model} (base) against {result.candidate} (adapter)",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("set")
+    for name in ("base (95 % interval)", "adapter (95 % interval)", "gain", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for comparison in result.comparisons:
-        table.add_row(comparison.set, *_score_cells(comparison.base), "", "")
         table.add_row(
-            "",
-            *_score_cells(comparison.candidate),
+            comparison.set.replace("_", " "),
+            _score(comparison.base),
+            _score(comparison.candidate),
             Text(_points(comparison.gain), style="green" if comparison.gain > 0 else "yellow"),
             p_value(comparison.p_value),
-            end_section=True,
         )
     return table
 
@@ -139,17 +141,16 @@ def p_value(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
-def _score_cells(score: Score) -> tuple[str, str, str, str]:
+def _score(score: Score) -> str:
+    """Like `51/100  51 % (41 to 61)`."""
     return (
-        score.model,
-        f"{score.correct}/{score.total}",
-        share(score.accuracy),
-        f"{100 * score.low:.0f} to {100 * score.high:.0f} %",
+        f"{score.correct}/{score.total}  {share(score.accuracy)} "
+        f"({100 * score.low:.0f} to {100 * score.high:.0f})"
     )
 
 
 def _points(gain: float) -> str:
-    return f"{100 * gain:+.0f} points"
+    return f"{100 * gain:+.0f} pts"
 
 
 def _result(task: Task | None, model: type[_ResultT]) -> _ResultT | None:
