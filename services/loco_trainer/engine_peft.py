@@ -11,6 +11,8 @@ from loco.specs import TrainSpec
 from loco_trainer.base_models import read_config
 from loco_trainer.engines import Loaded, holds_4bit
 
+_PLAIN_ATTENTION_LENGTH = 256
+
 
 def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
     """Loads the base (4-bit on a GPU when asked for) and adds a LoRA adapter seeded by the spec."""
@@ -36,7 +38,7 @@ def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
         dtype=dtype,
         quantization_config=quantize,
         device_map={"": 0} if torch.cuda.is_available() else None,
-        attn_implementation="sdpa",
+        attn_implementation=_attention(spec),
     )
     if four_bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
@@ -59,6 +61,17 @@ def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
         precision="bf16" if compute is torch.bfloat16 else "fp32",
         loss_type="chunked_nll",
     )
+
+
+def _attention(spec: TrainSpec) -> str:
+    """Plain attention for short rows on a CPU, else torch's fused one.
+
+    The fused backward pass is slow there: a step of 8 * 80 tokens takes 2.5 s with plain attention
+    and 3.0 s with the fused one (135M parameters, one core). Plain attention keeps a length * length
+    matrix a head, so long rows would need too much memory.
+    """
+    short = spec.max_length <= _PLAIN_ATTENTION_LENGTH
+    return "eager" if short and not torch.cuda.is_available() else "sdpa"
 
 
 def _compute_dtype() -> torch.dtype:
