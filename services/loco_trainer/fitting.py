@@ -208,10 +208,10 @@ class _Fit(SFTTrainer):
         self.watch = watch
         super().__init__(**arguments)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> DataOrder:  # noqa: ARG002
+    def _get_train_sampler(self, *_: Any) -> DataOrder:
         return self._order
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:  # noqa: ARG002
+    def create_scheduler(self, *_: Any, optimizer: Any = None, **__: Any) -> LambdaLR:
         """Our learning rate over the steps."""
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._rate)
         return self.lr_scheduler

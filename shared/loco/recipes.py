@@ -209,11 +209,13 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
             asked,
         )
-    served = document[Stage.REGISTER.value]  # the Modelfile says what register sends to Ollama
-    document[Stage.EXPORT.value] = {
-        k: served[k] for k in ("temperature", "num_ctx", "num_predict") if k in served
-    } | document[Stage.EXPORT.value]
-    return _validate(JobSpec, document, where="")
+    job = _validate(JobSpec, document, where="")
+    served = {  # the Modelfile says what register sends to Ollama
+        field: getattr(job.register_, field)
+        for field in ("temperature", "num_ctx", "num_predict")
+        if field not in document[Stage.EXPORT.value]
+    }
+    return job.model_copy(update={"export": job.export.model_copy(update=served)})
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,15 @@ from gguf import GGUFReader
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loco import recipes
 from loco.artifacts import sha256_of
 from loco.errors import DiskFull, ExportFailed
 from loco.program import Stopped
 from loco.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
 from loco_trainer import disk, export, gguf_file, rows, train
 from loco_trainer.threads import usable_cpus
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,16 @@ def test_the_files_and_the_figures(
     percents = percents[percents.index(30.0) :]
     assert percents == sorted(percents)
     assert percents[-1] == 100
+
+
+def test_the_modelfile_says_what_register_will_send() -> None:
+    spec = recipes.resolve(
+        REPOSITORY / "adapters",
+        recipes.JobRequest(adapter="math", profile="tiny", export={"temperature": 0.25}),
+    )
+    text = export.modelfile(spec.export, "unsloth.Q4_K_M.gguf")
+    assert "PARAMETER num_ctx 1024\nPARAMETER num_predict 128\n" in text  # tiny's register
+    assert "PARAMETER temperature 0.25\n" in text  # export's own wins
 
 
 def test_a_stop_during_the_merge_leaves_nothing(
