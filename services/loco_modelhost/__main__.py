@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="where models are stored")
     parser.add_argument("--most-loaded", type=int, default=3, help="models kept in memory")
     parser.add_argument("--most-waiting", type=int, default=512, help="requests that may wait")
+    parser.add_argument("--parallel", type=int, default=1, help="requests a model answers at once")
     arguments = parser.parse_args()
     # Threads that spin while they wait for each other cost most of the speed as soon as something else
     # runs on the machine (measured: docs/modelhost.md). Read when llama.cpp is loaded, so set before.
@@ -30,6 +31,7 @@ def main() -> None:
         host=arguments.host,
         most_loaded=arguments.most_loaded,
         most_waiting=arguments.most_waiting,
+        parallel=arguments.parallel,
     )
     uvicorn.run(
         app,

@@ -14,7 +14,7 @@ from loco_modelhost.body import Body
 from loco_modelhost.engine import Engine, Session
 from loco_modelhost.models import Model
 from loco_modelhost.options import Options
-from loco_modelhost.pool import Loaded
+from loco_modelhost.pool import Slot
 from loco_modelhost.refusals import Refusal
 from loco_modelhost.thinking import ThinkingSplitter
 
@@ -67,17 +67,17 @@ class Answer:
         head = {"model": self.requested, "created_at": created}
         return {**head, **content, "done": done, **more}
 
-    async def prompt(self, loaded: Loaded, messages: Messages) -> tuple[str, list[int]]:
+    async def prompt(self, slot: Slot, messages: Messages) -> tuple[str, list[int]]:
         """The rendered prompt and its tokens, cut to the context unless `truncate` is false."""
-        return await loaded.call(lambda engine: self._fitted(engine, messages))
+        return await slot.call(lambda engine: self._fitted(engine, messages))
 
     async def pieces(
-        self, loaded: Loaded, prompt: str, tokens: list[int]
+        self, slot: Slot, prompt: str, tokens: list[int]
     ) -> AsyncIterator[tuple[str, str, Event]]:
         """(content, thinking, {}) for each piece, at last what was held back and the counts."""
         session = Session(tokens, self.options, self.options.num_ctx, self.grammar)
         splitter = ThinkingSplitter(prompt, active=bool(self.think))
-        async for piece in loaded.pieces(session):
+        async for piece in slot.pieces(session):
             thinking, content = splitter.add(piece)
             if thinking or content:
                 yield content, thinking, {}

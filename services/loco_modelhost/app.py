@@ -21,7 +21,9 @@ from loco_modelhost.routes import router
 from loco_modelhost.store import Store
 
 
-def build(folder: Path, *, host: str, most_loaded: int = 3, most_waiting: int = 512) -> FastAPI:
+def build(
+    folder: Path, *, host: str, most_loaded: int = 3, most_waiting: int = 512, parallel: int = 1
+) -> FastAPI:
     """The application.
 
     Args:
@@ -29,6 +31,7 @@ def build(folder: Path, *, host: str, most_loaded: int = 3, most_waiting: int = 
         host: the address it is bound to; on loopback foreign Host headers are refused.
         most_loaded: models kept in memory at once.
         most_waiting: requests that may wait before others are turned away with a 503.
+        parallel: requests one model answers at once; they share the CPUs.
     """
 
     @asynccontextmanager
@@ -39,7 +42,7 @@ def build(folder: Path, *, host: str, most_loaded: int = 3, most_waiting: int = 
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store = Store(folder)
-    app.state.pool = Pool(most_loaded=most_loaded, most_waiting=most_waiting)
+    app.state.pool = Pool(most_loaded=most_loaded, most_waiting=most_waiting, parallel=parallel)
     app.include_router(router)
     _add_errors(app)
     if _is_loopback(host):

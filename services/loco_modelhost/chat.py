@@ -35,7 +35,7 @@ async def chat(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]:
         return
     if body.any("tools"):
         _refuse_tools(model)
-    async with pool.use(model, answer.options.num_ctx, body.keep_alive()) as loaded:
+    async with pool.use(model, answer.options.num_ctx, body.keep_alive()) as slot:
         answer.loaded_at = time.monotonic_ns()
         if not messages:
             yield answer.event(_NOTHING, done=True, done_reason="load")
@@ -45,12 +45,12 @@ async def chat(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]:
             conversation.insert(0, {"role": "system", "content": model.system})
         if model.config.model_family == "qwen3":
             conversation = without_thinking(conversation)
-        prompt, tokens = await answer.prompt(loaded, conversation)
+        prompt, tokens = await answer.prompt(slot, conversation)
         if body.flag("_debug_render_only"):
             shown = {"message": {"role": "", "content": ""}}
             yield answer.event(shown, _debug_info={"rendered_template": prompt})
             return
-        async for content, thinking, final in answer.pieces(loaded, prompt, tokens):
+        async for content, thinking, final in answer.pieces(slot, prompt, tokens):
             message = {"role": "assistant", "content": content}
             message |= {"thinking": thinking} if thinking else {}
             yield answer.event({"message": message}, **final)

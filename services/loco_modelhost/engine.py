@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import llama_cpp
@@ -62,34 +62,68 @@ class Session:
     tally: Tally = field(default_factory=Tally)
 
 
-class Engine:
-    """A model and its context. Not thread-safe: `loco_modelhost.pool` gives each one thread."""
+class Weights:
+    """A GGUF in memory, shared by the engines that hold it and freed with the last of them."""
 
-    def __init__(self, path: Path, context_length: int) -> None:
-        """Loads the model.
+    def __init__(self, path: Path) -> None:
+        """Takes the path; the first engine loads the file."""
+        self._path = path
+        self._lock = Lock()
+        self._holders = 0
+        self._model: Any = None
 
-        Args:
-            path: a GGUF file.
-            context_length: tokens of context, prompt and answer together.
+    def hold(self) -> Any:
+        """llama.cpp's model, loaded if nobody held it.
 
         Raises:
             EngineError: the file can't be loaded.
         """
-        _start_backend()
-        parameters = llama_cpp.llama_model_default_params()
-        parameters.n_gpu_layers = -1  # all of them, where llama.cpp was built with a GPU
-        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-        if not self._model:
-            raise EngineError(f"unable to load model: {path}")
-        self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
+        with self._lock:
+            if not self._holders:
+                _start_backend()
+                parameters = llama_cpp.llama_model_default_params()
+                parameters.n_gpu_layers = -1  # all of them, where llama.cpp was built with a GPU
+                self._model = llama_cpp.llama_model_load_from_file(
+                    str(self._path).encode(), parameters
+                )
+                if not self._model:
+                    raise EngineError(f"unable to load model: {self._path}")
+            self._holders += 1
+            return self._model
+
+    def let_go(self) -> None:
+        """Gives up one `hold`."""
+        with self._lock:
+            self._holders -= 1
+            if not self._holders:
+                llama_cpp.llama_model_free(self._model)
+
+
+class Engine:
+    """One context of a model. Not thread-safe: `loco_modelhost.pool` gives each one thread."""
+
+    def __init__(self, weights: Weights, context_length: int, *, threads: int) -> None:
+        """Loads the weights, unless another engine has, and makes a context.
+
+        Args:
+            weights: the model.
+            context_length: tokens of context, prompt and answer together.
+            threads: CPU threads that compute.
+
+        Raises:
+            EngineError: the file can't be loaded or there is no memory for the context.
+        """
+        self._weights = weights
+        model = weights.hold()
+        self._vocabulary = llama_cpp.llama_model_get_vocab(model)
         self.context_length = context_length
         context = llama_cpp.llama_context_default_params()
         context.n_ctx = context_length
         context.n_batch = min(PIECE, context_length)
-        context.n_threads = context.n_threads_batch = _cores()
-        self._context = llama_cpp.llama_init_from_model(self._model, context)
+        context.n_threads = context.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(model, context)
         if not self._context:
-            llama_cpp.llama_model_free(self._model)
+            weights.let_go()
             raise EngineError(f"no memory for a context of {context_length} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = self._vocabulary
@@ -101,9 +135,9 @@ class Engine:
         self._ends: list[int] = []  # … and in which pieces it was evaluated
 
     def close(self) -> None:
-        """Frees the model's memory; the engine can't be used any more."""
+        """Frees the context and its hold on the weights; the engine can't be used any more."""
         llama_cpp.llama_free(self._context)
-        llama_cpp.llama_model_free(self._model)
+        self._weights.let_go()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered prompt, with the BOS token where the model asks for one."""
@@ -305,5 +339,6 @@ def _start_backend() -> None:
     llama_cpp.llama_backend_init()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

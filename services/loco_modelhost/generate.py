@@ -8,7 +8,7 @@ from loco_modelhost.answer import Answer, Event
 from loco_modelhost.body import Body
 from loco_modelhost.engine import Engine
 from loco_modelhost.models import Model
-from loco_modelhost.pool import Loaded, Pool
+from loco_modelhost.pool import Pool, Slot
 from loco_modelhost.refusals import INVALID_NAME, Refusal, not_found
 from loco_modelhost.store import Store
 
@@ -33,22 +33,22 @@ async def generate(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]
         yield answer.event({"response": ""}, done=True, done_reason="unload")
         return
     _check(model, body)
-    async with pool.use(model, answer.options.num_ctx, body.keep_alive()) as loaded:
+    async with pool.use(model, answer.options.num_ctx, body.keep_alive()) as slot:
         answer.loaded_at = time.monotonic_ns()
         if empty:
             yield answer.event({"response": ""}, done=True, done_reason="load")
             return
-        prompt, tokens = await _prompt(model, answer, loaded, body)
+        prompt, tokens = await _prompt(model, answer, slot, body)
         if body.flag("_debug_render_only"):
             yield answer.event({"response": ""}, _debug_info={"rendered_template": prompt})
             return
         said = ""
-        async for content, thinking, final in answer.pieces(loaded, prompt, tokens):
+        async for content, thinking, final in answer.pieces(slot, prompt, tokens):
             said += thinking + content
             more: Event = {"thinking": thinking} if thinking else {}
             if final and not body.flag("raw"):
                 whole = prompt + said
-                more["context"] = await loaded.call(partial(Engine.tokenize, text=whole))
+                more["context"] = await slot.call(partial(Engine.tokenize, text=whole))
             yield answer.event({"response": content}, **more, **final)
 
 
@@ -67,18 +67,16 @@ def _check(model: Model, body: Body) -> None:
         raise Refusal(400, f"{model.manifest.name} does not support insert")
 
 
-async def _prompt(
-    model: Model, answer: Answer, loaded: Loaded, body: Body
-) -> tuple[str, list[int]]:
+async def _prompt(model: Model, answer: Answer, slot: Slot, body: Body) -> tuple[str, list[int]]:
     """The prompt as it is (`raw`), or rendered as a chat, after the `context` of an earlier answer."""
     text, earlier = body.text("prompt"), body.any("context")
     if body.flag("raw"):
-        return text, await loaded.call(partial(Engine.tokenize, text=text))
+        return text, await slot.call(partial(Engine.tokenize, text=text))
     messages = [] if earlier else [*model.messages]
     if system := body.text("system") or model.system:
         messages.insert(0, {"role": "system", "content": system})
-    prompt, tokens = await answer.prompt(loaded, [*messages, {"role": "user", "content": text}])
+    prompt, tokens = await answer.prompt(slot, [*messages, {"role": "user", "content": text}])
     if not earlier:
         return prompt, tokens
-    prompt = await loaded.call(partial(Engine.detokenize, tokens=earlier)) + prompt
-    return prompt, await loaded.call(partial(Engine.tokenize, text=prompt))
+    prompt = await slot.call(partial(Engine.detokenize, tokens=earlier)) + prompt
+    return prompt, await slot.call(partial(Engine.tokenize, text=prompt))

@@ -1,7 +1,7 @@
 """The loaded models: who waits, who runs, who is put out.
 
-Each loaded model has one thread of its own, so its requests run one after the other in the order they
-came, and nothing else touches its context.
+A loaded model has slots, each with a context and a thread of its own: the requests of a slot run one
+after the other in the order they came, and nothing else touches its context. As OLLAMA_NUM_PARALLEL.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loco_modelhost.engine import Engine, Session
+from loco_modelhost.engine import Engine, Session, Weights, cores
 from loco_modelhost.models import Model
 from loco_modelhost.refusals import BUSY, Refusal
 
@@ -27,34 +27,18 @@ _FOREVER = 365 * 24 * 3600
 
 
 @dataclass(eq=False)
-class Loaded:
-    """A model in memory, or on its way there."""
+class Slot:
+    """One of a model's places to generate in: a context and the thread that uses it."""
 
-    model: Model
-    context_length: int
+    weights: Weights
     thread: ThreadPoolExecutor
+    compute_threads: int
+    context_length: int = 0
     engine: Engine | None = None
     users: int = 0
-    expires_at: datetime = NEVER
-    expiry: asyncio.TimerHandle | None = None
-    leaving: bool = False
-
-    def listed(self) -> dict[str, Any]:
-        """The model in /api/ps."""
-        name = self.model.manifest.name.short
-        return {
-            "name": name,
-            "model": name,
-            "size": self.model.weights.size,
-            "digest": self.model.manifest.digest,
-            "details": self.model.details,
-            "expires_at": self.expires_at.isoformat(),
-            "size_vram": 0,
-            "context_length": self.context_length,
-        }
 
     async def call(self, work: Callable[[Engine], T]) -> T:
-        """Runs work on the model's thread, after what came before."""
+        """Runs work on the slot's thread, after what came before."""
         return await asyncio.get_running_loop().run_in_executor(
             self.thread, lambda: work(self._ready())
         )
@@ -92,21 +76,69 @@ class Loaded:
             self.engine.close()
             self.engine = None
         if not self.engine:
-            self.engine = Engine(self.model.path, self.context_length)
+            self.engine = Engine(self.weights, self.context_length, threads=self.compute_threads)
         return self.engine
 
     def close(self) -> None:
         """Frees the memory once the thread is through with what waits for it."""
-        if self.expiry:
-            self.expiry.cancel()
         self.thread.submit(lambda: self.engine.close() if self.engine else None)
         self.thread.shutdown(wait=False)
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory, or on its way there."""
+
+    model: Model
+    context_length: int
+    slots: list[Slot]
+    expires_at: datetime = NEVER
+    expiry: asyncio.TimerHandle | None = None
+    leaving: bool = False
+
+    @property
+    def users(self) -> int:
+        """Requests that use the model or wait for it."""
+        return sum(slot.users for slot in self.slots)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether any context is there."""
+        return any(slot.engine for slot in self.slots)
+
+    def slot(self) -> Slot:
+        """The slot with the fewest users; the first of equals, so that one user keeps its context."""
+        slot = min(self.slots, key=lambda s: s.users)
+        slot.context_length = max(slot.context_length, self.context_length)
+        return slot
+
+    def listed(self) -> dict[str, Any]:
+        """The model in /api/ps."""
+        name = self.model.manifest.name.short
+        return {
+            "name": name,
+            "model": name,
+            "size": self.model.weights.size,
+            "digest": self.model.manifest.digest,
+            "details": self.model.details,
+            "expires_at": self.expires_at.isoformat(),
+            "size_vram": 0,
+            "context_length": self.context_length,
+        }
+
+    def close(self) -> None:
+        """Frees the memory once every slot is through with what waits for it."""
+        if self.expiry:
+            self.expiry.cancel()
+        for slot in self.slots:
+            slot.close()
 
 
 class Pool:
     """Loads models on demand and keeps the last few. Used from one event loop."""
 
-    def __init__(self, *, most_loaded: int = 3, most_waiting: int = 512) -> None:
+    def __init__(self, *, most_loaded: int = 3, most_waiting: int = 512, parallel: int = 1) -> None:
+        self._parallel = parallel
         self._most_loaded = most_loaded
         self._most_waiting = most_waiting
         self._requests = 0
@@ -115,8 +147,8 @@ class Pool:
     @asynccontextmanager
     async def use(
         self, model: Model, context_length: int, keep_alive: float
-    ) -> AsyncIterator[Loaded]:
-        """A loaded model, kept for `keep_alive` seconds afterwards.
+    ) -> AsyncIterator[Slot]:
+        """A place in a loaded model, which is kept for `keep_alive` seconds afterwards.
 
         Raises:
             Refusal: too many requests wait (503).
@@ -126,15 +158,17 @@ class Pool:
             raise Refusal(503, BUSY)
         self._requests += 1
         loaded = self._take(model, context_length)
-        loaded.users += 1
+        slot = loaded.slot()
+        slot.users += 1
         try:
-            await loaded.call(lambda _: None)
-            yield loaded
+            await slot.call(lambda _: None)
+            yield slot
         except BaseException:
-            keep_alive = keep_alive if loaded.engine else 0
+            keep_alive = keep_alive if loaded.in_memory else 0
             raise
         finally:
             self._requests -= 1
+            slot.users -= 1
             self._release(loaded, keep_alive)
 
     def unload(self, model: Model) -> None:
@@ -149,7 +183,9 @@ class Pool:
     def running(self) -> list[Loaded]:
         """The loaded models, the one that stays longest first."""
         return sorted(
-            (x for x in self._loaded.values() if x.engine), key=lambda x: x.expires_at, reverse=True
+            (x for x in self._loaded.values() if x.in_memory),
+            key=lambda x: x.expires_at,
+            reverse=True,
         )
 
     def close(self) -> None:
@@ -161,8 +197,7 @@ class Pool:
         loaded = self._loaded.pop(model.path, None)
         if not loaded:
             self._make_room()
-            name = f"engine {model.manifest.name.short}"
-            loaded = Loaded(model, context_length, ThreadPoolExecutor(1, thread_name_prefix=name))
+            loaded = Loaded(model, context_length, self._slots(model))
         loaded.model = model
         loaded.context_length = max(loaded.context_length, context_length)
         if loaded.expiry:
@@ -170,13 +205,20 @@ class Pool:
         self._loaded[model.path] = loaded
         return loaded
 
+    def _slots(self, model: Model) -> list[Slot]:
+        weights, name = Weights(model.path), f"engine {model.manifest.name.short}"
+        compute_threads = max(1, cores() // self._parallel)
+        return [
+            Slot(weights, ThreadPoolExecutor(1, thread_name_prefix=name), compute_threads)
+            for _ in range(self._parallel)
+        ]
+
     def _make_room(self) -> None:
         idle = [x for x in self._loaded.values() if not x.users]
         for loaded in idle[: max(0, len(self._loaded) - self._most_loaded + 1)]:
             self.unload(loaded.model)
 
     def _release(self, loaded: Loaded, keep_alive: float) -> None:
-        loaded.users -= 1
         if loaded.users:
             return
         if loaded.leaving:

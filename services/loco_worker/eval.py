@@ -9,6 +9,7 @@ fixed seed, no thinking. Every answer and verdict goes to `eval.jsonl`.
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,18 +206,20 @@ def _ask(
         "num_ctx": spec.num_ctx,
         "num_predict": spec.num_predict,
     }
-    total = len(models) * sum(len(items) for items in sets.values())
+    asks = [(name, item) for name, items in sets.items() for item in items]
+    total = len(models) * len(asks)
     started = time.monotonic()
     verdicts: list[Verdict] = []
-    for role, model in models.items():
-        correct = asked = 0
-        for name, items in sets.items():
-            for item in items:
-                emit.check_stop()
-                answer = host.chat(model, item.question, options)
+    with ThreadPoolExecutor(spec.parallel, thread_name_prefix="ask") as threads:
+        for role, model in models.items():
+            answers = threads.map(
+                lambda ask, m=model: _answer(host, m, ask[1], options, emit), asks
+            )
+            correct = 0
+            for asked, ((name, item), answer) in enumerate(zip(asks, answers, strict=True), 1):
                 verdict = _verdict(name, item, role, model, answer)
                 verdicts.append(verdict)
-                correct, asked = correct + verdict.correct, asked + 1
+                correct += verdict.correct
                 seconds_each = (time.monotonic() - started) / len(verdicts)
                 emit.progress(
                     message=f"{model}: {correct} of {asked} right",
@@ -226,6 +229,13 @@ def _ask(
                     eta_seconds=round(seconds_each * (total - len(verdicts)), 1),
                 )
     return verdicts
+
+
+def _answer(
+    host: OllamaHost, model: str, item: EvalItem, options: dict[str, Any], emit: Emitter
+) -> Answer:
+    emit.check_stop()
+    return host.chat(model, item.question, options)
 
 
 def _verdict(name: str, item: EvalItem, role: str, model: str, answer: Answer) -> Verdict:

@@ -184,6 +184,12 @@ class EvalSpec(Contract):
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
     num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
+    parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Questions asked at once; Ollama answers as many as OLLAMA_NUM_PARALLEL lets it.",
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
 
 

@@ -39,6 +39,8 @@ _REDIS_TRIES = 6
 _REDIS_PAUSE_SECONDS = 1.0
 #: A child that ends with this code before it was ready has a wrong setting: no use to try again.
 _EXIT_SETTINGS = 2
+#: Answers the model host generates at once: on a CPU several one-thread answers beat one on many.
+_MOST_PARALLEL = 4
 _LOOPBACK = "127.0.0.1"
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (read, not bound)
 
@@ -236,6 +238,7 @@ class Stack:
         )
         command = [str(self._given.train_python), "-m", "loco_modelhost", "--host", _LOOPBACK]
         command += ["--port", str(port), "--data-dir", str(self._given.data_dir / "modelhost")]
+        command += ["--parallel", str(min(_MOST_PARALLEL, os.cpu_count() or 1))]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         return [self._service("modelhost", command, environment, 10)]
 

@@ -121,9 +121,11 @@ def comparison_table(result: EvalResult) -> Table:
         title=f"{result.base_model} (base) against {result.candidate} (adapter)",
         title_justify="left",
         title_style="bold",
+        caption="with 95 % Wilson intervals and the exact McNemar p",
+        caption_justify="left",
     )
-    table.add_column("set")
-    for name in ("base (95 % interval)", "adapter (95 % interval)", "gain", "p"):
+    table.add_column("set", no_wrap=True)
+    for name in ("base", "adapter", "gain", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for comparison in result.comparisons:
         table.add_row(
@@ -142,9 +144,9 @@ def p_value(p: float) -> str:
 
 
 def _score(score: Score) -> str:
-    """Like `51/100  51 % (41 to 61)`."""
+    """Like `51/100, 51 % (41 to 61)`."""
     return (
-        f"{score.correct}/{score.total}  {share(score.accuracy)} "
+        f"{score.correct}/{score.total}, {share(score.accuracy)} "
         f"({100 * score.low:.0f} to {100 * score.high:.0f})"
     )
 

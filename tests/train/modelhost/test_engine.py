@@ -6,7 +6,7 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from loco_modelhost.engine import PIECE, Engine, EngineError, Session, StopFilter
+from loco_modelhost.engine import PIECE, Engine, EngineError, Session, StopFilter, Weights
 from loco_modelhost.options import Options
 from loco_modelhost.refusals import Refusal
 
@@ -25,7 +25,7 @@ class CountingEngine(Engine):
 
 @pytest.fixture(scope="module")
 def engine(weights_path: Path):
-    engine = CountingEngine(weights_path, 1024)
+    engine = CountingEngine(Weights(weights_path), 1024, threads=2)
     yield engine
     engine.close()
 
@@ -83,7 +83,7 @@ def test_seed_decides_the_sample(engine):
 
 
 def test_end_of_context_ends_the_answer(weights_path):
-    engine = Engine(weights_path, 64)
+    engine = Engine(Weights(weights_path), 64, threads=1)
     session = Session(engine.tokenize(PROMPT), Options(temperature=0, stop=("\0",)), 24)
     "".join(engine.pieces(session))
     assert session.tally.prompt_tokens + session.tally.generated_tokens <= 24
@@ -110,7 +110,7 @@ def test_kept_parts_change_no_bit(engine, weights_path):
     warm = [logits(engine, prompts[i]) for i in order]
     fresh = {}
     for i in range(len(prompts)):
-        other = Engine(weights_path, 1024)
+        other = Engine(Weights(weights_path), 1024, threads=1)
         fresh[i] = logits(other, prompts[i])
         other.close()
     assert [warm[n] == fresh[i] for n, i in enumerate(order)] == [True] * len(order)
@@ -133,7 +133,7 @@ def test_common_start_is_evaluated_once(engine):
 def test_an_answer_is_not_mistaken_for_a_prompt(engine, weights_path):
     """The tokens of an answer were evaluated one by one: a prompt that repeats them starts anew."""
     text = say(engine, num_predict=8)[0]
-    other = Engine(weights_path, 1024)
+    other = Engine(Weights(weights_path), 1024, threads=1)
     assert logits(engine, PROMPT + text) == logits(other, PROMPT + text)
     other.close()
 
@@ -158,7 +158,7 @@ def test_unreadable_file(tmp_path, weights_path):
     path = tmp_path / "cut.gguf"
     path.write_bytes(weights_path.read_bytes()[:100_000])
     with pytest.raises(EngineError, match="unable to load model"):
-        Engine(path, 64)
+        Engine(Weights(path), 64, threads=1)
 
 
 def test_characters_come_whole(engine):
