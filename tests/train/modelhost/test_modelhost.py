@@ -96,6 +96,20 @@ class TestQueue:
         assert {a.status_code for a in answers} == {200}
         assert len({a.json()["message"]["content"] for a in answers}) == 1
 
+    def test_parallel_requests_do_not_wait_and_get_the_same_answer(
+        self, start_host, tmp_path, weights
+    ):
+        host = start_host(tmp_path, "--parallel", "2")
+        host.create("m", weights)
+        body = {"model": "m", "messages": [{"role": "user", "content": "Go on."}]}
+        with host.http.stream("POST", "/api/chat", json={**body, **ENDLESS}) as running:
+            lines = running.iter_lines()
+            next(lines)
+            beside = host.chat("m", "Name a colour.").json()
+            assert not json.loads(next(lines))["done"]
+        alone = host.chat("m", "Name a colour.").json()  # in the other slot
+        assert beside["message"] == alone["message"]
+
     def test_too_many_are_turned_away(self, start_host, tmp_path, weights):
         host = start_host(tmp_path, "--most-waiting", "1")
         host.create("m", weights)
