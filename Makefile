@@ -49,11 +49,12 @@ up: setup ## Start everything on this machine (the same as `loco up`)
 	$(RUN)/loco up
 
 test: setup ## The whole test suite
-	$(RUN)/python -m pytest tests --ignore tests/train
+	$(RUN)/python -m pytest tests/unit tests/integration -n auto
+	$(RUN)/python -m pytest tests/acceptance tests/faults
 	.venv-train/bin/python -m pytest tests/train
 
 test-fast: setup ## What runs in under two minutes: unit and integration tests
-	$(RUN)/python -m pytest tests/unit tests/integration -m "not slow and not faults"
+	$(RUN)/python -m pytest tests/unit tests/integration -n auto -m "not slow"
 
 bench: setup ## Measure the API beside a bare route and a raw Redis round trip
 	$(RUN)/python tests/benchmarks/api.py
