@@ -27,10 +27,11 @@ from loco.errors import LocoError, RedisUnavailable, ServerUnreachable
 from loco.figures import size
 from loco.settings import Settings
 
-#: The default profile's needs (docs: a 4-bit Qwen3-4B): CUDA, memory in bytes, compute capability.
-CUDA_AT_LEAST = (12, 1)
+#: What gpu.txt's torch needs, a build for CUDA 13, which has left Volta and older cards behind.
+CUDA_AT_LEAST = (13, 0)
+COMPUTE_AT_LEAST = (7, 5)
+#: Memory in bytes for the default profile (a 4-bit Qwen3-4B); cards of 8 GB report a little less.
 GPU_MEMORY_AT_LEAST = 7.5e9
-COMPUTE_AT_LEAST = (7, 0)
 
 #: Free disk in bytes: the default profile's 16-bit base, merged copy and GGUFs; and the tiny one's.
 DISK_FOR_DEFAULT = 30e9
@@ -148,11 +149,11 @@ def judge_gpu(name: str, line: str, cuda: tuple[int, int] | None) -> Finding:
             words += f" ({size(unused)} free)"
     if cuda is not None and cuda < CUDA_AT_LEAST:
         return Finding(
-            name, Level.WARNING, words, "CUDA 12.1 is needed: install driver 530 or newer."
+            name, Level.WARNING, words, "CUDA 13 is needed: install driver 580 or newer."
         )
     capability = tuple(int(part) for part in compute.split(".") if part.isdigit())
     if capability and capability < COMPUTE_AT_LEAST:
-        fix = "Compute capability 7.0 (Volta, Turing) or newer is needed."
+        fix = "Compute capability 7.5 (Turing) or newer is needed."
         return Finding(name, Level.WARNING, words, fix)
     if memory is not None and memory < GPU_MEMORY_AT_LEAST:
         fix = "The default profile needs 8 GB: name a smaller base model, or shorten train.max_length."

@@ -1,6 +1,6 @@
 """The queue: Celery on Redis, which carries hints and nothing else.
 
-No Celery setting makes a message both never lost and never doubled on Redis (docs/adr/0002), so a
+No Celery setting makes a message both never lost and never doubled on Redis (docs/adr/0001), so a
 message only says "there may be work for you", is taken off before it is run, and the ledger decides.
 """
 

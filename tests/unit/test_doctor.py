@@ -29,9 +29,9 @@ def test_a_large_gpu_is_fine():
 @pytest.mark.parametrize(
     ("line", "cuda", "fix"),
     [
-        ("Tesla P40, 535.1, 6.1, 23040, 23000", (12, 2), "Compute capability 7.0"),
-        ("GTX 1650, 550.1, 7.5, 4096, 4000", (12, 4), "needs 8 GB"),
-        ("RTX 3090, 510.1, 8.6, 24576, 24000", (11, 6), "driver 530"),
+        ("Tesla P40, 535.1, 6.1, 23040, 23000", (13, 0), "Compute capability 7.5"),
+        ("GTX 1650, 550.1, 7.5, 4096, 4000", (13, 0), "needs 8 GB"),
+        ("RTX 3090, 510.1, 8.6, 24576, 24000", (12, 4), "driver 580"),
     ],
 )
 def test_a_gpu_that_is_too_little_is_a_warning_with_its_fix(line, cuda, fix):
@@ -41,7 +41,7 @@ def test_a_gpu_that_is_too_little_is_a_warning_with_its_fix(line, cuda, fix):
 
 
 def test_an_8_gb_card_and_unknown_words_are_fine():
-    assert judge_gpu("gpu 0", "RTX 3070, 550, 8.6, 8192, 8000", (12, 4)).level is Level.OK
+    assert judge_gpu("gpu 0", "RTX 3070, 550, 8.6, 8192, 8000", (13, 0)).level is Level.OK
     assert judge_gpu("gpu 0", "GB10, 580, 12.1, [N/A], [N/A]", None).level is Level.OK
 
 
