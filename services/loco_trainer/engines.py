@@ -4,6 +4,7 @@ An engine is a module with `load`: it returns the base model wrapped in a fresh 
 the rest, from rows to checkpoints, is the same code (`loco_trainer.fitting`).
 """
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,10 +52,22 @@ def choose(spec: TrainSpec) -> EngineName:
     return "unsloth"
 
 
-def load(name: EngineName, spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
-    """Loads the base model and adds the adapter."""
+def load(
+    name: EngineName, spec: TrainSpec, base: Path, emit: Emitter, *, cache_dir: Path
+) -> Loaded:
+    """Loads the base model and adds the adapter.
+
+    Args:
+        name: the engine.
+        spec: the recipe.
+        base: Hugging Face folder of the base model.
+        emit: told what differs from the spec.
+        cache_dir: unsloth writes the modules it generates below it.
+    """
     # unsloth patches trl and transformers, so it must be the first of them to be imported
     if name == "unsloth":
+        # read at its import; without it they go into a folder of the current directory
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir / "unsloth_compiled_cache"))
         from loco_trainer import engine_unsloth as engine
     else:
         from loco_trainer import engine_peft as engine  # type: ignore[no-redef]

@@ -101,6 +101,7 @@ def trainer(
         data_seed=spec.seed,
         max_length=None,  # rows are cut already
         packing=False,
+        padding_free=False,  # unsloth would switch it on; our collator pads
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         loss_type=loaded.loss_type,
@@ -207,6 +208,11 @@ class _Fit(SFTTrainer):
         self._rate = rate
         self.watch = watch
         super().__init__(**arguments)
+        # TRL narrows the adapter of a 4-bit base to bfloat16, in which an update below 0.2 % of a
+        # weight is rounded away.
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def _get_train_sampler(self, *_: Any) -> DataOrder:
         return self._order

@@ -31,9 +31,10 @@ def peak_gpu_gb() -> float:
 
 
 def _out_of_memory(error: BaseException) -> OutOfMemory:
-    words = str(error).splitlines()
+    # what torch says after that is about its own allocator
+    words, _, _ = (str(error) or "the machine has no more RAM").partition(" Including non-PyTorch")
     return OutOfMemory(
-        f"Training ran out of memory: {words[0] if words else 'the machine has no more RAM'}",
+        f"Training ran out of memory: {words.splitlines()[0]}",
         param="train.batch_size",
         hint="Halve train.batch_size and double train.gradient_accumulation (the result is the "
         "same), lower train.max_length, or on a GPU set train.load_in_4bit.",

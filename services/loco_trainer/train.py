@@ -42,7 +42,7 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     from loco_trainer import memory  # imports torch
 
     with memory.exhaustion_explained():
-        loaded = engines.load(engine, spec, base, emit)
+        loaded = engines.load(engine, spec, base, emit, cache_dir=inputs.models_dir)
     tokenizer = _tokenizer(base)
     data = rows.read(
         inputs.files["prepare/training_data.jsonl"],
