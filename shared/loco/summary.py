@@ -123,6 +123,8 @@ def comparison_table(result: EvalResult) -> Table:
         title_style="bold",
         caption="with 95 % Wilson intervals and the exact McNemar p",
         caption_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     table.add_column("set", no_wrap=True)
     for name in ("base", "adapter", "gain", "p"):
@@ -144,10 +146,10 @@ def p_value(p: float) -> str:
 
 
 def _score(score: Score) -> str:
-    """Like `51/100, 51 % (41 to 61)`."""
+    """Like `51/100, 51 % (41-61)`."""
     return (
         f"{score.correct}/{score.total}, {share(score.accuracy)} "
-        f"({100 * score.low:.0f} to {100 * score.high:.0f})"
+        f"({100 * score.low:.0f}-{100 * score.high:.0f})"
     )
 
 

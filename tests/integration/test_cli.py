@@ -290,7 +290,7 @@ def test_eval_measures_the_newest_registered_model(started, client, hands):
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 0, stderr
     assert "21/100" in stdout
-    assert "55 % (45 to 64)" in stdout
+    assert "55 % (45-64)" in stdout
     assert "+34 pts" in stdout
     assert "< 0.0001" in stdout
 
