@@ -40,10 +40,11 @@ class OverlapIndex:
 
     def __init__(self, ngram: int) -> None:
         self._ngram = ngram
-        self._equal: dict[str, str] = {}
-        self._grams: dict[int, dict[tuple[str, ...], str]] = {}
-        self._calculations: dict[str, str] = {}
-        self._problems: dict[str, str] = {}
+        # every table leads to the IDs of all items with that key
+        self._equal: dict[str, list[str]] = {}
+        self._grams: dict[int, dict[tuple[str, ...], list[str]]] = {}
+        self._calculations: dict[str, list[str]] = {}
+        self._problems: dict[str, list[str]] = {}
         self.items = 0
 
     def add(self, item: str, question: str, problem: str | None = None) -> None:
@@ -55,33 +56,37 @@ class OverlapIndex:
             problem: what identifies it to the generator that made it, if one did.
         """
         words = tokens(question)
-        self._equal.setdefault(" ".join(words), item)
+        self._equal.setdefault(" ".join(words), []).append(item)
         length = min(self._ngram, len(words))
         if length >= min(SHORTEST_QUESTION, self._ngram):
             table = self._grams.setdefault(length, {})
             for gram in _ngrams(words, length):
-                table.setdefault(gram, item)
+                table.setdefault(gram, []).append(item)
         if (posed := calculation(question)) is not None:
-            self._calculations.setdefault(posed, item)
+            self._calculations.setdefault(posed, []).append(item)
         if problem is not None:
-            self._problems.setdefault(problem, item)
+            self._problems.setdefault(problem, []).append(item)
         self.items += 1
 
     def match(self, question: str, problem: str | None = None) -> Match | None:
-        """The eval item a question overlaps, or None."""
+        """The first eval item a question overlaps, or None."""
+        return next(self.matches(question, problem), None)
+
+    def matches(self, question: str, problem: str | None = None) -> Iterator[Match]:
+        """Every eval item a question overlaps, by every rule; one may come more than once."""
         words = tokens(question)
-        if (item := self._equal.get(" ".join(words))) is not None:
-            return Match(item, "equal")
-        if problem is not None and (item := self._problems.get(problem)) is not None:
-            return Match(item, "problem")
-        posed = calculation(question)
-        if posed is not None and (item := self._calculations.get(posed)) is not None:
-            return Match(item, "calculation")
+        for item in self._equal.get(" ".join(words), ()):
+            yield Match(item, "equal")
+        if problem is not None:
+            for item in self._problems.get(problem, ()):
+                yield Match(item, "problem")
+        if self._calculations and (posed := calculation(question)) is not None:
+            for item in self._calculations.get(posed, ()):
+                yield Match(item, "calculation")
         for length, table in self._grams.items():
             for gram in _ngrams(words, length):
-                if (item := table.get(gram)) is not None:
-                    return Match(item, "ngram")
-        return None
+                for item in table.get(gram, ()):
+                    yield Match(item, "ngram")
 
 
 def normalise(question: str) -> str:

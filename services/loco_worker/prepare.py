@@ -2,14 +2,16 @@
 
     python -m loco_worker.prepare --spec adapters/math/runs/JOB/prepare/a1/spec.json --out /tmp/x
 
-Writes `training_data.jsonl` and, when the spec asks for generated held-out problems,
-`held_out.jsonl`. The same spec and files give the same bytes.
+Writes `training_data.jsonl`, `validation_data.jsonl` (rows of the same source to measure the loss
+on) and, when the spec asks for generated held-out problems, `held_out.jsonl`. The same spec and
+files give the same bytes.
 """
 
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,9 +29,11 @@ from loco_worker.rows import Empty, Malformed, Row
 from loco_worker.sources import Record, Records, held_out_problems, open_source
 
 TRAINING_DATA = "training_data.jsonl"
+VALIDATION_DATA = "validation_data.jsonl"
 HELD_OUT = "held_out.jsonl"
 
-#: A generator that gave so many unusable problems in a row has no new ones left.
+#: A generator that gave so many unusable problems in a row has no new ones left; a source of which
+#: so many rows resemble the training rows has nothing else to validate on.
 FRUITLESS = 2000
 #: Overlapping rows listed in the result; all are counted.
 OVERLAPS_LISTED = 1000
@@ -53,7 +57,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     emit.progress(message=f"opening source {spec.source.kind}", percent=0, last=True)
     records = open_source(spec.source, inputs, spec.seed)
     sieve = Sieve(index)
-    rows = _rows(records, spec, sieve, emit)
+    rows, rest = _divided(_usable(records, spec, sieve, emit), records.size, spec)
     if not rows:
         raise DataError(
             f"No row of {records.description} is usable: read {sieve.read}, "
@@ -64,13 +68,24 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         )
     if len(rows) < spec.examples:
         emit.log(f"{len(rows)} rows instead of {spec.examples}: the source has no more usable ones")
+    validation = _apart(rest, rows, spec, emit)
+    if len(validation) < spec.validation:
+        emit.log(
+            f"{len(validation)} validation rows instead of {spec.validation}: the source has no "
+            "more rows that are usable and overlap no training row"
+        )
     files = {TRAINING_DATA: TRAINING_DATA}
     _write(out_dir / TRAINING_DATA, ({"conversations": row.conversations} for row in rows))
+    if validation:
+        files[VALIDATION_DATA] = VALIDATION_DATA
+        _write(
+            out_dir / VALIDATION_DATA, ({"conversations": row.conversations} for row in validation)
+        )
     if spec.held_out:
         files[HELD_OUT] = HELD_OUT
         _write(out_dir / HELD_OUT, (item.model_dump() for item in held_out))
     emit.log(
-        f"{len(rows)} rows of {records.description}; read {sieve.read}, dropped {sieve.in_words()}; "
+        f"{len(rows)} rows of {records.description}, {len(validation)} for validation; read {sieve.read}, dropped {sieve.in_words()}; "
         f"compared with {index.items} eval items"
     )
     for overlap in sieve.overlaps[:10]:
@@ -86,6 +101,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         overlaps=tuple(sieve.overlaps[:OVERLAPS_LISTED]),
         eval_items_checked=index.items,
         held_out=len(held_out),
+        validation=len(validation),
     )
 
 
@@ -127,29 +143,68 @@ class Sieve:
         return ", ".join(f"{self.dropped[reason]} {reason}" for reason in Dropped.model_fields)
 
 
-def _rows(records: Records, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> list[Row]:
-    """`spec.examples` rows: the first ones of a generator, a seeded sample of anything else."""
-    kept: list[Row] = []
-    fruitless = 0
+def _usable(records: Records, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> Iterator[Row]:
+    """The usable rows of a source, in its order; a generator's end when it has no new ones."""
+    usable = fruitless = 0
     for record in records.records:
         row = sieve.accept(record)
         fruitless = fruitless + 1 if row is None else 0
         if row is not None:
-            kept.append(row)
-        if records.size is None and (len(kept) == spec.examples or fruitless == FRUITLESS):
-            break
+            usable += 1
+            yield row
+        if records.size is None and fruitless == FRUITLESS:
+            return
         if sieve.read % 100 == 0:
             emit.check_stop()
-            done = len(kept) / spec.examples if records.size is None else sieve.read / records.size
+            wanted = spec.examples + spec.validation
+            done = usable / wanted if records.size is None else sieve.read / records.size
             emit.progress(
-                step=len(kept),
+                step=min(usable, spec.examples),
                 total_steps=spec.examples,
-                percent=round(100 * done, 1),
-                message=f"{sieve.read} rows read, {len(kept)} usable",
+                percent=min(100.0, round(100 * done, 1)),
+                message=f"{sieve.read} rows read, {usable} usable",
             )
-    if records.size is None or len(kept) <= spec.examples:
-        return kept
-    return Random(spec.seed).sample(kept, spec.examples)  # noqa: S311 (not for secrets)
+
+
+def _divided(
+    usable: Iterator[Row], size: int | None, spec: PrepareSpec
+) -> tuple[list[Row], Iterator[Row]]:
+    """`spec.examples` rows to train on, and the others in the order to take them in.
+
+    The training rows are the first ones of a generator, and a seeded sample of anything else.
+    """
+    if size is None:
+        return list(islice(usable, spec.examples)), usable
+    rows = list(usable)
+    if len(rows) <= spec.examples:
+        return rows, iter(())
+    rng = Random(spec.seed)  # noqa: S311 (not for secrets)
+    kept = rng.sample(rows, spec.examples)
+    numbers = {row.number for row in kept}
+    rest = [row for row in rows if row.number not in numbers]
+    rng.shuffle(rest)  # after the sample, which thus stays the same whatever is validated on
+    return kept, iter(rest)
+
+
+def _apart(rest: Iterator[Row], trained: list[Row], spec: PrepareSpec, emit: Emitter) -> list[Row]:
+    """The first `spec.validation` rows that no training row overlaps, by the rules of eval items."""
+    chosen: list[Row] = []
+    refused, batch = 0, spec.validation
+    while len(chosen) < spec.validation and refused < FRUITLESS:
+        candidates = {str(row.number): row for row in islice(rest, batch)}
+        if not candidates:
+            break
+        index = OverlapIndex(spec.overlap_ngram)
+        for number, row in candidates.items():
+            index.add(number, row.question, row.problem)
+        met: set[str] = set()
+        for row in trained:
+            met.update(match.item for match in index.matches(row.question, row.problem))
+        chosen += [row for number, row in candidates.items() if number not in met]
+        refused += len(met)
+        batch *= 2  # every batch is one pass over the training rows: few passes, however many fail
+        emit.check_stop()
+    return chosen[: spec.validation]
 
 
 def _held_out(held_out: HeldOut, index: OverlapIndex, emit: Emitter) -> list[EvalItem]:

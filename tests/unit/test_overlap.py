@@ -62,6 +62,13 @@ def test_the_same_generated_problem_in_other_words_overlaps() -> None:
     assert made.match("Calculate 20% of 60.", "percent 20 60") is None
 
 
+def test_a_question_can_overlap_several_items() -> None:
+    made = index("What is 15 + 27?", "Compute 15 + 27.", "What is 15 + 28?")
+    met = {match.item for match in made.matches("15 + 27 = ?")}
+    assert met == {"benchmark/1", "benchmark/2"}
+    assert list(made.matches("What is 2 + 2?")) == []
+
+
 def test_normalising_keeps_what_changes_a_problem() -> None:
     assert normalise("It's  $1,234.50 × 3!") == "it s 1234.50 * 3"  # noqa: RUF001
     assert normalise("a half-full cup") == normalise("A half full cup?")

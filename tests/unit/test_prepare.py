@@ -1,6 +1,7 @@
 import io
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from loco.program import Emitter
 from loco.results import PrepareResult
 from loco.specs import Inputs, PrepareSpec
 from loco_worker import prepare
-from loco_worker.overlap import normalise
+from loco_worker.overlap import OverlapIndex, calculation, normalise
 
 BENCHMARK = Path(__file__).parents[2] / "adapters" / "math" / "eval_dataset.jsonl"
 
@@ -61,10 +62,7 @@ def test_the_tiny_profile_s_data_is_complete_and_clean(adapter_dir: Path, tmp_pa
     assert len(trained) == result.kept == 160
     assert len(held) == result.held_out == 100
     assert result.eval_items_checked == 120
-    assert result.files == {
-        "training_data.jsonl": "training_data.jsonl",
-        "held_out.jsonl": "held_out.jsonl",
-    }
+    assert set(result.files) == {"training_data.jsonl", "validation_data.jsonl", "held_out.jsonl"}
     questions = [normalise(r["conversations"][0]["content"]) for r in trained]
     kept_out = {normalise(r["question"]) for r in [*held, *rows(BENCHMARK)]}
     assert len(set(questions)) == 160
@@ -75,7 +73,8 @@ def test_the_tiny_profile_s_data_is_complete_and_clean(adapter_dir: Path, tmp_pa
         assert [t["role"] for t in row["conversations"]] == ["user", "assistant"]
         assert "\nThe answer is " in row["conversations"][1]["content"]
     assert result.dropped.overlap == len(result.overlaps)
-    assert result.read == result.kept + sum(result.dropped.model_dump().values())
+    # the source read until there were enough rows apart from the training rows
+    assert result.read >= 160 + result.validation + sum(result.dropped.model_dump().values())
     assert events[-1]["progress"]["percent"] == 100
 
 
@@ -90,7 +89,7 @@ def test_the_same_spec_gives_the_same_bytes(adapter_dir: Path, tmp_path: Path) -
                 held_out={"source": source, "count": 20},
                 seed=seed,
             )
-        for file in ("training_data.jsonl", "held_out.jsonl"):
+        for file in ("training_data.jsonl", "validation_data.jsonl", "held_out.jsonl"):
             a, b = ((tmp_path / n / file).read_bytes() for n in ("a", "b"))
             assert a == b
         trained = [(tmp_path / n / "training_data.jsonl").read_bytes() for n in ("a", "c")]
@@ -136,6 +135,97 @@ def test_finite_sources_are_sampled_by_seed(adapter_dir: Path, tmp_path: Path) -
     ]
     assert len(set(numbers)) == 20
     assert max(numbers) > 200, "a sample is spread over the file"
+
+
+def asked(path: Path) -> list[str]:
+    return [r["conversations"][0]["content"] for r in rows(path)]
+
+
+NUMBERED = [
+    {"question": f"Box {n} holds {n} pens. How many pens?", "answer": f"#### {n}"}
+    for n in range(100)
+]
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "reasoning-gym", "jsonl"])
+def test_validation_rows_are_new_and_overlap_neither_training_nor_eval(
+    adapter_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    source = (
+        write_source(adapter_dir, *NUMBERED)
+        if kind == "jsonl"
+        else {
+            "kind": kind,
+            **({"tasks": {"basic_arithmetic": 1}} if kind == "reasoning-gym" else {}),
+        }
+    )
+    held = HELD_OUT | {"count": 20}
+    result, _ = run(adapter_dir, tmp_path / "o", source=source, examples=40, held_out=held)
+    trained = asked(tmp_path / "o" / "training_data.jsonl")
+    apart = asked(tmp_path / "o" / "validation_data.jsonl")
+    assert result.validation == len(apart) == 32
+    index = OverlapIndex(13)
+    for number, question in enumerate(apart):
+        index.add(str(number), question)
+    others = [*rows(BENCHMARK), *rows(tmp_path / "o" / "held_out.jsonl")]
+    assert [q for q in trained if index.match(q)] == []
+    assert [r for r in others if normalise(r["question"]) in map(normalise, apart)] == []
+    assert len({normalise(q) for q in apart}) == 32
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "jsonl"])
+def test_validation_changes_nothing_that_is_trained_on(
+    adapter_dir: Path, tmp_path: Path, kind: str
+) -> None:
+    source = write_source(adapter_dir, *NUMBERED) if kind == "jsonl" else ARITHMETIC
+    seen = []
+    for count in (0, 5, 50):
+        out = tmp_path / f"v{count}"
+        run(adapter_dir, out, source=source, examples=40, validation=count, seed=3)
+        seen.append((out / "training_data.jsonl").read_bytes())
+    assert seen[0] == seen[1] == seen[2]
+    assert not (tmp_path / "v0" / "validation_data.jsonl").exists()
+    few, many = (asked(tmp_path / name / "validation_data.jsonl") for name in ("v5", "v50"))
+    assert few == many[:5]
+
+
+def test_the_sample_to_train_on_is_the_one_of_earlier_versions(
+    adapter_dir: Path, tmp_path: Path
+) -> None:
+    source = write_source(adapter_dir, *NUMBERED)
+    run(adapter_dir, tmp_path / "o", source=source, examples=20, seed=7)
+    usable = [row["question"] for row in NUMBERED]
+    assert asked(tmp_path / "o" / "training_data.jsonl") == Random(7).sample(usable, 20)
+
+
+def test_rows_that_overlap_a_training_row_are_not_validated_on(
+    adapter_dir: Path, tmp_path: Path
+) -> None:
+    # of each calculation both wordings are there: what one of them trains on, the other may not test
+    pairs = [
+        {"question": words.format(n), "answer": f"#### {n + 7}"}
+        for n in range(30)
+        for words in ("What is {0} + 7?", "Please compute {0} + 7.")
+    ]
+    source = write_source(adapter_dir, *pairs)
+    result, events = run(adapter_dir, tmp_path / "o", source=source, examples=40)
+    trained = {calculation(q) for q in asked(tmp_path / "o" / "training_data.jsonl")}
+    apart = {calculation(q) for q in asked(tmp_path / "o" / "validation_data.jsonl")}
+    assert 0 < result.validation < 20
+    assert not trained & apart
+    logs = [e["message"] for e in events if e["type"] == "log"]
+    assert any(f"{result.validation} validation rows instead of 32" in line for line in logs)
+
+
+def test_a_source_that_is_used_up_leaves_nothing_to_validate_on(
+    adapter_dir: Path, tmp_path: Path
+) -> None:
+    source = write_source(adapter_dir, *NUMBERED[:20])
+    result, events = run(adapter_dir, tmp_path / "o", source=source, examples=20)
+    assert (result.kept, result.validation) == (20, 0)
+    assert set(result.files) == {"training_data.jsonl"}
+    assert not (tmp_path / "o" / "validation_data.jsonl").exists()
+    assert any("0 validation rows instead of 32" in e.get("message", "") for e in events)
 
 
 def test_no_usable_row_is_an_error_that_says_why(adapter_dir: Path, tmp_path: Path) -> None:
