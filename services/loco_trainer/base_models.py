@@ -20,15 +20,17 @@ from loco.specs import BaseModelSpec
 from loco_trainer import smollm2
 from loco_trainer.disk import require_free
 
-#: Which weights: those held frozen in training (they may be 4-bit), or the 16-bit ones.
-Role = Literal["train", "merge"]
+#: Which files: the weights held frozen in training in 4 bits (they may be stored so), the 16-bit
+#: weights, or only the config and the tokenizer.
+Role = Literal["train", "merge", "config"]
 
 _OFFLINE_CHOICES = (
     "Without a hub: use a profile whose base needs none (`--profile tiny`), put the model's folder "
     "into the models folder and name it in adapters/base_models.yaml with `kind: folder`, copy a "
     "Hugging Face cache here and set HF_HOME, or set HF_ENDPOINT to a mirror."
 )
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+_SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_HUB_FILES = [*_SMALL_FILES, "*.safetensors"]
 
 
 def resolve(spec: BaseModelSpec, role: Role, models_dir: Path, emit: Emitter) -> Path:
@@ -36,7 +38,7 @@ def resolve(spec: BaseModelSpec, role: Role, models_dir: Path, emit: Emitter) ->
 
     Args:
         spec: the catalog entry.
-        role: which of its two weights.
+        role: which of its files.
         models_dir: cache of base models; relative folders of kind `folder` lie below it.
         emit: told what is fetched.
 
@@ -116,21 +118,25 @@ def _snapshot(
     )
 
     own_cache = models_dir / "hub"
+    files, wanted = _HUB_FILES, "*.safetensors"
+    if role == "config":
+        files, wanted = _SMALL_FILES, "tokenizer*.json"
     for cache in (None, own_cache):  # None: the user's own Hugging Face cache
         try:
             folder = snapshot_download(
-                source, cache_dir=cache, allow_patterns=_HUB_FILES, local_files_only=True
+                source, cache_dir=cache, allow_patterns=files, local_files_only=True
             )
         except (LocalEntryNotFoundError, HFValidationError):
             continue
-        if any(Path(folder).glob("*.safetensors")):
+        if any(Path(folder).glob(wanted)):
             return Path(folder)
     # 16-bit weights are 2 bytes a parameter; 4-bit ones with their scales and embeddings about 1
-    needed = int(spec.parameters_billion * 1e9 * (1 if role == "train" else 2))
-    require_free(models_dir, needed, f"downloading {source}")
-    emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB, once).")
+    if role != "config":
+        needed = int(spec.parameters_billion * 1e9 * (1 if role == "train" else 2))
+        require_free(models_dir, needed, f"downloading {source}")
+        emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB, once).")
     try:
-        return Path(snapshot_download(source, cache_dir=own_cache, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(source, cache_dir=own_cache, allow_patterns=files))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownBaseModel(
             f"The hub has no model {source!r}, or it needs a token.",

@@ -1,27 +1,27 @@
 """Engine peft: transformers and PEFT, on a CPU or any GPU torch knows."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from loco.plans import Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
+from loco_trainer import attention, batches, forward, fused_lora
 from loco_trainer.base_models import read_config
-from loco_trainer.engines import Loaded, holds_4bit
-
-_PLAIN_ATTENTION_LENGTH = 256
+from loco_trainer.engines import Loaded
 
 
-def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
-    """Loads the base (4-bit on a GPU when asked for) and adds a LoRA adapter seeded by the spec."""
-    four_bit = holds_4bit(spec)
+def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
+    """Loads the base (in 4 bits where planned) and adds a LoRA adapter seeded by the spec."""
     compute = _compute_dtype()
-    # On a CPU float32 weights under bfloat16 autocast are faster than bfloat16 weights (2.2 s
-    # against 2.7 s a step of 8 * 85 tokens, 135M parameters, 2 cores with avx512_bf16).
-    dtype = compute if torch.cuda.is_available() else torch.float32
-    quantize = {}  # not None: that would hide the config of a base stored in 4 bits
+    on_gpu = torch.cuda.is_available()
+    four_bit = plan.precision == "4bit"
+    quantize: dict[str, Any] = {}  # not None: that would hide the config of a base stored in 4 bits
     if four_bit and "quantization_config" not in read_config(base):
         quantize["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -29,23 +29,23 @@ def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
         )
-    if spec.load_in_4bit and not four_bit:
-        emit.log("load_in_4bit needs CUDA; the base is held in 32 bits here.")
     model = AutoModelForCausalLM.from_pretrained(
         base,
-        dtype=dtype,
-        device_map={"": 0} if torch.cuda.is_available() else None,
-        attn_implementation=_attention(spec),
+        # On a CPU float32 weights under bfloat16 autocast are faster than bfloat16 weights (2.2 s
+        # against 2.7 s a step of 8 * 85 tokens, 135M parameters, 2 cores with avx512_bf16).
+        dtype=compute if on_gpu else torch.float32,
+        device_map={"": 0} if on_gpu else None,
+        attn_implementation=attention.NAME if plan.padding_free else "sdpa",
         **quantize,
     )
-    if torch.cuda.is_available():
-        # Without recomputing, 8 rows of 200 tokens take 42 GB on a 4B model instead of 10.
-        # PEFT's prepare_model_for_kbit_training would also widen embeddings and norms to float32:
-        # 1.2 GB more at the peak on a 4B model. The adapter is float32 either way.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    # PEFT's prepare_model_for_kbit_training would widen embeddings and norms to float32: 1.2 GB
+    # more at the peak on a 4B model. The adapter is float32 either way.
+    model.requires_grad_(False)
+    fused = on_gpu and compute is torch.bfloat16 and _fuse(model, emit)
+    recompute(model, plan.gradient_checkpointing, dropout=spec.lora.dropout > 0)
     torch.manual_seed(spec.seed)
     targets = spec.lora.target_modules
-    model = get_peft_model(
+    adapted: PeftModel = get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -55,28 +55,50 @@ def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:
             target_modules=targets if isinstance(targets, str) else list(targets),
         ),
     )
+    if fused and not spec.lora.dropout:
+        fused_lora.fuse(adapted)
+        autocast = None
+    else:
+        autocast = None if compute is torch.float32 else compute
     name = str(compute).removeprefix("torch.")
     return Loaded(
-        model=model,
+        model=adapted,
         dtype=f"4-bit, computing in {name}" if four_bit else name,
-        precision="bf16" if compute is torch.bfloat16 else "fp32",
-        loss_type="chunked_nll",
+        lay_out=batches.end_to_end
+        if plan.padding_free
+        else functools.partial(batches.padded, filler=_filler(model)),
+        losses=forward.losses_of(adapted),
+        autocast=autocast,
     )
 
 
-def _attention(spec: TrainSpec) -> str:
-    """Plain attention for short rows on a CPU, else torch's fused one.
+def recompute(model: Any, wanted: bool, *, dropout: bool) -> None:
+    """Switches on or off that activations are computed again in the backward pass."""
+    if wanted:
+        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": dropout})
+    elif model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
 
-    The fused backward pass is slow there: a step of 8 * 80 tokens takes 2.5 s with plain attention
-    and 3.0 s with the fused one (135M parameters, one core). Plain attention keeps a length * length
-    matrix a head, so long rows would need too much memory.
-    """
-    short = spec.max_length <= _PLAIN_ATTENTION_LENGTH
-    return "eager" if short and not torch.cuda.is_available() else "sdpa"
+
+def _fuse(model: Any, emit: Emitter) -> bool:
+    from importlib.util import find_spec
+
+    if find_spec("liger_kernel") is None:
+        emit.log("liger-kernel is not installed (services/requirements/gpu.txt): steps are slower.")
+    else:
+        from loco_trainer import kernels
+
+        kernels.install(model)
+    return True
+
+
+def _filler(model: Any) -> int:
+    """A token ID for padded places, which are masked: any will do."""
+    return int(model.config.pad_token_id or 0)
 
 
 def _compute_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32."""
+    """bfloat16 where the hardware multiplies it natively, else float32 (float16 on older GPUs)."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

@@ -1,4 +1,4 @@
-"""Engine unsloth: about twice as fast as peft on an NVIDIA GPU, in less memory.
+"""Engine unsloth, on NVIDIA GPUs of Turing or newer.
 
 API of unsloth 2026.10.7. It cannot be imported without a GPU, so `engines.choose` looks first.
 """
@@ -6,21 +6,24 @@ API of unsloth 2026.10.7. It cannot be imported without a GPU, so `engines.choos
 # Before trl, transformers and peft: it patches them as they are imported.
 import unsloth  # isort: skip  # noqa: F401  # pylint: disable=unused-import
 
+import functools
 from pathlib import Path
 
 import torch
 from unsloth import FastLanguageModel
 
+from loco.plans import Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
-from loco_trainer.engines import BLOCK_LINEARS, Loaded, holds_4bit
+from loco_trainer import batches, forward
+from loco_trainer.engines import BLOCK_LINEARS, Loaded
 
 
-def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:  # noqa: ARG001 (as every engine)
-    """Loads the base (4-bit when asked for) and adds a LoRA adapter seeded by the spec."""
-    four_bit = holds_4bit(spec)
+def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # noqa: ARG001 (as every engine)
+    """Loads the base (in 4 bits where planned) and adds a LoRA adapter seeded by the spec."""
+    four_bit = plan.precision == "4bit"
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    model, _tokenizer = FastLanguageModel.from_pretrained(
+    model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(base),
         max_seq_length=spec.max_length,
         dtype=dtype,
@@ -35,13 +38,14 @@ def load(spec: TrainSpec, base: Path, emit: Emitter) -> Loaded:  # noqa: ARG001 
         lora_dropout=spec.lora.dropout,
         target_modules=list(BLOCK_LINEARS if isinstance(targets, str) else targets),
         bias="none",
-        use_gradient_checkpointing="unsloth",
+        use_gradient_checkpointing="unsloth" if plan.gradient_checkpointing else False,
         random_state=spec.seed,
     )
     name = str(dtype).removeprefix("torch.")
     return Loaded(
         model=model,
         dtype=f"4-bit, computing in {name}" if four_bit else name,
-        precision="bf16" if dtype is torch.bfloat16 else "fp16",
-        loss_type="nll",
+        lay_out=functools.partial(batches.padded, filler=tokenizer.pad_token_id or 0),
+        losses=forward.losses_of(model, positions=False),
+        autocast=dtype,
     )

@@ -1,39 +1,65 @@
-"""Which engine trains: `unsloth` where it can run, `peft` (TRL + PEFT) anywhere.
+"""Which engine trains, and what an engine gives: a model with an adapter, and its loss on a batch.
 
-An engine is a module with `load`: it returns the base model wrapped in a fresh LoRA adapter. All
-the rest, from rows to checkpoints, is the same code (`loco_trainer.fitting`).
+Engine `peft` (transformers + PEFT) runs anywhere; on a GPU of compute capability 8.0 or more it has
+rows end to end, fused layers and recorded steps, and is the faster one. `unsloth` runs on NVIDIA
+GPUs only, and is taken by itself where `peft` has none of that. All the rest, from rows to
+checkpoints, is the same code (`loco_trainer.fitting`).
 """
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from loco.errors import TrainingFailed
+from loco.plans import Engine, Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
 
-EngineName = Literal["unsloth", "peft"]
+if TYPE_CHECKING:
+    import torch
+
+    from loco_trainer.batches import Batch
+    from loco_trainer.rows import Row
 
 #: The linear layers of a transformer block, by the names Llama, Qwen, Mistral and Gemma share.
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+#: First compute capability with bfloat16 and FlashAttention.
+_AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A base model with a fresh adapter, ready to train."""
 
+    #: PEFT's model.
     model: Any
     #: Type the forward pass computes in, for people: `bfloat16`, `4-bit, computing in bfloat16`.
     dtype: str
-    #: Type autocast computes matrix products in; `fp32` is no autocast.
-    precision: Literal["fp32", "bf16", "fp16"]
-    #: TRL's loss: `chunked_nll` projects answer tokens only; unsloth brings its own fused `nll`.
-    loss_type: Literal["nll", "chunked_nll"]
+    #: Lays the rows of one forward pass out as tensors.
+    lay_out: "Callable[[list[Row]], Batch]"
+    #: Negative log-likelihood of each answer token of a batch, [answers] in nats.
+    losses: "Callable[[Batch], torch.Tensor]"
+    #: Type autocast computes matrix products in; none: everything is in its type already.
+    autocast: "torch.dtype | None" = None
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.autocast is None:
+            return nullcontext()
+        import torch
+
+        context: AbstractContextManager[Any] = torch.autocast(
+            "cuda" if torch.cuda.is_available() else "cpu", dtype=self.autocast
+        )
+        return context
 
 
-def choose(spec: TrainSpec) -> EngineName:
+def choose(spec: TrainSpec) -> Engine:
     """The engine for this machine; `spec.engine` can force one.
 
     Raises:
@@ -47,38 +73,46 @@ def choose(spec: TrainSpec) -> EngineName:
             hint="Set train.engine to auto or peft, or train on a machine with an NVIDIA GPU and "
             "services/requirements/gpu.txt installed.",
         )
-    if spec.engine == "peft" or obstacle:
-        return "peft"
-    return "unsloth"
+    if spec.engine != "auto":
+        return spec.engine
+    import torch
+
+    fast_peft = torch.cuda.is_available() and torch.cuda.get_device_capability() >= _AMPERE
+    return "peft" if obstacle or fast_peft else "unsloth"
 
 
-def load(
-    name: EngineName, spec: TrainSpec, base: Path, emit: Emitter, *, cache_dir: Path
-) -> Loaded:
-    """Loads the base model and adds the adapter.
+def prepare(engine: Engine, cache_dir: Path) -> None:
+    """To be called before transformers is imported.
 
     Args:
-        name: the engine.
+        engine: unsloth patches trl and transformers, so it must be imported first.
+        cache_dir: kernels that are compiled are kept below it for the next job.
+    """
+    kept = cache_dir / "kernels"
+    os.environ.setdefault("TRITON_CACHE_DIR", str(kept / "triton"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept / "inductor"))
+    # Memory of one size can then be used for another: what is reserved stays near what is used.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if engine == "unsloth":
+        # read at its import; without it they go into a folder of the current directory
+        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(kept / "unsloth"))
+        import unsloth  # noqa: F401
+
+
+def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
+    """Loads the base model as planned and adds the adapter.
+
+    Args:
         spec: the recipe.
+        plan: engine, precision, recomputing and layout.
         base: Hugging Face folder of the base model.
         emit: told what differs from the spec.
-        cache_dir: unsloth writes the modules it generates below it.
     """
-    # unsloth patches trl and transformers, so it must be the first of them to be imported
-    if name == "unsloth":
-        # read at its import; without it they go into a folder of the current directory
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_dir / "unsloth_compiled_cache"))
+    if plan.engine == "unsloth":
         from loco_trainer import engine_unsloth as engine
     else:
         from loco_trainer import engine_peft as engine  # type: ignore[no-redef]
-    return engine.load(spec, base, emit)
-
-
-def holds_4bit(spec: TrainSpec) -> bool:
-    """Whether the frozen base is held in 4 bits: asked for, and possible here (CUDA only)."""
-    import torch
-
-    return spec.load_in_4bit and torch.cuda.is_available()
+    return engine.load(spec, plan, base, emit)
 
 
 def _unsloth_obstacle() -> str | None:

@@ -1,29 +1,29 @@
-"""The training loop both engines share: TRL's SFTTrainer with our data order, checkpoints, events.
+"""The training loop: steps, checkpoints, progress, and a smaller plan where memory runs out."""
 
-Imported after the engine, because unsloth patches trl when it is imported first.
-"""
-
-import functools
+import gc
 import math
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
 
 from loco.errors import TrainingFailed
+from loco.plans import Plan, PlanAttempt
 from loco.program import Emitter
+from loco.results import LoggedStep
 from loco.specs import TrainSpec
-from loco_trainer import checkpoints
+from loco_trainer import checkpoints, engine_peft
+from loco_trainer.adapter_state import AdapterState
+from loco_trainer.batches import steps_of
 from loco_trainer.engines import Loaded
-from loco_trainer.memory import exhaustion_explained, peak_gpu_gb
+from loco_trainer.memory import is_exhaustion, out_of_memory, peak_gpu_gb, reset_peak
+from loco_trainer.passes import passes
 from loco_trainer.rows import IGNORED, Row
+from loco_trainer.schedule import rate_factor, total_steps
 
 #: A checkpoint is due this long after the last one…
 _CHECKPOINT_SECONDS = 5.0
@@ -31,295 +31,240 @@ _CHECKPOINT_SECONDS = 5.0
 _CHECKPOINT_COST = 20.0
 
 
-def total_steps(spec: TrainSpec, rows: int) -> int:
-    """Optimizer steps of the whole run.
+@dataclass(frozen=True)
+class Fitted:
+    """What a run of the loop did."""
 
-    A step is batch_size * gradient_accumulation rows; an epoch's last one may be smaller.
-    """
-    steps_per_epoch = math.ceil(rows / (spec.batch_size * spec.gradient_accumulation))
-    steps = max(1, math.ceil(spec.epochs * steps_per_epoch))
-    return min(steps, spec.max_steps) if spec.max_steps else steps
+    log: tuple[LoggedStep, ...]
+    attempts: tuple[PlanAttempt, ...]
+    plan: Plan
+    #: Wall-clock moment (`time.time`) at which the first step was done; none was: now.
+    first_step_at: float
+    #: Seconds of the steps of this attempt, in order.
+    step_seconds: tuple[float, ...]
+    #: Tokens of this attempt's steps, padding excluded.
+    tokens: int
+    total_steps: int
 
-
-def rate_factor(spec: TrainSpec, steps: int, step: int) -> float:
-    """Learning rate of a step, as a part of the peak.
-
-    Warm-up rises from above zero, so that no step is spent at a rate of zero, and the decay
-    reaches zero one step after the last.
-
-    Args:
-        spec: gives the shape and the part of the steps that warms up.
-        steps: optimizer steps of the whole run.
-        step: optimizer steps done before this one.
-    """
-    warmup = math.floor(spec.warmup_ratio * steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
-    match spec.scheduler:
-        case "constant":
-            return 1.0
-        case "linear":
-            return max(0.0, 1.0 - done)
-        case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    @property
+    def median_step_seconds(self) -> float:
+        """Median of the steps; 0 where none was left to do."""
+        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
 
 
-def trainer(
-    spec: TrainSpec,
-    loaded: Loaded,
-    rows: list[Row],
-    *,
-    tokenizer: Any,
-    folder: Path,
-    emit: Emitter,
-) -> "_Fit":
-    """An SFTTrainer that does exactly what the spec says.
-
-    Args:
-        spec: the recipe.
-        loaded: model with adapter, from an engine.
-        rows: tokenized data.
-        tokenizer: pads the batches.
-        folder: checkpoints are written to `folder/checkpoint-N`.
-        emit: hears progress and checkpoints, says when to stop.
-    """
-    steps = total_steps(spec, len(rows))
-    data = Dataset.from_dict(
-        {"input_ids": [r.input_ids for r in rows], "labels": [r.labels for r in rows]}
-    )
-    arguments = SFTConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=spec.batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation,
-        learning_rate=spec.learning_rate,
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        optim="adamw_torch",
-        seed=spec.seed,
-        data_seed=spec.seed,
-        max_length=None,  # rows are cut already
-        packing=False,
-        padding_free=False,  # unsloth would switch it on; our collator pads
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        loss_type=loaded.loss_type,
-        bf16=loaded.precision == "bf16",
-        fp16=loaded.precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,  # the engine has set it up where it saves memory
-        dataloader_pin_memory=torch.cuda.is_available(),
-        logging_strategy="steps",
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a NaN must be seen, not averaged away
-        save_strategy="no",  # `_Watch` says when
-        report_to="none",
-        disable_tqdm=True,
-    )
-    watch = _Watch(emit, steps)
-    lengths = [len(r.input_ids) for r in rows]
-    fit = _Fit(
-        order=DataOrder(
-            lengths,
-            step_rows=spec.batch_size * spec.gradient_accumulation,
-            seed=spec.seed,
-        ),
-        rate=functools.partial(rate_factor, spec, steps),
-        watch=watch,
-        model=loaded.model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=tokenizer,
-        data_collator=_Pad(tokenizer.pad_token_id),
-    )
-    fit.add_callback(watch)
-    return fit
-
-
-def fit(sft: "_Fit", resume: Path | None) -> None:
-    """Trains to the end, or to the step at which a stop was asked for.
-
-    Raises:
-        OutOfMemory: the GPU's or the machine's memory is too small for the batch.
-        TrainingFailed: the loss is no number any more.
-    """
-    with exhaustion_explained():
-        sft.train(resume_from_checkpoint=str(resume) if resume else None)
-
-
-class DataOrder(Sampler[int]):
-    """Shuffles rows by seed and epoch, then sorts those of one optimizer step by length.
-
-    A step's rows are the same as without sorting, so its gradient is too; sorted micro-batches are
-    padded less. Depends on seed and epoch only, so a resumed run sees the same order.
-    """
-
-    def __init__(self, lengths: list[int], *, step_rows: int, seed: int) -> None:
-        super().__init__()
-        self._lengths = lengths
-        self._step_rows = step_rows
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
-        shuffled = torch.randperm(len(self._lengths), generator=generator).tolist()
-        for start in range(0, len(shuffled), self._step_rows):
-            yield from sorted(
-                shuffled[start : start + self._step_rows], key=lambda i: (self._lengths[i], i)
-            )
-
-
-class _Pad:
-    """Pads a micro-batch to its longest row."""
-
-    def __init__(self, pad_token_id: int) -> None:
-        self._pad_token_id = pad_token_id
-
-    def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-
-        def padded(name: str, filler: int) -> torch.Tensor:
-            return torch.tensor([r[name] + [filler] * (longest - len(r[name])) for r in rows])
-
-        mask = [[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]
-        return {
-            "input_ids": padded("input_ids", self._pad_token_id),
-            "labels": padded("labels", IGNORED),
-            "attention_mask": torch.tensor(mask),
-        }
-
-
-class _Fit(SFTTrainer):
-    """SFTTrainer with our data order and sealed checkpoints."""
+class Fit:
+    """A training run: `go` does what is left of it."""
 
     def __init__(
-        self, *, order: DataOrder, rate: Callable[[int], float], watch: "_Watch", **arguments: Any
-    ) -> None:
-        self._order = order
-        self._rate = rate
-        self.watch = watch
-        super().__init__(**arguments)
-        # TRL narrows the adapter of a 4-bit base to bfloat16, in which an update below 0.2 % of a
-        # weight is rounded away.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-
-    def _get_train_sampler(self, *_: Any) -> DataOrder:
-        return self._order
-
-    def create_scheduler(self, *_: Any, optimizer: Any = None, **__: Any) -> LambdaLR:
-        """Our learning rate over the steps."""
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self._rate)
-        return self.lr_scheduler
-
-    def training_step(self, model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> Any:
-        """Counts the tokens that are really computed on."""
-        self.watch.tokens += int(inputs["attention_mask"].sum())
-        return super().training_step(model, inputs, *rest)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        started = time.monotonic()
-        Trainer._save_checkpoint(self, model, trial)  # TRL's would write a model card each time
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        checkpoints.seal(folder)
-        checkpoints.prune(folder.parent)
-        self.watch.saved(folder, self.state.global_step, time.monotonic() - started)
-
-
-class _Watch(TrainerCallback):
-    """Says how the run goes, decides when a checkpoint is due, stops on request or on NaN."""
-
-    def __init__(self, emit: Emitter, steps: int) -> None:
-        self._emit = emit
-        self._steps = steps
-        self._started = self._step_started = self._saved_at = time.monotonic()
-        self._save_cost = 0.0
-        self._saved_step = -1
-        self._first_step = 0
-        #: Tokens computed on in this attempt, padding excluded.
-        self.tokens = 0
-        self._step_tokens = 0
-
-    def saved(self, folder: Path, step: int, seconds: float) -> None:
-        """A checkpoint is complete on disk."""
-        self._saved_at, self._save_cost, self._saved_step = time.monotonic(), seconds, step
-        self._emit.checkpoint(folder, step=step)
-
-    def on_train_begin(
-        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
-        """Starts the clocks; a resumed run starts at the checkpoint's step."""
-        self._started = self._step_started = self._saved_at = time.monotonic()
-        self._first_step = state.global_step
-
-    def on_step_end(
-        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Asks for a checkpoint when one is due."""
-        since = time.monotonic() - self._saved_at
-        due = since >= max(_CHECKPOINT_SECONDS, _CHECKPOINT_COST * self._save_cost)
-        if self._emit.stopping:
-            control.should_training_stop = True
-        control.should_save |= due or self._emit.stopping or state.global_step >= self._steps
-
-    def on_epoch_end(
-        self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Each epoch ends with a checkpoint."""
-        control.should_save |= self._saved_step != state.global_step
-
-    def on_log(
         self,
-        _args: TrainingArguments,
-        state: TrainerState,
-        _control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        spec: TrainSpec,
+        plan: Plan,
+        loaded: Loaded,
+        rows: list[Row],
+        *,
+        smaller: Callable[[Plan], Plan | None],
+        folder: Path,
+        emit: Emitter,
     ) -> None:
-        """One line a step: what a person watching wants to know."""
-        if logs is None or "loss" not in logs:
-            return
-        if not (math.isfinite(logs["loss"]) and math.isfinite(logs.get("grad_norm", 0.0))):
+        """Sets a run up.
+
+        Args:
+            spec: the recipe.
+            plan: how the device is used at first.
+            loaded: model with adapter, from an engine.
+            rows: tokenized data.
+            smaller: the next plan to try when memory runs out; None after the last.
+            folder: checkpoints are written to `folder/checkpoint-N`.
+            emit: hears progress and checkpoints, says when to stop.
+        """
+        self._spec = spec
+        self._plan = plan
+        self._loaded = loaded
+        self._rows = rows
+        self._smaller = smaller
+        self._folder = folder
+        self._emit = emit
+        self._steps = total_steps(spec, len(rows))
+        self._adapter = AdapterState(loaded.model, spec)
+        if loaded.autocast is torch.float16:
+            self._adapter.guard_float16()
+        self._log: list[LoggedStep] = []
+        self._attempts: list[PlanAttempt] = []
+        self._seconds: list[float] = []
+        self._tokens = 0
+        self._first_step_at: float | None = None
+        self._saved_at = time.monotonic()
+        self._save_cost = 0.0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes back to a checkpoint."""
+        state = self._adapter.load(checkpoint)
+        self._log = [LoggedStep.model_validate(entry) for entry in state["log"]]
+
+    def go(self) -> Fitted:
+        """Trains to the end, or to the step at which a stop was asked for, and leaves a checkpoint there.
+
+        Raises:
+            OutOfMemory: even the smallest plan does not fit.
+            TrainingFailed: the loss is no number any more.
+        """
+        self._loaded.model.train()
+        while len(self._log) < self._steps and not self._emit.stopping:
+            first = len(self._log) + 1
+            error = self._run_steps()
+            outcome: Literal["finished", "out_of_memory", "stopped"] = (
+                "out_of_memory" if error else "stopped" if self._emit.stopping else "finished"
+            )
+            self._attempts.append(
+                PlanAttempt(
+                    plan=self._plan,
+                    first_step=first,
+                    last_step=len(self._log),
+                    peak_memory_gb=round(peak_gpu_gb(), 3),
+                    outcome=outcome,
+                )
+            )
+            if error:
+                self._shrink(error)
+        return Fitted(
+            log=tuple(self._log),
+            attempts=tuple(self._attempts),
+            plan=self._plan,
+            first_step_at=self._first_step_at or time.time(),
+            step_seconds=tuple(self._seconds),
+            tokens=self._tokens,
+            total_steps=self._steps,
+        )
+
+    def _run_steps(self) -> str | None:
+        """Steps until the end or a stop; what memory said when it ran out, else None.
+
+        The words are returned, not the exception: its traceback would keep the tensors alive.
+        """
+        plan = self._plan
+        runner = passes(
+            self._loaded,
+            self._adapter,
+            recorded=plan.cuda_graphs,
+            micro_batch=plan.micro_batch,
+            longest=plan.max_length,
+        )
+        upcoming = steps_of(
+            self._rows,
+            step_rows=self._spec.step_rows,
+            seed=self._spec.seed,
+            first=len(self._log),
+            last=self._steps,
+        )
+        self._saved_at = started = time.monotonic()
+        for epoch, rows in upcoming:
+            try:
+                runner.start_step(sum(label != IGNORED for r in rows for label in r.labels[1:]))
+                for start in range(0, len(rows), plan.micro_batch):
+                    runner.run(rows[start : start + plan.micro_batch])
+                rate = self._spec.learning_rate * rate_factor(
+                    self._spec, self._steps, len(self._log)
+                )
+                norm = self._adapter.step(rate)
+                loss, norm = torch.cat([runner.loss, norm.view(1)]).tolist()
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhaustion(error):
+                    raise
+                return str(error)
+            now = time.monotonic()
+            tokens = sum(len(row.input_ids) for row in rows)
+            self._done(epoch, loss, norm, rate, tokens=tokens, seconds=now - started)
+            if self._emit.stopping or self._is_due(now):
+                self._save()
+            if self._emit.stopping:
+                return None
+            started = time.monotonic()
+        return None
+
+    def _done(
+        self, epoch: float, loss: float, norm: float, rate: float, *, tokens: int, seconds: float
+    ) -> None:
+        """Books a step and tells of it."""
+        step = len(self._log) + 1
+        # with float16 an overflow skips the step and lowers the scale: that is no failure
+        overflow = self._adapter.scaler.is_enabled() and math.isfinite(loss)
+        if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
             raise TrainingFailed(
-                f"The loss or its gradient is not a number at step {state.global_step} "
-                f"(loss {logs['loss']}, gradient norm {logs.get('grad_norm')}).",
+                f"The loss or its gradient is not a number at step {step} "
+                f"(loss {loss}, gradient norm {norm}).",
                 param="train.learning_rate",
                 hint="Lower train.learning_rate (a tenth is a good try) or raise "
                 "train.warmup_ratio, and look for odd rows in training_data.jsonl.",
             )
-        now = time.monotonic()
-        done = state.global_step - self._first_step
-        tokens, self._step_tokens = self.tokens - self._step_tokens, self.tokens
-        rate = tokens / max(now - self._step_started, 1e-9)
-        self._step_started = now
+        self._first_step_at = self._first_step_at or time.time()
+        self._log.append(
+            LoggedStep(
+                step=step,
+                epoch=round(epoch, 4),
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm if math.isfinite(norm) else None,
+            )
+        )
+        self._seconds.append(seconds)
+        self._tokens += tokens
         self._emit.progress(
-            last=state.global_step >= self._steps,
+            last=step >= self._steps,
             message="training",
-            step=state.global_step,
+            step=step,
             total_steps=self._steps,
-            percent=round(100 * state.global_step / self._steps, 2),
-            epoch=round(state.epoch or 0.0, 4),
-            loss=logs["loss"],
-            learning_rate=logs["learning_rate"],
-            grad_norm=logs.get("grad_norm"),
-            tokens_per_second=round(rate, 1),
+            percent=round(100 * step / self._steps, 2),
+            epoch=round(epoch, 4),
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=self._log[-1].grad_norm,
+            tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
             gpu_memory_gb=round(peak_gpu_gb(), 3),
-            eta_seconds=round(
-                (now - self._started) / max(done, 1) * (self._steps - state.global_step), 1
-            ),
+            eta_seconds=round(statistics.fmean(self._seconds) * (self._steps - step), 1),
         )
 
+    def _is_due(self, now: float) -> bool:
+        """Whether a checkpoint is worth its time; the end has none, the adapter itself follows."""
+        if len(self._log) >= self._steps:
+            return False
+        return now - self._saved_at >= max(_CHECKPOINT_SECONDS, _CHECKPOINT_COST * self._save_cost)
 
-def tokens_computed(sft: "_Fit") -> int:
-    """Tokens of this attempt's steps, padding excluded."""
-    return sft.watch.tokens
+    def _save(self) -> None:
+        started = time.monotonic()
+        step = len(self._log)
+        folder = self._folder / f"checkpoint-{step}"
+        state: dict[str, Any] = {
+            "global_step": step,
+            "log": [entry.model_dump() for entry in self._log],
+        }
+        self._adapter.save(folder, state)
+        checkpoints.seal(folder)
+        checkpoints.prune(self._folder)
+        self._saved_at = time.monotonic()
+        self._save_cost = self._saved_at - started
+        self._emit.checkpoint(folder, step=step)
+
+    def _shrink(self, words: str) -> None:
+        """Takes the next smaller plan. No step is lost: a step changes the adapter when it is whole.
+
+        Raises:
+            OutOfMemory: there is none.
+        """
+        plan = self._smaller(self._plan)
+        if plan is None:
+            raise out_of_memory(words)
+        self._emit.log(
+            f"Out of memory at step {len(self._log) + 1} with {self._plan.micro_batch} rows a "
+            f"forward pass; going on from step {len(self._log)} with {plan.micro_batch} * "
+            f"{plan.accumulation} rows"
+            + (", activations computed again." if plan.gradient_checkpointing else ".")
+        )
+        self._adapter.gradient.zero_()
+        if plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
+            base = self._loaded.model.get_base_model()
+            engine_peft.recompute(base, True, dropout=self._spec.lora.dropout > 0)
+        self._plan = plan
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            reset_peak()

@@ -13,29 +13,49 @@ def exhaustion_explained() -> Iterator[None]:
     """Turns running out of memory into an error that says what to change.
 
     Raises:
-        OutOfMemory: the model or its batch is too large for the GPU's or the machine's memory.
+        OutOfMemory: the model is too large for the GPU's or the machine's memory.
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(error) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's CPU allocator has no class of its own
-            raise _out_of_memory(error) from error
+    except (RuntimeError, MemoryError) as error:
+        if is_exhaustion(error):
+            raise out_of_memory(str(error)) from error
         raise
 
 
+def is_exhaustion(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        # torch's CPU allocator and cuBLAS have no class of their own for it
+        or "can't allocate memory" in str(error)
+        or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    )
+
+
 def peak_gpu_gb() -> float:
-    """Peak GPU memory torch reserved so far, in 10^9 bytes; 0 on a CPU."""
+    """Peak GPU memory torch reserved since the start or `reset_peak`, 10^9 bytes; 0 on a CPU."""
     return torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0
 
 
-def _out_of_memory(error: BaseException) -> OutOfMemory:
+def reset_peak() -> None:
+    """Has `peak_gpu_gb` count from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def out_of_memory(words: str) -> OutOfMemory:
+    """An error that says what to change.
+
+    Args:
+        words: what the allocator said.
+    """
     # what torch says after that is about its own allocator
-    words, _, _ = (str(error) or "the machine has no more RAM").partition(" Including non-PyTorch")
+    words, _, _ = (words or "the machine has no more RAM").partition(" Including non-PyTorch")
     return OutOfMemory(
         f"Training ran out of memory: {words.splitlines()[0]}",
-        param="train.batch_size",
-        hint="Halve train.batch_size and double train.gradient_accumulation (the result is the "
-        "same), lower train.max_length, or on a GPU set train.load_in_4bit.",
+        param="train.max_length",
+        hint="Lower train.max_length, set train.load_in_4bit on a GPU, leave train.micro_batch and "
+        "train.gradient_checkpointing to the planner, free the GPU of other programs, or name a "
+        "smaller base model (`loco plan` shows what fits).",
     )

@@ -1,10 +1,11 @@
 """The facts a plan follows from, as this machine and these rows have them; `loco.planner` decides."""
 
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 from loco import hardware
-from loco.planner import make_plan
+from loco.planner import make_plan, next_rung
 from loco.plans import Device, Engine, Lengths, Plan, Shape
 from loco.specs import TrainSpec
 from loco_trainer import base_models
@@ -28,6 +29,12 @@ def plan_for(spec: TrainSpec, base: Path, rows: Rows, engine: Engine) -> Plan:
     return make_plan(spec, shape, lengths_of(rows), device(), engine=engine)
 
 
+def ladder(spec: TrainSpec, base: Path, rows: Rows) -> Callable[[Plan], Plan | None]:
+    """A function from a plan that ran out of memory to the next one to try, None after the last."""
+    shape, lengths, where = Shape.of(base_models.read_config(base)), lengths_of(rows), device()
+    return lambda plan: next_rung(plan, spec, shape, lengths, where)
+
+
 def lengths_of(rows: Rows) -> Lengths:
     """How long the tokenized rows are."""
     sizes = sorted(len(row.input_ids) for row in rows.rows)
@@ -49,6 +56,8 @@ def device() -> Device:
     if not torch.cuda.is_available():
         return hardware.cpu()
     free, total = torch.cuda.mem_get_info(0)
+    # a share of the card this process has been limited to
+    free = min(free, int(torch.cuda.get_per_process_memory_fraction(0) * total))
     # what this process has reserved already, and does not use, is free as well
     free += torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)
     major, minor = torch.cuda.get_device_capability(0)

@@ -8,12 +8,16 @@ folders to resume from. The loss counts on the assistant's answer only.
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from loco.gpu_lock import gpu_lock
+from loco.plans import Plan, Shape
 from loco.program import Emitter, main
-from loco.results import LoggedStep, TrainResult
+from loco.results import TrainResult, ValidationRow
 from loco.specs import Inputs, TrainSpec
 from loco.stages import Stage
 from loco_trainer import base_models, checkpoints, engines, rows
@@ -25,6 +29,9 @@ _CHECKPOINT_BYTES = 12
 #: Checkpoints on disk at once while the newest is written.
 _CHECKPOINTS = 3
 
+_TRAINING = "prepare/training_data.jsonl"
+_VALIDATION = "prepare/validation_data.jsonl"
+
 
 def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
     """Trains the adapter; resumes from the newest whole checkpoint of earlier attempts."""
@@ -35,53 +42,59 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
 
 def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
     engine = engines.choose(spec)
-    role: base_models.Role = "train" if engines.holds_4bit(spec) else "merge"
-    base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
-    require_free(out_dir, _checkpoint_bytes(spec, base), "training's checkpoints")
-    emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
-    from loco_trainer import memory  # imports torch
-
-    with memory.exhaustion_explained():
-        loaded = engines.load(engine, spec, base, emit, cache_dir=inputs.models_dir)
-    tokenizer = _tokenizer(base)
-    data = rows.read(
-        inputs.files["prepare/training_data.jsonl"],
-        tokenizer,
-        system=spec.base_model.system,
-        max_length=spec.max_length,
-    )
-    if data.cut or data.dropped:
-        emit.log(
-            f"{data.cut} rows were cut at {spec.max_length} tokens, {data.dropped} left out "
-            "because their question alone is longer."
-        )
+    emit.progress(message="reading the training data", percent=0.0, last=True)
+    engines.prepare(engine, inputs.models_dir)
+    known = base_models.resolve(spec.base_model, "config", inputs.models_dir, emit)
+    require_free(out_dir, _checkpoint_bytes(spec, known), "training's checkpoints")
+    tokenizer = _tokenizer(known)
+    data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
+    held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
 
-    from loco_trainer import fitting  # after the engine: unsloth must come before trl
+    from loco_trainer import fitting, memory, plan, validation  # after the engine
+
+    lengths = plan.lengths_of(data)
+    chosen = plan.plan_for(spec, known, data, engine)
+    role: base_models.Role = "train" if chosen.precision == "4bit" else "merge"
+    base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
+    emit.log(f"Plan: {_words(chosen)}.")
+    emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
+    with memory.exhaustion_explained():
+        loaded = engines.load(spec, chosen, base, emit)
+        before = validation.row_losses(loaded, held_out, micro_batch=chosen.micro_batch)
+    emit.check_stop()
 
     folder = out_dir / "checkpoints"
-    trainer = fitting.trainer(
-        spec, loaded, data.rows, tokenizer=tokenizer, folder=folder, emit=emit
+    fit = fitting.Fit(
+        spec,
+        chosen,
+        loaded,
+        data.rows,
+        smaller=plan.ladder(spec, known, data),
+        folder=folder,
+        emit=emit,
     )
     resume = checkpoints.newest_whole(inputs.resume, emit)
     if resume:
         emit.log(f"Going on from step {checkpoints.step_of(resume)} ({resume}).")
-    emit.log(
-        f"Training {len(data.rows)} rows ({data.tokens} tokens) with engine {engine} on "
-        f"{_device()} in {loaded.dtype}: {fitting.total_steps(spec, len(data.rows))} steps."
-    )
+        fit.resume(resume)
+    emit.log(f"Training {len(data.rows)} rows ({data.tokens} tokens) on {_device()}.")
     started = time.monotonic()
-    fitting.fit(trainer, resume)
+    fitted = fit.go()
     seconds = time.monotonic() - started
-    if trainer.state.global_step < trainer.args.max_steps:
+    if len(fitted.log) < fitted.total_steps:
         emit.check_stop()
 
-    trainer.model.save_pretrained(folder)
+    loaded.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in _adapter_files(folder):
         file.chmod(0o644)  # safetensors writes 0600, and others may serve these files
-    log = _log(trainer.state.log_history)
+    after = validation.row_losses(loaded, held_out, micro_batch=fitted.plan.micro_batch)
+    measured = tuple(
+        ValidationRow(tokens=tokens, base_loss=old, loss=new)
+        for tokens, old, new in zip(map(_answer_tokens, held_out), before, after, strict=True)
+    )
     return TrainResult(
         seconds=0,
         files={f"checkpoints/{f.name}": f"checkpoints/{f.name}" for f in _adapter_files(folder)},
@@ -91,15 +104,69 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
         base_model=spec.base_model.name,
         examples=len(data.rows),
         tokens=data.tokens,
-        trainable_parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        total_steps=trainer.args.max_steps,
+        trainable_parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
+        total_steps=fitted.total_steps,
         resumed_from_step=checkpoints.step_of(resume) if resume else None,
-        first_loss=log[0].loss,
-        last_loss=log[-1].loss,
+        first_loss=fitted.log[0].loss,
+        last_loss=fitted.log[-1].loss,
         train_seconds=round(seconds, 3),
-        tokens_per_second=round(fitting.tokens_computed(trainer) / max(seconds, 1e-9), 1),
-        peak_gpu_memory_gb=round(memory.peak_gpu_gb(), 3),
-        log=log,
+        tokens_per_second=round(fitted.tokens / max(seconds, 1e-9), 1),
+        peak_gpu_memory_gb=max((a.peak_memory_gb for a in fitted.attempts), default=0.0),
+        log=fitted.log,
+        plan=fitted.plan,
+        attempts=fitted.attempts,
+        lengths=lengths,
+        start_seconds=round(fitted.first_step_at - psutil.Process().create_time(), 3),
+        step_seconds=round(fitted.median_step_seconds, 5),
+        validation_loss=_mean(measured, lambda row: row.loss),
+        base_validation_loss=_mean(measured, lambda row: row.base_loss),
+        validation=measured,
+    )
+
+
+def _read(path: Path, tokenizer: Any, spec: TrainSpec, emit: Emitter) -> rows.Rows:
+    data = rows.read(path, tokenizer, system=spec.base_model.system, max_length=spec.max_length)
+    if data.cut or data.dropped:
+        emit.log(
+            f"{data.cut} rows were cut at {spec.max_length} tokens, {data.dropped} left out "
+            "because their question alone is longer."
+        )
+    return data
+
+
+def _validation_rows(inputs: Inputs, tokenizer: Any, spec: TrainSpec) -> list[rows.Row]:
+    """The rows prepare kept apart, but those longer than max_length; none where it kept none."""
+    path = inputs.files.get(_VALIDATION)
+    if path is None:
+        return []
+    system, longest = spec.base_model.system, spec.max_length
+    whole = rows.read(path, tokenizer, system=system, max_length=2**31)
+    return [row for row in whole.rows if len(row.input_ids) <= longest]
+
+
+def _answer_tokens(row: rows.Row) -> int:
+    return sum(label != rows.IGNORED for label in row.labels[1:])
+
+
+def _mean(
+    measured: tuple[ValidationRow, ...], loss: Callable[[ValidationRow], float]
+) -> float | None:
+    """Mean over all answer tokens."""
+    tokens = sum(row.tokens for row in measured)
+    return sum(row.tokens * loss(row) for row in measured) / tokens if tokens else None
+
+
+def _words(plan: Plan) -> str:
+    """A plan in a line of the log."""
+    extras = [
+        *(["rows end to end"] if plan.padding_free else ["rows padded"]),
+        *(["activations computed again"] if plan.gradient_checkpointing else []),
+        *(["CUDA graphs"] if plan.cuda_graphs else []),
+    ]
+    return (
+        f"engine {plan.engine}, base in {plan.precision}, {plan.micro_batch} * "
+        f"{plan.accumulation} rows a step, {', '.join(extras)}; expected {plan.memory_gb:.1f} GB, "
+        f"{plan.step_seconds:.2f} s a step ({plan.why})"
     )
 
 
@@ -109,12 +176,11 @@ def _checkpoint_bytes(spec: TrainSpec, base: Path) -> int:
     A LoRA pair on a linear layer of n inputs and m outputs has r * (n + m) parameters, and no
     linear layer of a block is larger than hidden + intermediate size together.
     """
-    config = base_models.read_config(base)
-    config = config.get("text_config", config)
-    layer = config["hidden_size"] + config.get("intermediate_size", 4 * config["hidden_size"])
+    shape = Shape.of(base_models.read_config(base))
     targets = spec.lora.target_modules
     modules = len(engines.BLOCK_LINEARS if isinstance(targets, str) else targets)
-    parameters = spec.lora.r * layer * modules * config["num_hidden_layers"]
+    layer = shape.hidden_size + shape.intermediate_size
+    parameters = spec.lora.r * layer * modules * shape.num_hidden_layers
     return parameters * _CHECKPOINT_BYTES * _CHECKPOINTS
 
 
@@ -135,20 +201,6 @@ def _device() -> str:
 
 def _adapter_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_file())
-
-
-def _log(history: list[dict[str, Any]]) -> tuple[LoggedStep, ...]:
-    return tuple(
-        LoggedStep(
-            step=entry["step"],
-            epoch=entry["epoch"],
-            loss=entry["loss"],
-            learning_rate=entry["learning_rate"],
-            grad_norm=entry.get("grad_norm"),
-        )
-        for entry in history
-        if "loss" in entry
-    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from loco.contracts import Contract
+from loco.plans import Lengths, Plan, PlanAttempt
 from loco.specs import StageResult
 
 
@@ -36,6 +37,7 @@ class PrepareResult(StageResult):
     overlaps: tuple[Overlap, ...] = Field(description="Which rows overlapped which eval items.")
     eval_items_checked: int = Field(description="Eval items the rows were compared with.")
     held_out: int = Field(0, description="Held-out problems written to held_out.jsonl.")
+    validation: int = Field(0, description="Rows written to validation_data.jsonl.")
 
 
 class LoggedStep(Contract):
@@ -46,6 +48,14 @@ class LoggedStep(Contract):
     loss: float = Field(description="Mean loss of the step's answer tokens, nats a token.")
     learning_rate: float = Field(description="Learning rate of the step.")
     grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
+
+
+class ValidationRow(Contract):
+    """The loss of one row that was not trained on."""
+
+    tokens: int = Field(description="Answer tokens of the row.")
+    base_loss: float = Field(description="Mean loss before training, nats a token.")
+    loss: float = Field(description="Mean loss after training, nats a token.")
 
 
 class TrainResult(StageResult):
@@ -68,6 +78,37 @@ class TrainResult(StageResult):
         description="Peak reserved GPU memory, 10^9 bytes; 0 on a CPU."
     )
     log: tuple[LoggedStep, ...] = Field(description="The logged steps, in order.")
+    plan: Plan = Field(description="The plan the run ended with, and what it was expected to take.")
+    attempts: tuple[PlanAttempt, ...] = Field(
+        description="Plans tried in this attempt: more than one where memory ran out."
+    )
+    lengths: Lengths = Field(description="How long the rows are.")
+    start_seconds: float = Field(
+        description="Seconds from the program's start to the end of its first optimizer step."
+    )
+    step_seconds: float = Field(description="Median seconds of an optimizer step.")
+    validation_loss: float | None = Field(
+        None, description="Mean loss on the validation rows after training, nats a token."
+    )
+    base_validation_loss: float | None = Field(
+        None, description="The same before training, by the same base as held in training."
+    )
+    validation: tuple[ValidationRow, ...] = Field(
+        (), description="One for each line of validation_data.jsonl that fits max_length."
+    )
+
+
+class Perplexity(Contract):
+    """The exported model against the trained one on the same validation rows.
+
+    Perplexity is exp(mean negative log-likelihood of the answer tokens).
+    """
+
+    rows: int = Field(description="Validation rows measured.")
+    tokens: int = Field(description="Answer tokens measured.")
+    trained: float = Field(description="Of the model as it left training.")
+    exported: float = Field(description="Of the exported GGUF in llama.cpp.")
+    change: float = Field(description="exported / trained - 1.")
 
 
 class ExportResult(StageResult):
@@ -81,9 +122,15 @@ class ExportResult(StageResult):
     tensors: int = Field(description="Tensors in the GGUF.")
     sample_prompt: str = Field(description="What the GGUF was asked when it was loaded once.")
     sample_answer: str = Field(description="What the GGUF answered when it was loaded once.")
-    merge_seconds: float = Field(description="Seconds of the merge.")
-    convert_seconds: float = Field(description="Seconds of the conversion to GGUF.")
-    quantize_seconds: float = Field(description="Seconds of the quantization.")
+    device: str = Field(description="What quantized: `cpu` or the GPU's name.")
+    read_seconds: float = Field(description="Seconds spent reading base weights and merging.")
+    quantize_seconds: float = Field(description="Seconds spent quantizing.")
+    write_seconds: float = Field(description="Seconds from the first tensor to the finished file.")
+    check_seconds: float = Field(description="Seconds of loading, asking and measuring the GGUF.")
+    peak_ram_gb: float = Field(description="Peak resident memory of the export, 10^9 bytes.")
+    perplexity: Perplexity | None = Field(
+        None, description="Against the trained model; none without validation rows."
+    )
 
 
 class RegisterResult(StageResult):

@@ -36,6 +36,10 @@ class BaseModelSpec(Contract):
     )
     stop: tuple[str, ...] = Field((), description="Strings that end an answer.")
     parameters_billion: float = Field(gt=0, description="Parameters in billions (10^9).")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="Its shape, as in its config.json: lets a job be planned before the download.",
+    )
 
 
 class HuggingFaceSource(Contract):
@@ -100,6 +104,12 @@ class PrepareSpec(Contract):
         "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
     )
     held_out: HeldOut | None = Field(None, description="Generated held-out problems, if any.")
+    validation: int = Field(
+        32,
+        ge=0,
+        le=10_000,
+        description="Rows kept out of training to measure the loss on; fewer if the source runs out.",
+    )
     overlap_ngram: int = Field(
         13,
         ge=3,
@@ -126,13 +136,30 @@ class TrainSpec(Contract):
     engine: Literal["auto", "unsloth", "peft"] = Field(
         "auto", description="unsloth needs CUDA; peft runs anywhere; auto takes what is there."
     )
-    load_in_4bit: bool = Field(True, description="Hold the frozen base in 4 bits (CUDA only).")
+    load_in_4bit: bool | None = Field(
+        None,
+        description="Hold the frozen base in 4 bits (CUDA only); none: only where 16 bits do not fit.",
+    )
     lora: LoraSpec = Field(LoraSpec(), description="Shape of the adapter.")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the training data.")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps.")
-    batch_size: int = Field(2, ge=1, description="Rows a forward pass (micro-batch).")
-    gradient_accumulation: int = Field(4, ge=1, description="Micro-batches an optimizer step.")
+    batch_size: int = Field(
+        2, ge=1, description="Rows a step, divided by gradient_accumulation; see micro_batch."
+    )
+    gradient_accumulation: int = Field(
+        4, ge=1, description="An optimizer step is batch_size * gradient_accumulation rows."
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="Rows a forward pass; none: the fastest split of a step that fits."
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Compute activations again in the backward pass; none: where memory asks for it.",
+    )
+    padding_free: bool | None = Field(
+        None, description="Lay rows end to end instead of padding them; none: where it is faster."
+    )
     max_length: int = Field(1024, ge=16, description="Longest row in tokens; longer rows are cut.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Part of the steps that warms up.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
@@ -145,6 +172,11 @@ class TrainSpec(Contract):
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
     )
+
+    @property
+    def step_rows(self) -> int:
+        """Rows an optimizer step (the effective batch size)."""
+        return self.batch_size * self.gradient_accumulation
 
 
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]

@@ -14,8 +14,9 @@ from loco.events import Progress
 from loco.program import Stopped
 from loco.results import TrainResult
 from loco.specs import Inputs, TrainSpec
-from loco_trainer import checkpoints, engines, train
-from loco_trainer.fitting import DataOrder, rate_factor, total_steps
+from loco_trainer import checkpoints, engines, fitting, train
+from loco_trainer.batches import epoch_order
+from loco_trainer.schedule import rate_factor, total_steps
 
 
 def losses(result: TrainResult) -> list[float]:
@@ -89,12 +90,21 @@ def test_progress_has_every_field(run: Any) -> None:
     )
 
 
-def test_each_epoch_ends_with_a_checkpoint(run: Any) -> None:
-    _, out, recorder = run
+def test_checkpoints_come_by_the_clock(
+    toy_spec: TrainSpec,
+    inputs: Inputs,
+    tmp_path: Path,
+    recorder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fitting, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "_CHECKPOINT_COST", 0.0)
+    train.run(toy_spec, inputs, tmp_path, recorder)
     said = [event.step for event in recorder.of_type("checkpoint")]
-    assert {6, 12, 18} <= set(said)
-    assert len(said) == len(set(said))
-    assert checkpoints.fault(out / "checkpoints" / "checkpoint-18") is None
+    assert said == list(range(1, 18))  # the end itself has the adapter
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-16", "checkpoint-17"]
+    assert checkpoints.fault(tmp_path / "checkpoints" / "checkpoint-17") is None
 
 
 def test_the_same_seed_gives_the_same_losses(
@@ -110,7 +120,7 @@ def test_the_same_seed_gives_the_same_losses(
 def test_a_stopped_run_resumes_to_the_same_end(
     at_step: int, run: Any, toy_spec: TrainSpec, inputs: Inputs, tmp_path: Path, recorder: Any
 ) -> None:
-    stopping = type(recorder)(stop_at_step=at_step - 1)
+    stopping = type(recorder)(stop_at_step=at_step)
     with pytest.raises(Stopped):
         train.run(toy_spec, inputs, tmp_path / "a1", stopping)
     left = Path(stopping.of_type("checkpoint")[-1].path)
@@ -132,11 +142,11 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     left = []
     for at_step in (4, 6):
-        stopping = type(recorder)(stop_at_step=at_step - 1)
+        stopping = type(recorder)(stop_at_step=at_step)
         with pytest.raises(Stopped):
             train.run(toy_spec, inputs, tmp_path / f"a{at_step}", stopping)
         left.insert(0, Path(stopping.of_type("checkpoint")[-1].path))
-    newest = left[0] / "optimizer.pt"
+    newest = left[0] / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1000])
 
     resumed = train.run(
@@ -145,19 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert resumed.resumed_from_step == 4
     assert losses(resumed) == losses(run[0])
     said = " ".join(event.message for event in recorder.of_type("log"))
-    assert "checkpoint-6 is passed over: optimizer.pt is damaged" in said
-
-
-def test_a_run_that_had_finished_finishes_again_without_a_step(
-    run: Any, toy_spec: TrainSpec, inputs: Inputs, tmp_path: Path, recorder: Any
-) -> None:
-    whole, out, _ = run
-    last = out / "checkpoints" / "checkpoint-18"
-    again = train.run(
-        toy_spec, inputs.model_copy(update={"resume": (last,)}), tmp_path / "again", recorder
-    )
-    assert losses(again) == losses(whole)
-    assert not [e for e in recorder.of_type("progress") if e.progress.step is not None]
+    assert "checkpoint-6 is passed over: optimizer.safetensors is damaged" in said
 
 
 def test_accumulation_is_the_same_as_a_larger_batch(
@@ -235,12 +233,10 @@ def test_no_step_is_wasted_on_a_rate_of_zero(toy_spec: TrainSpec, scheduler: str
 
 def test_the_order_keeps_a_steps_rows_and_sorts_them_by_length() -> None:
     lengths = [50, 10, 40, 20, 30, 60, 70, 15, 25, 35]
-    order = DataOrder(lengths, step_rows=4, seed=3)
     epochs = []
     for epoch in range(2):
-        order.set_epoch(epoch)
-        epochs.append(list(order))
-        assert list(order) == epochs[-1]
+        epochs.append(epoch_order(lengths, step_rows=4, seed=3, epoch=epoch))
+        assert epoch_order(lengths, step_rows=4, seed=3, epoch=epoch) == epochs[-1]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
     for start in range(0, 10, 4):

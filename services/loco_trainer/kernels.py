@@ -1,0 +1,62 @@
+"""Fused GPU kernels of liger-kernel in the place of a model's own norms, rotations and gates.
+
+Each of these is five to ten small kernels in transformers, bound by memory traffic and launches; in
+Triton it is one. Compiled on first use and kept in `TRITON_CACHE_DIR` for the next job.
+"""
+
+import importlib
+from typing import Any
+
+import torch
+
+#: Architectures whose norm is x / rms(x) * weight, whose gate is silu(gate(x)) * up(x), and whose
+#: rotation takes the two halves of a head.
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+
+
+def install(model: Any) -> bool:
+    """Puts the fused kernels into a loaded model; says whether its architecture has them."""
+    if model.config.model_type not in ARCHITECTURES:
+        return False
+    from liger_kernel.ops import LigerRopeFunction
+
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+    ) -> Any:
+        return LigerRopeFunction.apply(q, k, cos, sin)
+
+    # the attention layers look this function up in their module
+    importlib.import_module(type(model).__module__).apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _Norm(module)
+        elif hasattr(module, "gate_proj") and type(module.act_fn).__name__.startswith("SiLU"):
+            module.forward = _Gate(module)
+    return True
+
+
+class _Norm:
+    """x / rms(x) * weight in one kernel."""
+
+    def __init__(self, module: Any) -> None:
+        from liger_kernel.ops import LigerRMSNormFunction
+
+        self._function = LigerRMSNormFunction
+        self._module = module
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        return self._function.apply(x, self._module.weight, self._module.variance_epsilon)
+
+
+class _Gate:
+    """down(silu(gate(x)) * up(x)), the middle part in one kernel."""
+
+    def __init__(self, module: Any) -> None:
+        from liger_kernel.ops import LigerSiLUMulFunction
+
+        self._function = LigerSiLUMulFunction
+        self._module = module
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        inner = self._function.apply(self._module.gate_proj(x), self._module.up_proj(x))
+        return self._module.down_proj(inner)
