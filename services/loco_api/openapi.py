@@ -55,7 +55,7 @@ class Api(FastAPI):
 
 
 def _spell_out_overrides(schemas: dict[str, Any]) -> None:
-    """Gives `JobRequest` its overrides: the stage specs with every field left to choice."""
+    """Gives job and plan requests their overrides: the stage specs, every field left to choice."""
     models = [(spec, "validation") for spec in STAGE_SPECS.values()]
     _, definitions = models_json_schema(
         models,  # type: ignore[arg-type]
@@ -68,12 +68,13 @@ def _spell_out_overrides(schemas: dict[str, Any]) -> None:
         for field in _FIXED:
             overrides["properties"].pop(field, None)
         overrides["description"] = f"Fields of stage {stage} to set differently from the recipe."
-        request = schemas["JobRequest"]["properties"][stage.value]
-        schemas["JobRequest"]["properties"][stage.value] = {
-            "$ref": f"#/components/schemas/{spec.__name__}Overrides",
-            "description": request["description"],
-            "default": {},
-        }
+        for name in ("JobRequest", "PlanRequest"):
+            fields = schemas[name]["properties"]
+            fields[stage.value] = {
+                "$ref": f"#/components/schemas/{spec.__name__}Overrides",
+                "description": fields[stage.value]["description"],
+                "default": {},
+            }
     schemas.pop("BaseModelSpecOverrides", None)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loco import cli_admin, cli_jobs, cli_keys
+from loco import cli_admin, cli_jobs, cli_keys, cli_plan
 from loco.cli_console import Target, show_error
 from loco.errors import InvalidRequest, LocoError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+cli_plan.add_to(app)
 cli_jobs.add_to(app)
 cli_admin.add_to(app)
 app.add_typer(cli_keys.app, name="keys")

@@ -24,6 +24,7 @@ from loco.client_events import START, Deadline, Follower, read_job
 from loco.client_http import Transport, is_loopback, path_of
 from loco.errors import InvalidRequest, NotFound
 from loco.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
+from loco.previews import Preview
 from loco.settings import DEFAULT_PORT, Settings
 from loco.stages import Stage
 
@@ -116,6 +117,35 @@ class Client:
         )
         job = _job(answer)
         return self.wait(job.id) if wait else job
+
+    def plan(
+        self,
+        adapter: str,
+        *,
+        profile: str = "default",
+        device: Mapping[str, Any] | None = None,
+        stages: Sequence[Stage | str] | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Preview:
+        """What such a job would take; nothing is started.
+
+        Args:
+            adapter: name of the adapter.
+            profile: profile of its recipe.
+            device: plan for this one, e.g. `{"name": "RTX 3070", "memory_gb": 8}`; none: the worker's.
+            stages: consecutive stages; none: all.
+            overrides: as for `submit`.
+
+        Raises:
+            OutOfMemory: it does not fit; the hint says what would.
+        """
+        body: dict[str, Any] = {"adapter": adapter, "profile": profile, **overrides}
+        if device is not None:
+            body["device"] = dict(device)
+        if stages is not None:
+            body["stages"] = [str(stage) for stage in stages]
+        answer = self._transport.request("POST", "/plan", body=body, repeatable=True)
+        return Preview.model_validate(answer, extra="ignore")
 
     def job(self, job_id: str) -> Job:
         """A job as it is now."""

@@ -169,6 +169,7 @@ class OutOfMemory(LocoError):
     """The GPU or the machine ran out of memory."""
 
     code = "out_of_memory"
+    status = 422
     user_fault = True
 
 

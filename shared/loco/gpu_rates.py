@@ -101,7 +101,8 @@ def rates(device: Device) -> Rates:
         if re.search(pattern, device.name, re.IGNORECASE):
             part = _LAPTOP if re.search("laptop|max-q", device.name, re.IGNORECASE) else 1.0
             return _sustained(part * teraflops, part * gigabytes, known=True)
-    capability = device.compute_capability or 0.0
+    # a card of no name and age is taken for a small one of 2020
+    capability = 8.6 if device.compute_capability is None else device.compute_capability
     _, teraflops, gigabytes = next(row for row in _UNKNOWN if capability >= row[0])
     return _sustained(teraflops, gigabytes, known=False)
 

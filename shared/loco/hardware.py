@@ -15,6 +15,15 @@ _MEMINFO = Path("/proc/meminfo")
 logger = logging.getLogger(__name__)
 
 
+def of(device_ids: tuple[str, ...]) -> Device | None:
+    """What a worker pinned to these devices trains on; None when its GPU does not say.
+
+    Args:
+        device_ids: as `loco.gpu_lock.device_ids` gives them.
+    """
+    return cpu() if device_ids == ("cpu",) else gpu(device_ids[0])
+
+
 def cpu() -> Device:
     """The CPU with its cores and RAM; free is what programs can get, caches given up."""
     total, free = _ram()

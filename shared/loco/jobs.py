@@ -9,6 +9,7 @@ from pydantic import Field, computed_field
 from loco.artifacts import Artifact
 from loco.contracts import Contract
 from loco.events import Progress
+from loco.plans import Device
 from loco.specs import JobSpec
 from loco.stages import Stage
 
@@ -157,5 +158,9 @@ class WorkerInfo(Contract):
     host: str = Field(description="The machine it runs on.")
     pid: int = Field(description="Its process there.")
     device: str = Field(description="`cpu`, or the GPU it is pinned to.")
+    hardware: Device | None = Field(
+        None,
+        description="What a worker of queue `gpu` trains on, as last looked at while it was idle.",
+    )
     task_id: str | None = Field(None, description="What it runs now.")
     seen_at: datetime = Field(description="When it was last heard of.")

@@ -19,8 +19,8 @@ from loco.specs import TrainSpec
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 #: Bytes of a trained parameter: float32 weight, gradient, AdamW's two moments, and a 16-bit copy.
 _TRAINED_BYTES = 4 + 4 + 8 + 2
-#: Answer tokens whose logits are held at once.
-_LOGIT_CHUNK = 1024
+#: Bytes of float32 logits that are held at once (loco_trainer.answer_loss works in such chunks).
+_LOGIT_CHUNK_BYTES = 256 * 2**20
 
 _BYTES: dict[Precision, float] = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -29,7 +29,7 @@ _BYTES: dict[Precision, float] = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 class _Engine:
     """What an engine keeps besides the tensors autograd needs."""
 
-    #: Bytes a logit of the chunk: 16-bit value, and float32 softmax or gradient.
+    #: Bytes a logit of the chunk: 16-bit value, float32 value, float32 exponential.
     logit_bytes: float
     #: Gradients of a block's activations that live at once, as a part of its widest tensors.
     gradients: float
@@ -42,15 +42,15 @@ class _Engine:
 #: unsloth writes gradients over activations and offloads the inputs of recomputed blocks to RAM
 #: (its "unsloth" gradient checkpointing); floor measured on an H200 on 2026-11-22.
 _GPU_ENGINES: dict[Engine, _Engine] = {
-    "peft": _Engine(logit_bytes=6, gradients=1.0, offloads=False, floor=0.25e9),
-    "unsloth": _Engine(logit_bytes=2, gradients=0.0, offloads=True, floor=0.3e9),
+    "peft": _Engine(logit_bytes=10, gradients=1.0, offloads=False, floor=0.25e9),
+    "unsloth": _Engine(logit_bytes=4, gradients=0.0, offloads=True, floor=0.2e9),
 }
 #: On a CPU no fused kernels: intermediate results in float32 roughly double what is kept, and the
 #: process itself (torch, transformers) takes about 1 GB.
-_CPU_ENGINE = _Engine(logit_bytes=8, gradients=1.0, offloads=False, floor=1.0e9)
+_CPU_ENGINE = _Engine(logit_bytes=12, gradients=1.0, offloads=False, floor=1.0e9)
 _CPU_SAVED = 2.0
-#: Recorded passes have activations of their own beside those of the pass they were recorded from.
-_GRAPH_ACTIVATIONS = 2.0
+#: Recorded passes have a memory pool of their own beside that of the first, unrecorded pass.
+_RECORDED = 2.0
 
 
 class Memory(Contract):
@@ -76,22 +76,24 @@ def peak_memory(
     """The expected peak of a way; on a CPU of the process, on a GPU without the CUDA context."""
     engine = _GPU_ENGINES[way.engine] if device.is_gpu else _CPU_ENGINE
     tokens = largest_pass(way, spec, lengths)
-    answers = min(tokens * lengths.answer_tokens / lengths.tokens, _LOGIT_CHUNK)
+    answers = tokens * lengths.answer_tokens / lengths.tokens
+    logits = min(answers * shape.vocab_size, _LOGIT_CHUNK_BYTES / 4) * engine.logit_bytes
     width = _BYTES[way.precision]
     block = _kept_values(spec, shape) * width * (1.0 if device.is_gpu else _CPU_SAVED)
-    gradients = (3 * shape.intermediate_size + 4 * shape.hidden_size) * width * engine.gradients
+    gradients = (2 * shape.intermediate_size + 4 * shape.hidden_size) * width * engine.gradients
     if way.gradient_checkpointing:
         inputs = 0.0 if engine.offloads else shape.hidden_size * width * shape.num_hidden_layers
         activations = tokens * (inputs + block + gradients)
     else:
         activations = tokens * (shape.num_hidden_layers * block + gradients)
     if way.cuda_graphs:
-        activations *= _GRAPH_ACTIVATIONS
+        activations *= _RECORDED
+        logits *= _RECORDED
     return Memory(
         weights_gb=_gb(weight_bytes(shape, way.precision)),
         adapter_gb=_gb(trained_parameters(spec, shape) * _TRAINED_BYTES),
         activations_gb=_gb(activations),
-        logits_gb=_gb(answers * shape.vocab_size * engine.logit_bytes),
+        logits_gb=_gb(logits),
         workspace_gb=_gb(engine.floor + _dequantized_bytes(shape, way.precision)),
     )
 

@@ -15,8 +15,6 @@ from loco.specs import TrainSpec
 
 #: From here on NVIDIA GPUs multiply bfloat16 and run FlashAttention over rows of unequal length.
 AMPERE = 8.0
-#: Architectures for which engine peft has kernels of its own on a GPU.
-FUSED_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class WayLike(Protocol):

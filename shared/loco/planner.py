@@ -16,7 +16,16 @@ from loco.plan_ways import Way, described, own_split, smaller, ways
 from loco.plans import Device, Engine, Lengths, Plan, Shape
 from loco.specs import TrainSpec
 
-__all__ = ["Estimate", "estimates", "make_plan", "margin_gb", "next_rung", "peak_memory"]
+__all__ = [
+    "Estimate",
+    "estimate",
+    "estimates",
+    "make_plan",
+    "margin_gb",
+    "next_rung",
+    "peak_memory",
+    "plan_of",
+]
 
 #: Room left beside the expected peak: the model's own error, and what the allocator cannot join.
 _MARGIN_PART = 0.08
@@ -66,16 +75,16 @@ def make_plan(
     """
     found = estimates(spec, shape, lengths, device, engine=engine)
     fitting = [e for e in found if e.fits(device)]
-    own = _estimate(own_split(spec, device, engine=engine), spec, shape, lengths, device)
+    own = estimate(own_split(spec, device, engine=engine), spec, shape, lengths, device)
     if not device.is_gpu and own.fits(device):
-        return _plan(own, spec, lengths, "the recipe's own batches; more rows a pass gain little")
+        return plan_of(own, spec, lengths, "the recipe's own batches; more rows a pass gain little")
     if fitting:
         widest = [e for e in fitting if e.way.precision == fitting[0].way.precision]
-        return _plan(_fastest(widest), spec, lengths, _why(found, fitting, device))
+        return plan_of(_fastest(widest), spec, lengths, _why(found, fitting, device))
     smallest = min(found, key=lambda e: e.memory.peak_gb)
     for last in (own, smallest):
         if last.fits_barely(device):
-            return _plan(last, spec, lengths, "nothing faster fits, and this without a margin")
+            return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
     raise _too_large(spec, shape, lengths, device, engine=engine, smallest=smallest)
 
 
@@ -90,8 +99,8 @@ def next_rung(
     way = smaller(Way.of(plan), spec)
     if way is None:
         return None
-    estimate = _estimate(way, spec, shape, lengths, device)
-    return _plan(estimate, spec, lengths, "memory ran out with the plan before")
+    found = estimate(way, spec, shape, lengths, device)
+    return plan_of(found, spec, lengths, "memory ran out with the plan before")
 
 
 def estimates(
@@ -99,16 +108,15 @@ def estimates(
 ) -> list[Estimate]:
     """Every way that can be gone with what it takes; wide precisions first."""
     found = (
-        _estimate(way, spec, shape, lengths, device)
+        estimate(way, spec, shape, lengths, device)
         for way in ways(spec, device, engine=engine)
         if not way.cuda_graphs or largest_pass(way, spec, lengths) <= _GRAPHED_TOKENS
     )
     return list(found)
 
 
-def _estimate(
-    way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device
-) -> Estimate:
+def estimate(way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device) -> Estimate:
+    """What a way is expected to take, by the model alone."""
     return Estimate(
         way=way,
         memory=peak_memory(way, spec, shape, lengths, device),
@@ -127,9 +135,17 @@ def _fastest(found: Iterable[Estimate]) -> Estimate:
     )
 
 
-def _plan(estimate: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Plan:
-    way, step = estimate.way, estimate.step_seconds
-    whole = train_seconds(spec, lengths, start=estimate.start_seconds, step=step)
+def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Plan:
+    """The plan of an estimated way.
+
+    Args:
+        found: the way and what it takes.
+        spec: the recipe.
+        lengths: of the rows.
+        why: why it was chosen, in words.
+    """
+    way, step = found.way, found.step_seconds
+    whole = train_seconds(spec, lengths, start=found.start_seconds, step=step)
     return Plan(
         engine=way.engine,
         precision=way.precision,
@@ -139,7 +155,7 @@ def _plan(estimate: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pl
         padding_free=way.padding_free,
         cuda_graphs=way.cuda_graphs,
         max_length=lengths.longest,
-        memory_gb=estimate.memory.peak_gb,
+        memory_gb=found.memory.peak_gb,
         step_seconds=round(step, 4),
         train_seconds=round(whole, 1),
         why=why,
@@ -199,8 +215,12 @@ def _too_large(
         f"{spec.base_model.name} does not fit: the smallest way to train it ({detail}) needs "
         f"{needed:.1f} GB with a margin, and {device.free_gb:.1f} GB of {device.name} are free.",
         param=param,
-        hint="; ".join(choices).capitalize() + ".",
+        hint=_sentence("; ".join(choices)),
     )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
 
 
 def _length_that_fits(

@@ -26,10 +26,12 @@ from uuid import uuid4
 from celery import Celery, shared_task, signals
 from celery.worker import state
 
+from loco import hardware
 from loco.errors import RedisUnavailable
 from loco.gpu_lock import device_ids, pin
 from loco.jobs import WorkerInfo
 from loco.ledger import Hint, Ledger
+from loco.plans import Device
 from loco.queue import TASK, celery_app, send_hint
 from loco.reaper import Reaper
 from loco.runner import Runner, publish_committed
@@ -42,6 +44,8 @@ logger = logging.getLogger(__name__)
 WORKER_ID = "LOCO_WORKER_ID"
 
 _BEAT_SECONDS = 5.0
+#: Between two looks at the memory that is free.
+_LOOK_SECONDS = 60.0
 #: On top of the time a stage gets to stop: hashing, committing, Celery's own end.
 _EXIT_MARGIN_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -113,6 +117,8 @@ class _Worker:
             str(settings.redis_url), namespace=settings.namespace, timings=settings.timings
         )
         self._beaten_at = 0.0
+        self._hardware: Device | None = None
+        self._looked_at = float("-inf")
 
     # In the pool child
 
@@ -122,6 +128,8 @@ class _Worker:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != _main_pid():
             os._exit(1)  # it died before we asked
+        # a thread: nvidia-smi may take seconds, and a stage may be waiting
+        threading.Thread(target=self._look, name="hardware", daemon=True).start()
 
     def run_stage(self, job_id: str, stage: str) -> None:
         """The Celery task. The message is a hint: what is run, the ledger says."""
@@ -179,10 +187,18 @@ class _Worker:
     def _beat_idle(self) -> None:
         while True:
             if not state.active_requests:  # the pool child beats while it runs a stage
+                self._look()
                 self._beat(task_id=None)
             time.sleep(_BEAT_SECONDS)
 
     # In both
+
+    def _look(self) -> None:
+        """Looks at what train would find free; only while idle, or it would see its own use."""
+        due = time.monotonic() - self._looked_at >= _LOOK_SECONDS
+        if self._queue is Queue.GPU and due:
+            self._hardware = hardware.of(device_ids())
+            self._looked_at = time.monotonic()
 
     def _send_hint(self, job_id: str, stage: Stage) -> None:
         send_hint(self._app, Hint(job_id=job_id, stage=stage))
@@ -194,6 +210,7 @@ class _Worker:
             host=socket.gethostname(),
             pid=_main_pid(),
             device=device_name(self._queue),
+            hardware=self._hardware,
             task_id=task_id,
             seen_at=datetime.now(UTC),
         )
