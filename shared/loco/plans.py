@@ -136,6 +136,10 @@ class PlanAttempt(Contract):
 
     plan: Plan = Field(description="What was tried.")
     first_step: int = Field(description="First optimizer step of this try.")
-    last_step: int = Field(description="Last optimizer step it finished; one less than the first: none.")
-    peak_memory_gb: float = Field(description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU.")
+    last_step: int = Field(
+        description="Last optimizer step it finished; one less than the first: none."
+    )
+    peak_memory_gb: float = Field(
+        description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU."
+    )
     outcome: Literal["finished", "out_of_memory", "stopped"] = Field(description="How it ended.")
