@@ -1,0 +1,78 @@
+"""Answers and their score: one JSON line a problem, appended as they come, so a run can go on."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from loco_trainer.rows import prompt_text
+from loco_worker.answers import extract, is_correct
+
+#: Most tokens of an answer; GSM8K's longest worked answer is about 400, 99 of 100 stay below 256.
+MAX_TOKENS = 256
+
+
+class Say(Protocol):
+    """Takes one finished answer: the problem, the text, its tokens, whether the model ended it."""
+
+    def __call__(self, problem: dict[str, str], text: str, tokens: int, *, ended: bool) -> None:
+        """Writes it down."""
+
+
+class Answer(NamedTuple):
+    """One scored answer as read back."""
+
+    correct: bool
+    ended: bool
+    tokens: int
+    text: str
+
+
+def read(path: Path) -> dict[str, Answer]:
+    """The answers of a file by problem id; a line cut short by a kill is left out."""
+    found: dict[str, Answer] = {}
+    if not path.is_file():
+        return found
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[entry["id"]] = Answer(
+            entry["correct"], entry["ended"], entry["tokens"], entry["text"]
+        )
+    return found
+
+
+@contextmanager
+def written_to(path: Path) -> Iterator[Say]:
+    """Appends scored answers to a file, each flushed at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+            file.write("\n")  # after a line cut short
+
+        def say(problem: dict[str, str], text: str, tokens: int, *, ended: bool) -> None:
+            number = extract(text)
+            entry: dict[str, Any] = {
+                "id": problem["id"],
+                "correct": is_correct(problem["answer"], text),
+                "expected": problem["answer"],
+                "found": None if number is None else number.text,
+                "ended": ended,
+                "tokens": tokens,
+                "text": text,
+            }
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            file.flush()
+
+        yield say
+
+
+def prompt(question: str, system: str | None, tokenizer: Any) -> str:
+    """The text a served model continues, rendered as for training."""
+    messages = [{"role": "user", "content": question}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return prompt_text(messages, tokenizer)

