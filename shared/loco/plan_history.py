@@ -35,10 +35,13 @@ class Trained:
 
 @dataclass(frozen=True)
 class Correction:
-    """Factors from the model's seconds to measured ones."""
+    """From the model's seconds to measured ones."""
 
+    #: Factor of a step's seconds, and of those before the steps.
     step: float = 1.0
     start: float = 1.0
+    #: Seconds after the last step, which the model leaves out: validation, writing the adapter.
+    end: float = 0.0
     #: Runs they are the median of.
     runs: int = 0
 
@@ -67,10 +70,9 @@ class History:
         factors = [_factors(run, shape, device) for run in chosen]
         if not factors:
             return Correction()
+        steps, starts, ends = zip(*factors, strict=True)
         return Correction(
-            step=median(step for step, _ in factors),
-            start=median(start for _, start in factors),
-            runs=len(factors),
+            step=median(steps), start=median(starts), end=median(ends), runs=len(factors)
         )
 
     def seconds(self, stage: Stage, spec: JobSpec, *, device: str | None) -> tuple[float, int]:
@@ -132,12 +134,15 @@ class History:
         return found
 
 
-def _factors(run: Trained, shape: Shape, device: Device) -> tuple[float, float]:
-    """Measured seconds over the model's, of a step and of the start with its first step."""
-    way = Way.of(run.result.plan)
-    step = step_seconds(way, run.spec, shape, run.result.lengths, device)
+def _factors(run: Trained, shape: Shape, device: Device) -> tuple[float, float, float]:
+    """Measured seconds over the model's, of a step and of all before its end; seconds at the end."""
+    result = run.result
+    way = Way.of(result.plan)
+    step = step_seconds(way, run.spec, shape, result.lengths, device)
     start = start_seconds(way, shape, device) + step
-    return run.result.step_seconds / step, run.result.start_seconds / start
+    # the first step counts in both start and train seconds
+    end = result.seconds - result.start_seconds - result.train_seconds + result.step_seconds
+    return result.step_seconds / step, result.start_seconds / start, max(0.0, end)
 
 
 def _kind(way: Way) -> tuple[Any, ...]:

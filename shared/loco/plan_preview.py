@@ -42,7 +42,7 @@ class _Case:
         corrected = replace(
             found,
             step_seconds=found.step_seconds * measured.step,
-            start_seconds=found.start_seconds * measured.start,
+            start_seconds=found.start_seconds * measured.start + measured.end,
         )
         return corrected, measured
 

@@ -12,8 +12,6 @@ from loco.plan_ways import WayLike
 from loco.plans import Device, Engine, Lengths, Shape
 from loco.specs import TrainSpec
 
-#: Part of the sustained matrix rate that layers of a few thousand tokens reach.
-_MATRIX_EFFICIENCY = 0.80
 #: Tokens at which half of that is reached: fewer leave multiprocessors idle.
 _HALF_FULL_TOKENS = 256
 #: Bytes a token a block that norms, rotary embedding, SwiGLU, residuals and adapters move in
@@ -23,10 +21,12 @@ _MOVED_INNER = 10
 
 
 @dataclass(frozen=True)
-class _Launching:
-    """What a pass costs whatever it computes: Python and kernel launches on a server's CPU."""
+class _Costs:
+    """What an engine costs beside the arithmetic; launches are those of a server's CPU."""
 
-    #: Seconds a block, forward and backward.
+    #: Part of the sustained matrix rate that layers of a few thousand tokens reach.
+    efficiency: float
+    #: Seconds of launching the kernels of a block, forward and backward.
     block: float
     #: More where layers are dequantized first.
     four_bit: float
@@ -36,11 +36,11 @@ class _Launching:
     compiling: float
 
 
-#: unsloth: 0.29 s for a pass of 2 rows and 36 blocks in 4 bits, 0.16 s for one of 8 in bfloat16;
-#: 37 to 45 s to the first step (one H200, 2026-11-22).
-_LAUNCHING: dict[Engine, _Launching] = {
-    "peft": _Launching(block=1.6e-3, four_bit=1.2e-3, imports=7.0, compiling=3.0),
-    "unsloth": _Launching(block=4.2e-3, four_bit=3.8e-3, imports=17.0, compiling=14.0),
+#: unsloth: a step of 4 passes of 2 rows in 4 bits takes 1.15 to 1.22 s, one of 8 rows in bfloat16
+#: 0.16 s, of 8 full rows 0.30 s; 37 to 45 s to the first step (one H200, 36 blocks, 2026-11-22).
+_COSTS: dict[Engine, _Costs] = {
+    "peft": _Costs(efficiency=0.80, block=1.6e-3, four_bit=1.2e-3, imports=7.0, compiling=3.0),
+    "unsloth": _Costs(efficiency=0.68, block=4.2e-3, four_bit=2.2e-3, imports=17.0, compiling=14.0),
 }
 #: What replaying a recorded pass costs, seconds.
 _REPLAY_SECONDS = 2e-3
@@ -71,9 +71,8 @@ def step_seconds(
     if not device.is_gpu:
         return passes * operations / (_CORE_RATE * (device.cores or _DEFAULT_CORES))
     speed = rates(device)
-    busy = operations / (
-        speed.operations * _MATRIX_EFFICIENCY * tokens / (tokens + _HALF_FULL_TOKENS)
-    )
+    reached = _COSTS[way.engine].efficiency * tokens / (tokens + _HALF_FULL_TOKENS)
+    busy = operations / (speed.operations * reached)
     busy = max(busy, _weight_reads(way) * weight_bytes(shape, "bf16") / speed.bandwidth)
     busy += _moving(way, shape, tokens, speed)
     launched = _REPLAY_SECONDS if way.cuda_graphs else _launches(way, shape)
@@ -84,7 +83,7 @@ def start_seconds(way: WayLike, shape: Shape, device: Device) -> float:
     """Expected seconds from the program's start to its first step's beginning."""
     if not device.is_gpu:
         return _CPU_START_SECONDS + weight_bytes(shape, "fp32") / _LOAD_RATE
-    costs = _LAUNCHING[way.engine]
+    costs = _COSTS[way.engine]
     # a 4-bit base is quantized on the GPU from 16 bits unless it is stored so
     loading = weight_bytes(shape, "bf16") / _LOAD_RATE
     recording = _RECORDED_SIZES * _RECORDING_SECONDS if way.cuda_graphs else 0.0
@@ -137,7 +136,7 @@ def _moving(way: WayLike, shape: Shape, tokens: float, speed: Rates) -> float:
 
 
 def _launches(way: WayLike, shape: Shape) -> float:
-    costs = _LAUNCHING[way.engine]
+    costs = _COSTS[way.engine]
     block = costs.block + (costs.four_bit if way.precision == "4bit" else 0.0)
     again = 1.3 if way.gradient_checkpointing else 1.0
     return shape.num_hidden_layers * block * again

@@ -202,8 +202,8 @@ def test_earlier_runs_give_lengths_and_correct_the_seconds(http, hands, trainer)
     assert after["history_runs"] == 1
     assert after["plan"]["step_seconds"] == pytest.approx(5.0, rel=0.01)
     times = {s["stage"]: s for s in after["stages"]}
-    # 20 steps of 5 s and 40 s to the end of the first one, and a little for checkpoints
-    assert times["train"]["seconds"] == pytest.approx(40 + 100, rel=0.06)
+    # 20 steps of 5 s, 40 s to the end of the first, 15 s after the last, a little for checkpoints
+    assert times["train"]["seconds"] == pytest.approx(40 + 100 + 15, rel=0.06)
     assert times["train"]["basis"] == "runs"
     assert times["prepare"] == {"stage": "prepare", "seconds": 3.0, "basis": "runs", "runs": 1}
 

@@ -354,3 +354,23 @@ def test_a_card_known_by_name_has_its_generation():
     assert capability_of("NVIDIA H200") == 9.0
     assert capability_of("RTX 5090") == 10.0
     assert capability_of("something else") is None
+
+
+def choice(chosen: Plan) -> str:
+    """A plan as the table of docs/recipes.md shows it."""
+    kept = "recomputed" if chosen.gradient_checkpointing else "kept"
+    graphs = ", graphs" if chosen.cuda_graphs else ""
+    return (
+        f"{chosen.precision}, {chosen.micro_batch} x {chosen.accumulation}, {kept}{graphs} | "
+        f"{chosen.memory_gb:.1f} GB | {chosen.step_seconds:.2g} s"
+    )
+
+
+def test_the_table_of_choices_is_the_planners():
+    page = (ADAPTERS.parent / "docs" / "recipes.md").read_text()
+    rows = [
+        f"| {name}, {memory} GB | {choice(plan(card(name), GSM8K))} | "
+        f"{choice(plan(card(name), FULL))} |"
+        for name, (memory, _) in CARDS.items()
+    ]
+    assert [row for row in rows if row not in page] == [], "\n" + "\n".join(rows)
