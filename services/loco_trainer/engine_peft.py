@@ -67,7 +67,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
         lay_out=batches.end_to_end
         if plan.padding_free
         else functools.partial(batches.padded, filler=_filler(model)),
-        losses=forward.losses_of(adapted),
+        losses=forward.losses_of(adapted, tight=plan.gradient_checkpointing),
         autocast=autocast,
     )
 

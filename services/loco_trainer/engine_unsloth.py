@@ -46,6 +46,6 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         model=model,
         dtype=f"4-bit, computing in {name}" if four_bit else name,
         lay_out=functools.partial(batches.padded, filler=tokenizer.pad_token_id or 0),
-        losses=forward.losses_of(model, positions=False),
+        losses=forward.losses_of(model, tight=True, positions=False),
         autocast=dtype,
     )

@@ -81,21 +81,24 @@ def choose(spec: TrainSpec) -> Engine:
     return "peft" if obstacle or fast_peft else "unsloth"
 
 
-def prepare(engine: Engine, cache_dir: Path) -> None:
-    """To be called before transformers is imported.
+def keep_kernels(cache_dir: Path) -> None:
+    """To be called before torch is imported.
 
     Args:
-        engine: unsloth patches trl and transformers, so it must be imported first.
         cache_dir: kernels that are compiled are kept below it for the next job.
     """
     kept = cache_dir / "kernels"
     os.environ.setdefault("TRITON_CACHE_DIR", str(kept / "triton"))
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept / "inductor"))
+    # unsloth's; without it they go into a folder of the current directory
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(kept / "unsloth"))
     # Memory of one size can then be used for another: what is reserved stays near what is used.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def import_first(engine: Engine) -> None:
+    """To be called before transformers is imported: unsloth patches it, trl and peft."""
     if engine == "unsloth":
-        # read at its import; without it they go into a folder of the current directory
-        os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(kept / "unsloth"))
         import unsloth  # noqa: F401
 
 

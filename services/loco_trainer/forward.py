@@ -5,29 +5,39 @@ from typing import Any
 
 import torch
 
-from loco_trainer.answer_loss import answer_losses
+from loco_trainer.answer_loss import TIGHT_CHUNK, WIDE_CHUNK, answer_losses
 from loco_trainer.batches import Batch
 
 #: Fields of a config whose models do more to the logits than one matrix product.
 _SHAPED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-def losses_of(model: Any, *, positions: bool = True) -> Callable[[Batch], torch.Tensor]:
+def losses_of(
+    model: Any, *, tight: bool, positions: bool = True
+) -> Callable[[Batch], torch.Tensor]:
     """A function from a batch to the losses of its answer tokens, [answers] in nats.
 
     Args:
         model: PEFT's model over a transformers causal language model.
+        tight: whether memory is worth more than speed.
         positions: whether it takes the tokens' places in their rows (unsloth counts by itself).
     """
     base = model.get_base_model()
-    head = getattr(base, "lm_head", None)
+    head: Any = getattr(base, "lm_head", None)
     plain = type(head) is torch.nn.Linear and head.bias is None and hasattr(base, "model")
     if not plain or any(getattr(base.config, name, None) for name in _SHAPED_LOGITS):
         return lambda batch: _from_logits(base, batch)
 
+    chunk_bytes = TIGHT_CHUNK if tight else WIDE_CHUNK
+
     def losses(batch: Batch) -> torch.Tensor:
         hidden = base.model(**_arguments(batch, positions=positions)).last_hidden_state
-        return answer_losses(hidden.flatten(0, 1)[batch.places], head.weight, batch.targets)
+        return answer_losses(
+            hidden.flatten(0, 1)[batch.places],
+            head.weight,
+            batch.targets,
+            chunk_bytes=chunk_bytes,
+        )
 
     return losses
 

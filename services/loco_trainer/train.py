@@ -41,9 +41,10 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
 
 
 def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
+    engines.keep_kernels(inputs.models_dir)
     engine = engines.choose(spec)
+    engines.import_first(engine)
     emit.progress(message="reading the training data", percent=0.0, last=True)
-    engines.prepare(engine, inputs.models_dir)
     known = base_models.resolve(spec.base_model, "config", inputs.models_dir, emit)
     require_free(out_dir, _checkpoint_bytes(spec, known), "training's checkpoints")
     tokenizer = _tokenizer(known)
