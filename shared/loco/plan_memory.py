@@ -19,8 +19,9 @@ from loco.specs import TrainSpec
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 #: Bytes of a trained parameter: float32 weight, gradient, AdamW's two moments, and a 16-bit copy.
 _TRAINED_BYTES = 4 + 4 + 8 + 2
-#: Bytes of float32 logits that are held at once (loco_trainer.answer_loss works in such chunks).
-_LOGIT_CHUNK_BYTES = 256 * 2**20
+#: Logits that are held at once: loco_trainer.answer_loss works in chunks of so many float32 values,
+#: the smaller ones where activations are recomputed and with unsloth.
+_TIGHT_CHUNK, _WIDE_CHUNK = 128 * 2**20 / 4, 256 * 2**20 / 4
 
 _BYTES: dict[Precision, float] = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -29,8 +30,6 @@ _BYTES: dict[Precision, float] = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 class _Engine:
     """What an engine keeps besides the tensors autograd needs."""
 
-    #: Bytes a logit of the chunk: 16-bit value, float32 value, float32 exponential.
-    logit_bytes: float
     #: Gradients of a block's activations that live at once, as a part of its widest tensors.
     gradients: float
     #: Whether inputs of recomputed blocks wait in RAM instead of on the GPU.
@@ -42,12 +41,12 @@ class _Engine:
 #: unsloth writes gradients over activations and offloads the inputs of recomputed blocks to RAM
 #: (its "unsloth" gradient checkpointing); floor measured on an H200 on 2026-11-22.
 _GPU_ENGINES: dict[Engine, _Engine] = {
-    "peft": _Engine(logit_bytes=10, gradients=1.0, offloads=False, floor=0.25e9),
-    "unsloth": _Engine(logit_bytes=4, gradients=0.0, offloads=True, floor=0.2e9),
+    "peft": _Engine(gradients=1.0, offloads=False, floor=0.25e9),
+    "unsloth": _Engine(gradients=0.0, offloads=True, floor=0.2e9),
 }
 #: On a CPU no fused kernels: intermediate results in float32 nearly double what is kept, and the
 #: process itself takes 0.6 GB (profile tiny: 2.3 GB in all).
-_CPU_ENGINE = _Engine(logit_bytes=12, gradients=1.0, offloads=False, floor=0.6e9)
+_CPU_ENGINE = _Engine(gradients=1.0, offloads=False, floor=0.6e9)
 _CPU_SAVED = 1.8
 #: Recorded passes have a memory pool of their own beside that of the first, unrecorded pass.
 _RECORDED = 2.0
@@ -77,8 +76,12 @@ def peak_memory(
     engine = _GPU_ENGINES[way.engine] if device.is_gpu else _CPU_ENGINE
     tokens = largest_pass(way, spec, lengths)
     answers = tokens * lengths.answer_tokens / lengths.tokens
-    logits = min(answers * shape.vocab_size, _LOGIT_CHUNK_BYTES / 4) * engine.logit_bytes
     width = _BYTES[way.precision]
+    tight = way.gradient_checkpointing or way.engine == "unsloth"
+    # a logit is there in the width of the model, its probability in float32, its gradient narrow
+    logits = (2 * width + 4) * min(
+        answers * shape.vocab_size, _TIGHT_CHUNK if tight else _WIDE_CHUNK
+    )
     block = _kept_values(spec, shape) * width * (1.0 if device.is_gpu else _CPU_SAVED)
     gradients = (2 * shape.intermediate_size + 4 * shape.hidden_size) * width * engine.gradients
     if way.gradient_checkpointing:

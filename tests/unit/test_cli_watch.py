@@ -141,9 +141,12 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         "tensors": 272,
         "sample_prompt": "?",
         "sample_answer": "!",
-        "merge_seconds": 1,
-        "convert_seconds": 2,
+        "device": "cpu",
+        "read_seconds": 1,
         "quantize_seconds": 3,
+        "write_seconds": 5,
+        "check_seconds": 1,
+        "peak_ram_gb": 1.2,
     }
     register = {
         "seconds": 1,
