@@ -70,7 +70,7 @@ def device_of(asked: AskedDevice | None, workers: list[WorkerInfo]) -> tuple[Dev
     heard = [w for w in workers if w.queue == Queue.GPU and w.hardware is not None]
     if not heard:
         raise InvalidRequest(
-            "No worker that trains is running, so its device is not known.",
+            "No running worker says what it would train on.",
             param="device",
             hint="Start it with `loco up`, or name a device to plan for: "
             '`loco plan NAME --gpu-memory 8`, or "device": {"memory_gb": 8}.',

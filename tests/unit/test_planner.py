@@ -1,6 +1,8 @@
 """The planner: which plan it takes, what it refuses, and how it goes down when memory runs out."""
 
 import itertools
+import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -307,6 +309,34 @@ def test_the_largest_pass_lies_between_the_mean_and_all_longest():
         padded = Way("peft", "bf16", micro, False, False, False)
         assert largest_pass(padded, spec, GSM8K) == micro * GSM8K.longest
         assert tokens_a_pass(way, spec, GSM8K) <= tokens_a_pass(padded, spec, GSM8K)
+
+
+@pytest.mark.parametrize("count", [200, 4000])
+@pytest.mark.parametrize("micro", [1, 2, 4, 8])
+def test_passes_are_as_large_as_those_of_rows_dealt_at_random(count: int, micro: int):
+    dealer = random.Random(7)
+    sizes = [round(60 + dealer.gammavariate(4, 27)) for _ in range(count)]  # skewed as GSM8K's
+    ordered = sorted(sizes)
+    lengths = Lengths(
+        rows=count,
+        tokens=sum(sizes),
+        answer_tokens=sum(sizes) // 2,
+        p50=ordered[count // 2],
+        p95=ordered[95 * count // 100],
+        longest=ordered[-1],
+    )
+    passes: list[list[int]] = []
+    for _ in range(3):  # epochs
+        dealer.shuffle(sizes)
+        for start in range(0, count, 8):
+            step = sorted(sizes[start : start + 8])
+            passes += [step[i : i + micro] for i in range(0, 8, micro)]
+    end_to_end = Way("peft", "bf16", micro, False, True, False)
+    padded = Way("peft", "bf16", micro, False, False, False)
+    most = max(sum(rows) for rows in passes)
+    assert largest_pass(end_to_end, recipe(), lengths) == pytest.approx(most, rel=0.15)
+    mean = statistics.mean(micro * max(rows) for rows in passes)
+    assert tokens_a_pass(padded, recipe(), lengths) == pytest.approx(mean, rel=0.08)
 
 
 def test_steps_are_counted_as_the_trainer_counts_them():
