@@ -9,7 +9,7 @@ TRAIN_STAMP := .venv-train/.installed
 GPU_STAMP := .venv-train/.gpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo up test test-fast check format bench
+.PHONY: help setup setup-gpu demo up test test-fast check format bench gpu-bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,7 +36,7 @@ $(TRAIN_STAMP): $(REQ)/train.txt $(REQ)/weights.txt $(REQ)/converter.txt pyproje
 	.venv-train/bin/python $(PIP) install --no-deps -e .
 	@touch $@
 
-setup-gpu: $(GPU_STAMP) ## Add unsloth to .venv-train, for an NVIDIA GPU
+setup-gpu: $(GPU_STAMP) ## Add the GPU packages to .venv-train, for an NVIDIA GPU
 
 $(GPU_STAMP): $(TRAIN_STAMP) $(REQ)/gpu.txt
 	.venv-train/bin/python $(PIP) install -r $(REQ)/train.txt -r $(REQ)/gpu.txt
@@ -58,6 +58,10 @@ test-fast: setup ## What runs in under two minutes: unit and integration tests
 
 bench: setup ## Measure the API beside a bare route and a raw Redis round trip
 	$(RUN)/python tests/benchmarks/api.py
+
+gpu-bench: $(TRAIN_STAMP) ## Measure training and export on an NVIDIA GPU; OPTIONS="--only whole,hand"
+	@! command -v nvidia-smi > /dev/null || $(MAKE) --no-print-directory setup-gpu
+	@.venv-train/bin/python tests/benchmarks/gpu.py $(OPTIONS)
 
 check: $(STAMP) ## Format, lint, types, import rules, dead code
 	$(RUN)/ruff format --check .

@@ -30,8 +30,12 @@ from loco.settings import Settings
 #: What gpu.txt's torch needs, a build for CUDA 13, which has left Volta and older cards behind.
 CUDA_AT_LEAST = (13, 0)
 COMPUTE_AT_LEAST = (7, 5)
+#: From here on (Ampere) a GPU multiplies bfloat16 and runs engine peft's own kernels.
+COMPUTE_FAST = (8, 0)
 #: Memory in bytes for the default profile (a 4-bit Qwen3-4B); cards of 8 GB report a little less.
 GPU_MEMORY_AT_LEAST = 7.5e9
+#: Of it, in bytes, what must be free: the recipe's own batches and the CUDA context.
+GPU_FREE_AT_LEAST = 4.8e9
 
 #: Free disk in bytes: the default profile's 16-bit base, merged copy and GGUFs; and the tiny one's.
 DISK_FOR_DEFAULT = 30e9
@@ -45,6 +49,7 @@ _SMI_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.
 
 #: Distribution name to import name, where they differ.
 _MODULES = {
+    "liger-kernel": "liger_kernel",
     "llama-cpp-python": "llama_cpp",
     "pyyaml": "yaml",
     "reasoning-gym": "reasoning_gym",
@@ -128,7 +133,9 @@ def gpu() -> Iterator[Finding]:
         return
     cuda = cuda_version(_run([smi]).stdout)
     for index, line in enumerate(query.stdout.strip().splitlines()):
-        yield judge_gpu(f"gpu {index}", line, cuda)
+        yield (found := judge_gpu(f"gpu {index}", line, cuda))
+        if found.level is Level.OK:
+            yield from hindrances(found.name, line)
 
 
 def cuda_version(text: str) -> tuple[int, int] | None:
@@ -159,6 +166,28 @@ def judge_gpu(name: str, line: str, cuda: tuple[int, int] | None) -> Finding:
         fix = "The default profile needs 8 GB: name a smaller base model, or shorten train.max_length."
         return Finding(name, Level.WARNING, words, fix)
     return Finding(name, Level.OK, words)
+
+
+def hindrances(name: str, line: str) -> Iterator[Finding]:
+    """What makes training slow or fail on a GPU that is good enough, from the same line."""
+    _, _, compute, _, free = (word.strip() for word in line.split(","))
+    capability = tuple(int(part) for part in compute.split(".") if part.isdigit())
+    if capability and capability < COMPUTE_FAST:
+        yield Finding(
+            f"{name}, speed",
+            Level.WARNING,
+            f"Compute capability {compute} has no bfloat16: training takes engine unsloth and float16.",
+            "A GPU of compute capability 8.0 (Ampere) or newer trains several times faster.",
+        )
+    unused = _mebibytes(free)
+    if unused is not None and unused < GPU_FREE_AT_LEAST:
+        yield Finding(
+            f"{name}, memory",
+            Level.WARNING,
+            f"Only {size(unused)} of its memory are free.",
+            f"The default profile needs {size(GPU_FREE_AT_LEAST)}: end what uses it (nvidia-smi "
+            "lists it; `ollama stop MODEL` frees a loaded model).",
+        )
 
 
 def disk(name: str, folder: Path) -> Finding:

@@ -23,7 +23,7 @@ import gpu_limits
 import gpu_speed
 import gpu_use
 from gpu_bench import Bench, OutOfTime
-from gpu_ground import SHAPES, Ground
+from gpu_ground import ROOT, SHAPES, Ground
 from gpu_journal import Journal
 
 _PROBE = """
@@ -127,7 +127,9 @@ def _parse() -> argparse.Namespace:
         default=parts,
         help=f"parts, separated by commas, of: {', '.join(parts)}",
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-bench"), help="folder of the figures")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / ".loco" / "gpu-bench", help="folder of the figures"
+    )
     parser.add_argument(
         "--work", type=Path, help="folder to work in and keep; else a temporary one"
     )

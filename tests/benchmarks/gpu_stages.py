@@ -52,7 +52,7 @@ class StageOutcome:
         for _, event in reversed(self.events):
             if event["type"] == "error":
                 return f"{event['error']['code']}: {event['error']['message']}"
-        log = self.out.with_name(f"{out.name}.log")
+        log = self.out.with_name(f"{self.out.name}.log")
         last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
         return f"exit code {self.code}; {' '.join(last)[:300]}"
 

@@ -76,6 +76,19 @@ def test_every_gpu_is_looked_at(fake_smi):
     ]
 
 
+def test_a_card_that_is_in_use_or_slow_is_a_second_finding(fake_smi):
+    fake_smi(
+        'case "$1" in --query*) echo "RTX 3070, 580, 8.6, 8192, 2000"; echo "T4, 580, 7.5, 15360, 15000";;'
+        ' *) echo "CUDA Version: 13.0";; esac'
+    )
+    found = {f.name: f for f in doctor.gpu()}
+    assert [f.level for f in found.values()] == [Level.OK, Level.WARNING, Level.OK, Level.WARNING]
+    assert list(found) == ["gpu 0", "gpu 0, memory", "gpu 1", "gpu 1, speed"]
+    assert "2.10 GB" in found["gpu 0, memory"].message
+    assert "ollama stop" in str(found["gpu 0, memory"].fix)
+    assert "8.0 (Ampere)" in str(found["gpu 1, speed"].fix)
+
+
 def test_a_driver_that_does_not_answer_is_named(fake_smi):
     fake_smi("echo 'Failed to initialize NVML: Driver/library version mismatch' >&2; exit 18")
     (found,) = doctor.gpu()
