@@ -2,8 +2,9 @@
 
     python -m loco_trainer.export --spec adapters/math/runs/JOB/export/a1/spec.json --out /tmp/replay
 
-The same code on a CPU and a GPU box. Nothing is downloaded but a base model of kind `hub` that is
-not cached yet; no compiler, no package manager. Intermediates are deleted.
+One pass over the base's weights, each merged, quantized and written in turn (docs/adr/0007): on the
+GPU where it has memory left, else on the CPU. Nothing is downloaded but a base model of kind `hub`
+that is not cached yet; no compiler, no package manager, no 16-bit file on the way.
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +21,7 @@ from loco.errors import ExportFailed
 from loco.gpu_lock import gpu_lock
 from loco.program import Emitter, main
 from loco.results import ExportResult
-from loco.specs import BaseModelSpec, ExportSpec, Inputs
+from loco.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
 from loco.stages import Stage
 from loco_trainer import base_models
 from loco_trainer.disk import require_free
@@ -27,9 +29,20 @@ from loco_trainer.threads import share_cpus
 
 if TYPE_CHECKING:
     from loco_trainer.gguf_file import Contents
+    from loco_trainer.gguf_model import GgufModel
 
 SAMPLE_PROMPT = "What is 2 + 2?"
-_SAMPLE_TOKENS = 128
+_SAMPLE_TOKENS = 64
+#: Size against 16-bit weights at most: small models keep larger types for want of rows of 256.
+_SHARE_OF_16_BITS: dict[Quantization, float] = {
+    "Q4_K_M": 0.55,
+    "Q5_K_M": 0.55,
+    "Q6_K": 0.58,
+    "Q8_0": 0.58,
+    "F16": 1.02,
+}
+#: A large vocabulary with its merges.
+_METADATA_BYTES = 32 * 10**6
 _ADAPTER = "train/checkpoints/"
 
 
@@ -41,53 +54,61 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
 
 
 def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
+    _adapter_folder(inputs)  # before a base is fetched
     base = base_models.resolve(spec.base_model, "merge", inputs.models_dir, emit)
-    # At the peak the merged weights and the 16-bit GGUF lie side by side; then the quantized one
-    # takes the merged weights' place.
-    require_free(out_dir, 2 * base_models.weight_bytes(base), "export (merged weights and GGUF)")
+    require_free(out_dir, _size(base, spec), f"export to {spec.quantization}")
     temporary = out_dir / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        return _write(spec, base, _adapter_folder(inputs), temporary, emit)
+        return _write(spec, inputs, base, temporary, emit)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(
-    spec: ExportSpec, base: Path, adapter: Path, temporary: Path, emit: Emitter
+    spec: ExportSpec, inputs: Inputs, base: Path, temporary: Path, emit: Emitter
 ) -> ExportResult:
-    from loco_trainer import gguf_file
+    from loco_trainer import gguf_file, perplexity
+    from loco_trainer.gguf_model import loaded
+    from loco_trainer.resident import peak_ram_bytes
 
-    clock = _Clock()
-    merged = _merge(spec, base, adapter, temporary, emit)
-    tokenizer = _load_tokenizer(merged)
-    merge_seconds = clock.lap()
-
-    emit.progress(message="converting to GGUF", percent=30.0, last=True)
-    sixteen = temporary / "sixteen.gguf"
-    outtype = _outtype(base, spec)
-    gguf_file.convert(merged, sixteen, outtype=outtype, name=spec.model_name, emit=emit)
-    shutil.rmtree(merged)
-    before = gguf_file.read(sixteen)
-    convert_seconds = clock.lap()
-
-    emit.progress(message=f"quantizing to {spec.quantization}", percent=60.0, last=True)
-    target = temporary.parent / "gguf" / f"unsloth.{spec.quantization}.gguf"
-    quantized = temporary / target.name
-    if spec.quantization == "F16":
-        sixteen.rename(quantized)  # the converter has written it as such
-    else:
-        gguf_file.quantize(sixteen, quantized, spec.quantization)
-        sixteen.unlink()
-    quantize_seconds = clock.lap()
     emit.check_stop()
+    emit.progress(message="reading tokenizer and metadata", percent=0.0, last=True)
+    adapter = _adapter_folder(inputs)
+    folder = _model_folder(spec, base, adapter, temporary)
+    target = temporary.parent / "gguf" / f"unsloth.{spec.quantization}.gguf"
+    job = gguf_file.Job(
+        folder=str(folder),
+        adapter=str(adapter),
+        target=str(temporary / target.name),
+        name=spec.model_name,
+        outtype=_outtype(base, spec),
+        quantization=spec.quantization,
+    )
+    written = gguf_file.write(job, emit)
+    emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
+    beside = peak_ram_bytes()
 
-    emit.progress(message="checking the GGUF", percent=90.0, last=True)
-    contents = gguf_file.read(quantized)
-    _check(contents, before, tokenizer.chat_template)
-    sample = _sample(quantized, spec.base_model, tokenizer)
-    _settle(quantized, target)
+    emit.progress(message="checking the GGUF", percent=80.0, last=True)
+    checked = time.monotonic()
+    quantized = temporary / target.name
+    with ThreadPoolExecutor(1) as background:
+        # hashing and waiting for the disk cost no CPU the check needs
+        digest = background.submit(_settled_digest, quantized)
+        tokenizer = _load_tokenizer(folder)
+        contents = gguf_file.read(quantized)
+        _check(contents, written.tensors, tokenizer.chat_template)
+        measured = perplexity.choose(inputs, tokenizer, system=spec.base_model.system, emit=emit)
+        with loaded(quantized, context=max(512, measured.longest)) as model:
+            sample = _sample(model, spec.base_model, tokenizer)
+            emit.progress(message="measuring the GGUF", percent=90.0, last=True)
+            change = measured.against(model, emit)
+        sha256 = digest.result()
+    check_seconds = round(time.monotonic() - checked, 3)
+    target.parent.mkdir(exist_ok=True)
+    quantized.rename(target)
+    sync_folder(target.parent)
     write_text(temporary.parent / "Modelfile", modelfile(spec, target.name))
     emit.progress(message="exported", percent=100.0, last=True)
     name = f"gguf/{target.name}"
@@ -97,44 +118,49 @@ def _write(
         gguf=name,
         quantization=spec.quantization,
         size=target.stat().st_size,
-        sha256=sha256_of(target),
+        sha256=sha256,
         tensor_types=contents.tensor_types,
         tensors=contents.tensors,
         sample_prompt=SAMPLE_PROMPT,
         sample_answer=sample,
-        merge_seconds=merge_seconds,
-        convert_seconds=convert_seconds,
-        quantize_seconds=quantize_seconds,
+        device=written.device,
+        read_seconds=written.read_seconds,
+        quantize_seconds=written.quantize_seconds,
+        write_seconds=written.write_seconds,
+        check_seconds=check_seconds,
+        # first both processes are there, then this one alone
+        peak_ram_gb=round(max(written.peak_ram_bytes + beside, peak_ram_bytes()) / 1e9, 3),
+        perplexity=change,
     )
 
 
-def _merge(spec: ExportSpec, base: Path, adapter: Path, temporary: Path, emit: Emitter) -> Path:
-    """A Hugging Face folder of the base with the adapter merged in and training's tokenizer."""
-    from loco_trainer import merge
-
-    def report(done: int, total: int) -> None:
-        emit.check_stop()
-        emit.progress(message="merging", percent=round(30 * done / max(total, 1), 2))
-
-    merged = temporary / "merged"
-    merged.mkdir()
-    layers = merge.merge(base, adapter, merged, report)
-    emit.log(f"Merged {len(layers)} adapted layers into {spec.base_model.merge}.")
+def _model_folder(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) -> Path:
+    """What the converter reads: the base's config, links to its weights, training's tokenizer."""
+    folder = temporary / spec.model_name  # the converter writes its name into the GGUF
+    folder.mkdir()
+    for file in base.iterdir():
+        if file.suffix in (".safetensors", ".json"):
+            (folder / file.name).symlink_to(file.resolve())
     # tokenizer and chat template are those of training; other vocabulary files the base's
-    for folder in (base, adapter):
+    for source in (base, adapter):
         for pattern in ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens*"):
-            for file in folder.glob(pattern):
-                shutil.copyfile(file, merged / file.name)
-    return merged
+            for file in source.glob(pattern):
+                (folder / file.name).unlink(missing_ok=True)
+                shutil.copyfile(file, folder / file.name)
+    return folder
 
 
-def _settle(quantized: Path, target: Path) -> None:
-    """Moves the finished GGUF to its place, durably."""
-    with quantized.open("rb") as file:
+def _size(base: Path, spec: ExportSpec) -> int:
+    """Upper bound of the GGUF's bytes; nothing else is written."""
+    share = _SHARE_OF_16_BITS[spec.quantization]
+    return int(base_models.weight_bytes(base) * share) + _METADATA_BYTES
+
+
+def _settled_digest(path: Path) -> str:
+    """SHA-256 of a file that is then safely on the disk."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    target.parent.mkdir(exist_ok=True)
-    quantized.rename(target)
-    sync_folder(target.parent)
+    return sha256_of(path)
 
 
 def modelfile(spec: ExportSpec, gguf: str) -> str:
@@ -154,18 +180,6 @@ def modelfile(spec: ExportSpec, gguf: str) -> str:
     if base.system is not None:
         lines.append(f'SYSTEM """{base.system}"""')
     return "\n".join(lines) + "\n"
-
-
-class _Clock:
-    """Seconds of one step after the other."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        last, self._last = self._last, time.monotonic()
-        return round(self._last - last, 3)
 
 
 def _adapter_folder(inputs: Inputs) -> Path:
@@ -192,11 +206,11 @@ def _outtype(base: Path, spec: ExportSpec) -> Literal["f16", "bf16"]:
     return "bf16" if dtype == "bfloat16" and spec.quantization != "F16" else "f16"
 
 
-def _check(contents: "Contents", before: "Contents", template: str) -> None:
-    """Compares the quantized GGUF with the 16-bit one and with the training tokenizer."""
+def _check(contents: "Contents", tensors: int, template: str) -> None:
+    """Compares the GGUF read back with what was planned and with the training tokenizer."""
     faults = []
-    if contents.tensors != before.tensors:
-        faults.append(f"it has {contents.tensors} tensors, the 16-bit GGUF {before.tensors}")
+    if contents.tensors != tensors:
+        faults.append(f"it has {contents.tensors} tensors, {tensors} were planned")
     if contents.chat_template != template:
         faults.append("its chat template is not the one of training")
     if contents.vocabulary != contents.embedding_rows:
@@ -211,16 +225,14 @@ def _check(contents: "Contents", before: "Contents", template: str) -> None:
         )
 
 
-def _sample(path: Path, base: BaseModelSpec, tokenizer: Any) -> str:
+def _sample(model: "GgufModel", base: BaseModelSpec, tokenizer: Any) -> str:
     """What the GGUF answers; an export that says nothing does not commit."""
-    from loco_trainer import gguf_file, rows
+    from loco_trainer import rows
 
     messages = [{"role": "user", "content": SAMPLE_PROMPT}]
     if base.system is not None:
         messages.insert(0, {"role": "system", "content": base.system})
-    text, _ended = gguf_file.answer(
-        path, rows.prompt_text(messages, tokenizer), tokens=_SAMPLE_TOKENS
-    )
+    text, _ended = model.answer(rows.prompt_text(messages, tokenizer), tokens=_SAMPLE_TOKENS)
     if not text.strip():
         raise ExportFailed(
             f"The exported GGUF answers {SAMPLE_PROMPT!r} with nothing.",

@@ -1,36 +1,62 @@
-"""GGUF files: written by llama.cpp's converter, quantized in-process, read back and tried.
+"""GGUF files: written by a child process in one pass, and read back.
 
 Nothing is downloaded, compiled or installed here: the converter lies in its own folder of the
 training venv (it brings a `gguf` module newer than PyPI's), the quantizer is in llama-cpp-python.
 """
 
 import ctypes
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 from gguf import GGUFReader
 
-from loco.errors import ExportFailed
+from loco.errors import DiskFull, ExportFailed
 from loco.program import Emitter
-from loco.specs import Quantization
-from loco_trainer.threads import usable_cpus
 
-_FILE_TYPES: dict[Quantization, int] = {
-    "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "Q5_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
-    "Q6_K": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
-    "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
-}
 _PR_SET_PDEATHSIG = 1
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to write."""
+
+    #: Config, training's tokenizer, and the base's weights or links to them.
+    folder: str
+    #: Folder of adapter_config.json and adapter_model.safetensors.
+    adapter: str
+    #: The GGUF; files of the same stem beside it are scratch.
+    target: str
+    #: `general.name`.
+    name: str
+    #: `f16` or `bf16`: the type the converter would give weights.
+    outtype: str
+    #: Q4_K_M, …, F16: what llama.cpp's quantizer would be asked for.
+    quantization: str
+    #: `auto`: a GPU where there is one with free memory; `cpu`; `torch-cpu`: the GPU's code on a CPU.
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How the writing went."""
+
+    device: str
+    merged: int  # layers with an adapter
+    tensors: int
+    read_seconds: float
+    quantize_seconds: float
+    write_seconds: float
+    peak_ram_bytes: int  # of the child
 
 
 @dataclass(frozen=True)
@@ -51,18 +77,15 @@ class Contents:
         return sum(self.tensor_types.values())
 
 
-def convert(folder: Path, target: Path, *, outtype: str, name: str, emit: Emitter) -> None:
-    """Writes a Hugging Face folder as a 16-bit GGUF.
+def write(job: Job, emit: Emitter) -> Written:
+    """Has a child process write base + adapter as a GGUF (`loco_trainer.gguf_stream`).
 
-    Args:
-        folder: config, weights and tokenizer (with the chat template to embed).
-        target: the GGUF to write.
-        outtype: `f16` or `bf16`.
-        name: `general.name` of the GGUF.
-        emit: asked whether to stop.
+    The file at `job.target` is complete but not yet on the disk for certain: fsync is the caller's.
 
     Raises:
-        ExportFailed: the converter is missing or refuses the model; carries its last words.
+        ExportFailed: the converter is missing, refuses the model, or the adapter does not fit.
+        DiskFull: the disk filled up on the way.
+        Stopped: a stop was asked for; the child is gone.
     """
     converter = Path(sys.prefix) / "converter"
     if not (converter / "convert_hf_to_gguf.py").is_file():
@@ -70,55 +93,65 @@ def convert(folder: Path, target: Path, *, outtype: str, name: str, emit: Emitte
             f"The GGUF converter is missing in {converter}.",
             hint="Run `make setup`; it installs services/requirements/converter.txt there.",
         )
-    log = target.with_suffix(".convert.log")
-    command = [sys.executable, "-m", "convert_hf_to_gguf", "--outtype", outtype]
-    command += ["--model-name", name, "--outfile", str(target), str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(converter), "HF_HUB_OFFLINE": "1"}
+    target = Path(job.target)
+    log, description = target.with_suffix(".log"), target.with_suffix(".json")
+    description.write_text(json.dumps(asdict(job)))
+    paths = (str(converter), *(p for p in (os.environ.get("PYTHONPATH"),) if p))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    said: dict[str, Any] = {}
     with (
-        log.open("wb") as output,
+        log.open("wb") as errors,
         subprocess.Popen(
-            command,
+            [sys.executable, "-m", "loco_trainer.gguf_stream", str(description)],
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         ) as child,
     ):
-        while child.poll() is None:
-            if emit.stopping:
-                child.kill()
-            time.sleep(0.1)
+        try:
+            for words in _lines(child, emit):
+                said |= words
+        except BaseException:
+            child.kill()
+            raise
     emit.check_stop()
-    said = log.read_text(errors="replace")
-    sys.stderr.write(said)
-    log.unlink()
-    if child.returncode != 0 or not target.is_file():
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "no output")
+    noise = log.read_text(errors="replace")
+    sys.stderr.write(noise)
+    if error := said.get("error"):
+        kind = DiskFull if error["disk"] else ExportFailed
+        raise kind(error["message"], hint=error["hint"])
+    if child.returncode != 0 or "result" not in said:
+        last = next((line for line in reversed(noise.splitlines()) if line.strip()), "no output")
         raise ExportFailed(
-            f"The GGUF converter ended with code {child.returncode}: {last}",
-            hint="The attempt's log has its whole output; the base model's architecture may be "
-            "unknown to this converter.",
+            f"Writing the GGUF ended with code {child.returncode}: {last}",
+            hint="The attempt's log has its whole output; code -9 is a machine without free RAM.",
         )
+    return Written(**said["result"])
 
 
-def quantize(source: Path, target: Path, quantization: Quantization) -> None:
-    """Quantizes a 16-bit GGUF with llama.cpp inside this process, on all its CPUs.
-
-    Raises:
-        ExportFailed: llama.cpp refuses.
-    """
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.nthread = usable_cpus()
-    parameters.ftype = _FILE_TYPES[quantization]
-    code = llama_cpp.llama_model_quantize(
-        os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
-    )
-    if code != 0:
-        raise ExportFailed(
-            f"llama.cpp could not quantize to {quantization} (code {code}).",
-            hint="The attempt's log has llama.cpp's own words.",
-        )
+def _lines(child: subprocess.Popen[bytes], emit: Emitter) -> Iterator[dict[str, Any]]:
+    """What the child says, as it says it; its progress and log lines go on to the user."""
+    assert child.stdout is not None
+    pending = b""
+    while True:
+        emit.check_stop()
+        if not select.select([child.stdout], [], [], _POLL_SECONDS)[0]:
+            continue
+        chunk = os.read(child.stdout.fileno(), 1 << 16)
+        if not chunk:
+            return
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            words = json.loads(line)
+            if "log" in words:
+                emit.log(words["log"])
+            elif "done" in words:
+                share = words["done"] / max(words["total"], 1)
+                emit.progress(message="writing the GGUF", percent=round(10 + 70 * share, 2))
+            else:
+                yield words
 
 
 def read(path: Path) -> Contents:
@@ -135,55 +168,10 @@ def read(path: Path) -> Contents:
     )
 
 
-def answer(path: Path, prompt: str, *, tokens: int) -> tuple[str, bool]:
-    """Loads a GGUF and continues a rendered prompt greedily.
-
-    Args:
-        path: the GGUF.
-        prompt: text with the template's special tokens.
-        tokens: most tokens to generate.
-
-    Returns:
-        The text, and whether the model ended it by itself.
-
-    Raises:
-        ExportFailed: llama.cpp cannot load the file.
-    """
-    try:
-        model = llama_cpp.Llama(
-            str(path),
-            n_ctx=512,
-            n_threads=usable_cpus(),
-            verbose=False,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise ExportFailed(
-            f"llama.cpp cannot load {path.name}: {error}",
-            hint="The attempt's log has llama.cpp's own words.",
-        ) from error
-    try:
-        ids = model.tokenize(prompt.encode(), add_bos=False, special=True)
-        generated: list[int] = []
-        for token in model.generate(ids, temp=0.0, repeat_penalty=1.0):
-            if llama_cpp.llama_vocab_is_eog(model._model.vocab, token):
-                return _text(model, generated), True
-            generated.append(token)
-            if len(generated) >= tokens:
-                break
-        return _text(model, generated), False
-    finally:
-        model.close()
-
-
-def _text(model: Any, tokens: list[int]) -> str:
-    text: str = model.detokenize(tokens).decode(errors="replace")
-    return text
-
-
 def _contents(reader: Any, key: str) -> str:
     return str(reader.fields[key].contents())
 
 
 def _die_with_parent() -> None:
-    """Runs in the converter before it starts: it must not outlive a killed stage program."""
+    """Runs in the child before it starts: it must not outlive a killed stage program."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

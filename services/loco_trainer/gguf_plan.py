@@ -122,7 +122,7 @@ def plan(
         size = prod(shape[:-1]) * ggml.row_bytes(kind, shape[-1])
         number = gguf.GGMLQuantizationType(ggml.TYPE_NUMBERS[kind])
         final[tensor] = gguf.gguf_writer.TensorInfo(tuple(shape), number, size)
-    starts, end = _write_head(model, target, metadata, final)
+    starts = _write_head(model, target, metadata, final)
     planned = [
         _planned(tensor, sources[tensor], types[tensor], starts[tensor], infos[tensor])
         for tensor in final
@@ -192,8 +192,8 @@ def _quiet(_level: int, _text: bytes, _data: Any) -> None:
 
 def _write_head(
     model: Any, path: Path, metadata: dict[str, Any], tensors: dict[str, Any]
-) -> tuple[dict[str, int], int]:
-    """Writes all before the data, and a hole where that goes; each tensor's place and the end."""
+) -> dict[str, int]:
+    """Writes all before the data, and a hole where that goes; returns each tensor's place."""
     writer = gguf.GGUFWriter(path=None, arch=model.gguf_writer.arch)
     writer.kv_data = [metadata]
     writer.tensors = [tensors]
@@ -208,7 +208,7 @@ def _write_head(
         starts[name] = place
         place += pad(info.nbytes, writer.data_alignment)
     os.truncate(path, place)
-    return starts, place
+    return starts
 
 
 def _planned(name: str, source: str, kind: str, offset: int, info: Any) -> Planned:

@@ -1,13 +1,14 @@
 """Writes base + adapter as a quantized GGUF in one pass; no 16-bit file is written on the way.
 
-    PYTHONPATH=.venv-train/converter python -m loco_trainer.gguf_stream job.json
+    PYTHONPATH=.venv-train/converter python -m loco_trainer.gguf_stream JOB.json
 
 A process of its own, because llama.cpp's converter brings a newer `gguf` module than transformers
 needs. The converter's model class says names, metadata, tokenizer and how tensors are rearranged;
 its tensors stay lazy, and each is read, merged, quantized and written when its turn comes.
-Standard output carries one JSON object a line; see `Job` and `loco_trainer.gguf_file.write`.
+Standard output carries one JSON object a line; `loco_trainer.gguf_file.write` reads them, and its `Job` is JOB.json.
 """
 
+import errno
 import json
 import os
 import sys
@@ -16,8 +17,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,32 +32,28 @@ from loco_trainer.stream_device import StreamDevice
 from loco_trainer.threads import usable_cpus
 
 #: Read ahead of the tensor in work, and queued behind it for the quantizing threads, in bytes.
-_AHEAD_BYTES = 2**29
+_AHEAD_BYTES = 2**27
 #: A thread's share of work: large enough to hide the call, small enough for an even end.
 _SLICE_NUMBERS = 2**20
 _REPORT_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to write, the content of job.json."""
-
-    folder: str  # config, tokenizer and links to the base's weights
-    adapter: str
-    target: str
-    name: str  # general.name
-    outtype: str  # f16 or bf16: the type the converter would write
-    quantization: str  # F16 or a K-quant
-    device: str  # auto, cpu, or torch-cpu: the GPU's code on a CPU, for tests
-
-
 def main(path: str) -> int:
-    """Runs one job and returns the exit code."""
-    job = Job(**json.loads(Path(path).read_text()))
+    """Runs one job and returns the exit code.
+
+    The job is read as plain names: `gguf_file` itself imports transformers' `gguf`, not this one's.
+    """
+    job = SimpleNamespace(**json.loads(Path(path).read_text()))
     try:
         say(result=run(job))
     except LocoError as error:
-        say(error={"message": error.message, "hint": error.hint, "disk": isinstance(error, DiskFull)})
+        say(
+            error={
+                "message": error.message,
+                "hint": error.hint,
+                "disk": isinstance(error, DiskFull),
+            }
+        )
         return 1
     return 0
 
@@ -67,7 +64,7 @@ def say(**words: Any) -> None:
     sys.stdout.flush()
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(job: SimpleNamespace) -> dict[str, Any]:
     """Plans and writes the GGUF; returns the figures of the result."""
     started = time.monotonic()
     base = index(Path(job.folder))
@@ -89,10 +86,11 @@ def run(job: Job) -> dict[str, Any]:
     stream = _Stream(header, device)
     begun = time.monotonic()
     try:
-        with Path(job.target).open("r+b", buffering=0) as file:
-            with torch.inference_mode():
-                stream.write(file.fileno())
+        with Path(job.target).open("r+b", buffering=0) as out, torch.inference_mode():
+            stream.write(out.fileno())
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise DiskFull(
             f"The GGUF could not be written: {error.strerror}.",
             hint="Free disk space, e.g. old folders in adapters/*/runs/.",
@@ -247,7 +245,7 @@ class _Stream:
         self._settle(_AHEAD_BYTES)
 
     def _settle(self, most: int) -> None:
-        while self._queue and self._queued > most or (self._queue and self._queue[0][1].done()):
+        while self._queue and (self._queued > most or self._queue[0][1].done()):
             size, task = self._queue.popleft()
             task.result()
             self._queued -= size

@@ -241,13 +241,18 @@ def _sum(members: torch.Tensor) -> torch.Tensor:
 
 
 def _divide(number: float | torch.Tensor, by: float | torch.Tensor) -> torch.Tensor:
-    """number / by, rounded once.
+    """The quotient, rounded once.
 
-    With a Python number torch multiplies by a rounded reciprocal instead (where, depends on the device).
+    With a Python number torch multiplies by a rounded reciprocal instead.
     """
-    device = by.device if isinstance(by, torch.Tensor) else number.device  # type: ignore[union-attr]
-    above = torch.as_tensor(number, dtype=torch.float32, device=device)
-    return above / torch.as_tensor(by, dtype=torch.float32, device=device)
+    like = by if isinstance(by, torch.Tensor) else number
+    assert isinstance(like, torch.Tensor)
+
+    def tensor(value: float | torch.Tensor) -> torch.Tensor:
+        # filled on the device: a copy from the CPU would wait for it
+        return value if isinstance(value, torch.Tensor) else like.new_full((), value)
+
+    return tensor(number) / tensor(by)
 
 
 def _single(value: float) -> float:

@@ -35,7 +35,9 @@ class StreamDevice:
                 free, _total = torch.cuda.mem_get_info()
                 name: str = torch.cuda.get_device_name()
             except RuntimeError as error:  # a full GPU has no room for this process's context
-                log(f"Quantizing on the CPU: the GPU cannot be used ({str(error).splitlines()[0]}).")
+                log(
+                    f"Quantizing on the CPU: the GPU cannot be used ({str(error).splitlines()[0]})."
+                )
                 return cls("cpu", "cpu", log, 0)
             if free >= _LEAST_BYTES:
                 log(f"Quantizing on {name} ({free / 1e9:.1f} GB free).")
