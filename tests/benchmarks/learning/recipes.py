@@ -7,6 +7,7 @@ from typing import Literal
 
 from loco.recipes import load_catalog
 from loco.specs import BaseModelSpec, PrepareSpec, TrainSpec
+from loco_worker.rows import row_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -79,6 +80,11 @@ class Study:
         """What prepare writes."""
         return self.out / "prepare" / "training_data.jsonl"
 
+    @property
+    def test_data(self) -> Path:
+        """GSM8K's test problems as chat rows, to measure the loss on their worked answers."""
+        return self.out / "test_data.jsonl"
+
     def home(self, name: str) -> Path:
         """The folder of what is worth keeping of a model: adapter, results, answers. It is small."""
         return self.out / "home" / name
@@ -106,13 +112,24 @@ class Study:
 
     def test_problems(self) -> list[dict[str, str]]:
         """GSM8K's test problems: `id` (line number), `question`, `answer` (the number)."""
-        lines = (self.gsm8k / "test.jsonl").read_text().splitlines()
-        problems = [json.loads(line) for line in lines if line.strip()]
         return [
             {
                 "id": str(number),
                 "question": problem["question"],
                 "answer": problem["answer"].rpartition("####")[2].strip(),
             }
-            for number, problem in enumerate(problems, 1)
-        ][: self.problems]
+            for number, problem in enumerate(self._tests(), 1)
+        ]
+
+    def write_test_data(self) -> Path:
+        """Writes `test_data`, unless it is there."""
+        if not self.test_data.is_file():
+            self.out.mkdir(parents=True, exist_ok=True)
+            rows = [row_of(number, problem) for number, problem in enumerate(self._tests(), 1)]
+            lines = [json.dumps({"conversations": row.conversations}) + "\n" for row in rows]
+            self.test_data.write_text("".join(lines))
+        return self.test_data
+
+    def _tests(self) -> list[dict[str, str]]:
+        lines = (self.gsm8k / "test.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.strip()][: self.problems]

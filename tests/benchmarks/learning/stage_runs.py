@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,11 @@ def train(study: Study, name: str, budget: Budget) -> dict[str, Any]:
     """
     kept = study.home(name) / "train.json"
     if not kept.is_file():
-        folder = study.out / "train" / name
-        result = _train_program(study, name, folder, study.max_steps, budget)
+        attempts = study.out / "train" / name
+        earlier = attempts.glob("a*/checkpoints/checkpoint-*")
+        newest = sorted(earlier, key=lambda c: -int(c.name.rpartition("-")[2]))
+        folder = attempts / f"a{len(list(attempts.glob('a*'))) + 1}"
+        result = _train_program(study, name, folder, study.max_steps, budget, newest)
         _keep_adapter(folder / "checkpoints", study.home(name))
         _save(study, name, "train", result)
     result = json.loads(kept.read_text())
@@ -127,8 +131,14 @@ def export(study: Study, name: str, budget: Budget) -> Path:
                 shutil.copyfile(_kept(study, name, file), adapter / file)
         _tokenizer(study, adapter)
         files = {f"train/checkpoints/{file.name}": file for file in adapter.iterdir()}
-        spec = ExportSpec(base_model=study.base, model_name=f"study-{_plain(name)}")
-        result = _program(Stage.EXPORT, spec, _inputs(study, folder, files), folder, budget)
+        spec = ExportSpec(base_model=study.base, model_name=f"study-{name}")
+        inputs = _inputs(study, folder, files | _validation(study))
+        trained = study.home(name) / "train.json"
+        if trained.is_file():  # with its losses on the test answers export measures the GGUF's
+            inputs = inputs.model_copy(
+                update={"results": {Stage.TRAIN: json.loads(trained.read_text())}}
+            )
+        result = _program(Stage.EXPORT, spec, inputs, folder, budget)
         _save(study, name, "export", result)
     return folder / str(json.loads(done.read_text())["gguf"])
 
@@ -139,7 +149,12 @@ def base_folder(study: Study) -> Path:
 
 
 def _train_program(
-    study: Study, name: str, folder: Path, max_steps: int | None, budget: Budget
+    study: Study,
+    name: str,
+    folder: Path,
+    max_steps: int | None,
+    budget: Budget,
+    resume: Sequence[Path] = (),
 ) -> dict[str, Any]:
     if not study.training_data.is_file():
         prepare(study, budget)
@@ -147,9 +162,15 @@ def _train_program(
     recipe = RECIPES[name]
     steps = max_steps or -(-rows // study.rows) * recipe.epochs
     budget.require(20 + steps * _step_seconds(study), f"train {name}")
-    files = {"prepare/training_data.jsonl": study.training_data}
+    files = {"prepare/training_data.jsonl": study.training_data, **_validation(study)}
+    inputs = _inputs(study, folder, files).model_copy(update={"resume": tuple(resume)})
     spec = recipe.spec(study.base, study.rows, max_steps)
-    return _program(Stage.TRAIN, spec, _inputs(study, folder, files), folder, budget)
+    return _program(Stage.TRAIN, spec, inputs, folder, budget)
+
+
+def _validation(study: Study) -> dict[str, Path]:
+    """The test problems where a job has its validation rows: train measures the loss on them."""
+    return {"prepare/validation_data.jsonl": study.write_test_data().absolute()}
 
 
 def _step_seconds(study: Study) -> float:
@@ -205,13 +226,13 @@ def _program(
                 child.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 child.kill()
-            raise Skipped(f"{stage} {folder.name}: stopped, the time is up") from error
+            raise Skipped(f"{stage}: stopped, the time is up; it goes on from {folder}") from error
         except BaseException:
             child.kill()
             raise
     if code != 0:
         last = (events.read_text().splitlines() or ["no event"])[-1]
-        raise RuntimeError(f"{stage} of {folder.name} ended with {code}: {last}; see {log}")
+        raise RuntimeError(f"{stage} ended with {code}: {last}; see {log}")
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
     return result
 
@@ -257,11 +278,7 @@ def _weights_apart(first: Path, second: Path) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def _plain(name: str) -> str:
-    return name.replace(".", "-")
-
-
 def _save(study: Study, name: str, what: str, content: dict[str, Any]) -> None:
     folder = study.home(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{what}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{what}.json").write_text(json.dumps(content) + "\n")

@@ -37,10 +37,10 @@ def _trainings(study: Study) -> Iterator[str]:
         )
         yield ""
     yield (
-        "| recipe | layers | r | learning rate | epochs | parameters | steps | loss, first → last "
-        "20 steps | training |"
+        "| recipe | layers | r | learning rate | epochs | parameters | steps | training loss, first "
+        "→ last 20 steps | loss on the test answers, base → trained | training |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for name, result in trained.items():
         if result is None:
             continue
@@ -51,6 +51,7 @@ def _trainings(study: Study) -> Iterator[str]:
             f"| {recipe.learning_rate:g} | {recipe.epochs:g} "
             f"| {result['trainable_parameters'] / 1e6:.1f} M | {result['total_steps']} "
             f"| {_mean(losses[:20]):.3f} → {_mean(losses[-20:]):.3f} "
+            f"| {result['base_validation_loss']:.3f} → {result['validation_loss']:.3f} "
             f"| {result['train_seconds']:.0f} s |"
         )
 
@@ -99,8 +100,13 @@ def _agreements(study: Study) -> Iterator[str]:
         yield (
             f"- {name}: of {len(common)} problems {lost} are solved by the Hugging Face weights "
             f"alone, {won} by the GGUF alone (p {mcnemar_exact(won, lost):.2g}); {same} answers are "
-            "the same to the letter."
+            f"the same to the letter{_perplexity(study, name)}."
         )
+
+
+def _perplexity(study: Study, name: str) -> str:
+    found = (_result(study, name, "export") or {}).get("perplexity")
+    return f"; perplexity on test answers {found['change']:+.1%}" if found else ""
 
 
 def _repeat(study: Study) -> Iterator[str]:
