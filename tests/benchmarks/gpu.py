@@ -51,7 +51,7 @@ def main() -> int:
     """Measures what was asked for and prints the tables."""
     arguments = _parse()
     if arguments.tables:
-        print(gpu_journal.tables(gpu_journal.read(arguments.tables)))
+        _show(arguments.tables, arguments.page)
         return 0
     machine = _machine()
     if machine["GPU"] is None and not arguments.allow_cpu:
@@ -64,8 +64,16 @@ def main() -> int:
         return _NO_GPU_CODE
     with tempfile.TemporaryDirectory(prefix="loco-gpu-bench-") as temporary:
         _measure(arguments, machine, arguments.work or Path(temporary))
-    print("\n" + gpu_journal.tables(gpu_journal.read(arguments.out)))
+    _show(arguments.out, arguments.page)
     return 0
+
+
+def _show(folder: Path, page: Path | None) -> None:
+    """Prints a folder's tables, and writes them into a page where one is named."""
+    tables = gpu_journal.tables(gpu_journal.read(folder))
+    print("\n" + gpu_journal.titled(tables))
+    if page is not None:
+        gpu_journal.fill(page, tables)
 
 
 def _measure(arguments: argparse.Namespace, machine: dict[str, Any], work: Path) -> None:
@@ -143,6 +151,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--hand-runs", type=int, default=1, help="runs of the script by hand")
     parser.add_argument("--loss-steps", type=int, default=75, help="steps of the loss curves")
     parser.add_argument("--tables", type=Path, metavar="DIR", help="only print a folder's tables")
+    parser.add_argument(
+        "--page", type=Path, help="page to write the tables into, between its marks"
+    )
     # for trying the benchmark itself where there is no GPU
     parser.add_argument("--allow-cpu", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--shape", choices=SHAPES, default="qwen3-4b", help=argparse.SUPPRESS)

@@ -185,7 +185,9 @@ class Ground:
             A JSONL file as prepare writes it.
         """
         target = self.work / f"filled-{tokens}-{rows}.jsonl"
-        real = [json.loads(line)["conversations"] for line in training_data.open()]
+        real = [
+            json.loads(line)["conversations"] for line in training_data.read_text().splitlines()
+        ]
         lines = []
         for first in range(rows):
             answer, at = "", first

@@ -5,6 +5,7 @@ calls may write into the same folder.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
@@ -41,14 +42,34 @@ def read(folder: Path) -> list[Record]:
     return list(kept.values())
 
 
-def tables(records: list[Record]) -> str:
-    """All tables, in Markdown."""
-    blocks = []
-    for part, (title, header, row) in _TABLES.items():
-        chosen = [r for r in records if r["part"] == part]
-        if chosen:
-            blocks.append(f"### {title}\n\n{_markdown(header, (_line(row, r) for r in chosen))}")
-    return "\n\n".join(blocks)
+def tables(records: list[Record]) -> dict[str, str]:
+    """Part to its table in Markdown, for the parts that were measured."""
+    found = {}
+    for part, (_, header, row) in _TABLES.items():
+        lines = [_line(row, r) for r in records if r["part"] == part]
+        if lines:
+            found[part] = _markdown(header, lines)
+    return found
+
+
+def titled(found: dict[str, str]) -> str:
+    """Tables below their headings."""
+    return "\n\n".join(f"### {_TABLES[part][0]}\n\n{table}" for part, table in found.items())
+
+
+def fill(page: Path, found: dict[str, str]) -> None:
+    """Writes tables into a page, each between its marks `<!-- gpu-bench PART -->` and `<!-- end -->`.
+
+    Raises:
+        ValueError: the page has no marks for a table.
+    """
+    text = page.read_text()
+    for part, table in found.items():
+        marks = re.compile(rf"(<!-- gpu-bench {part} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not marks.search(text):
+            raise ValueError(f"{page} has no `<!-- gpu-bench {part} -->` … `<!-- end -->`.")
+        text = marks.sub(lambda mark, table=table: f"{mark[1]}{table}\n{mark[2]}", text)
+    page.write_text(text)
 
 
 def _line(row: Callable[[Record], Row], record: Record) -> Row:

@@ -120,7 +120,12 @@ def hand(bench: Bench, runs: int) -> None:
         with (bench.ground.work / "hand.log").open("w") as log:
             try:
                 ended = subprocess.run(
-                    command, stdout=log, stderr=log, cwd=out, env=environment, timeout=bench.left
+                    command,
+                    stdout=log,
+                    stderr=log,
+                    cwd=bench.ground.work,
+                    env=environment,
+                    timeout=bench.left,
                 )
                 code: int | str = ended.returncode
             except subprocess.TimeoutExpired:

@@ -52,6 +52,8 @@ class StageOutcome:
         for _, event in reversed(self.events):
             if event["type"] == "error":
                 return f"{event['error']['code']}: {event['error']['message']}"
+        if self.code == -signal.SIGKILL:
+            return f"killed after {self.seconds:.0f} s, when the time for it was up"
         log = self.out.with_name(f"{self.out.name}.log")
         last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
         return f"exit code {self.code}; {' '.join(last)[:300]}"

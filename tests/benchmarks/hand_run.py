@@ -65,7 +65,7 @@ def main() -> None:
     )
     timings["load_seconds"] = clock.lap()
 
-    rows = [json.loads(line)["conversations"] for line in arguments.rows.open()]
+    rows = [json.loads(line)["conversations"] for line in arguments.rows.read_text().splitlines()]
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in rows]
     watch = Watch()
     trainer = SFTTrainer(
