@@ -6,6 +6,7 @@ see each other) or padded to the longest. The loss and its gradient are the same
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -91,13 +92,20 @@ def steps_of(
         yield epoch + (place + 1) / steps_per_epoch, [rows[i] for i in chosen]
 
 
-def end_to_end(rows: Sequence[Row], *, sizes: tuple[int, int, int] | None = None) -> Batch:
+class Sizes(NamedTuple):
+    """What a batch is filled up to, for shapes that stay the same."""
+
+    tokens: int
+    answers: int
+    rows: int
+
+
+def end_to_end(rows: Sequence[Row], *, sizes: Sizes | None = None) -> Batch:
     """The rows laid end to end, without padding.
 
     Args:
         rows: of one forward pass.
-        sizes: tokens, answers and rows to fill up to, for a shape that stays the same: the filler
-            is one more row that counts nothing.
+        sizes: what to fill up to, with tokens and rows that count nothing.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -117,13 +125,13 @@ def end_to_end(rows: Sequence[Row], *, sizes: tuple[int, int, int] | None = None
         answers.append(len(places) - before)
     tokens = len(ids)
     if sizes:
-        size, most_answers, most_rows = sizes
-        filler = size - tokens
+        filler = sizes.tokens - tokens
         ids += [ids[0]] * filler
         positions += range(filler)
-        targets += [IGNORED] * (most_answers - len(places))
-        places += [0] * (most_answers - len(places))
-        starts += [size] * (most_rows + 2 - len(starts))  # rows of no tokens after the filler
+        unanswered = sizes.answers - len(places)
+        places += [0] * unanswered
+        targets += [IGNORED] * unanswered
+        starts += [sizes.tokens] * (sizes.rows + 1 - len(starts))
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),

@@ -4,7 +4,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,23 +12,33 @@ from typing import Any, Literal
 import torch
 
 from loco.errors import TrainingFailed
+from loco.plan_batches import total_steps
 from loco.plans import Plan, PlanAttempt
 from loco.program import Emitter
 from loco.results import LoggedStep
 from loco.specs import TrainSpec
 from loco_trainer import checkpoints, engine_peft
 from loco_trainer.adapter_state import AdapterState
-from loco_trainer.batches import steps_of
+from loco_trainer.batches import Batch, steps_of
 from loco_trainer.engines import Loaded
 from loco_trainer.memory import is_exhaustion, out_of_memory, peak_gpu_gb, reset_peak
-from loco_trainer.passes import passes
-from loco_trainer.rows import IGNORED, Row
-from loco_trainer.schedule import rate_factor, total_steps
+from loco_trainer.passes import Passes, passes
+from loco_trainer.rows import Row
+from loco_trainer.schedule import rate_factor
 
 #: A checkpoint is due this long after the last one…
 _CHECKPOINT_SECONDS = 5.0
 #: …or after this many times what writing one takes, so that writing stays under 5 % of the time.
 _CHECKPOINT_COST = 20.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What an optimizer step computes on."""
+
+    #: Passes over the data when the step is done.
+    epoch: float
+    batches: list[Batch]
 
 
 @dataclass(frozen=True)
@@ -149,37 +159,45 @@ class Fit:
             micro_batch=plan.micro_batch,
             longest=plan.max_length,
         )
-        upcoming = steps_of(
-            self._rows,
-            step_rows=self._spec.step_rows,
-            seed=self._spec.seed,
-            first=len(self._log),
-            last=self._steps,
-        )
+        steps = self._laid_out(runner)
         self._saved_at = started = time.monotonic()
-        for epoch, rows in upcoming:
+        current = next(steps, None)
+        while current:
+            rate = self._spec.learning_rate * rate_factor(self._spec, self._steps, len(self._log))
             try:
-                runner.start_step(sum(label != IGNORED for r in rows for label in r.labels[1:]))
-                for start in range(0, len(rows), plan.micro_batch):
-                    runner.run(rows[start : start + plan.micro_batch])
-                rate = self._spec.learning_rate * rate_factor(
-                    self._spec, self._steps, len(self._log)
-                )
+                runner.start_step(sum(sum(batch.answers) for batch in current.batches))
+                for batch in current.batches:
+                    runner.run(batch)
                 norm = self._adapter.step(rate)
+                following = next(steps, None)  # while the GPU computes
                 loss, norm = torch.cat([runner.loss, norm.view(1)]).tolist()
             except (RuntimeError, MemoryError) as error:
                 if not is_exhaustion(error):
                     raise
                 return str(error)
             now = time.monotonic()
-            tokens = sum(len(row.input_ids) for row in rows)
-            self._done(epoch, loss, norm, rate, tokens=tokens, seconds=now - started)
+            tokens = sum(batch.tokens for batch in current.batches)
+            self._done(current.epoch, loss, norm, rate, tokens=tokens, seconds=now - started)
             if self._emit.stopping or self._is_due(now):
                 self._save()
             if self._emit.stopping:
                 return None
-            started = time.monotonic()
+            current, started = following, time.monotonic()
         return None
+
+    def _laid_out(self, runner: Passes) -> Iterator["_Step"]:
+        """What is left of the steps, as tensors in RAM."""
+        rows_of_steps = steps_of(
+            self._rows,
+            step_rows=self._spec.step_rows,
+            seed=self._spec.seed,
+            first=len(self._log),
+            last=self._steps,
+        )
+        size = self._plan.micro_batch
+        for epoch, rows in rows_of_steps:
+            parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+            yield _Step(epoch, [runner.lay_out(part) for part in parts])
 
     def _done(
         self, epoch: float, loss: float, norm: float, rate: float, *, tokens: int, seconds: float

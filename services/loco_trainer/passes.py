@@ -40,9 +40,13 @@ class Passes:
         self._loss.zero_()
         self._share.fill_(1.0 / answers)
 
-    def run(self, rows: Sequence[Row]) -> None:
-        """Forward and backward over the rows of one micro-batch."""
-        self._compute(self._loaded.lay_out(list(rows)).to(self._device))
+    def lay_out(self, rows: Sequence[Row]) -> Batch:
+        """The rows of one micro-batch as tensors in RAM; the GPU may be busy meanwhile."""
+        return self._loaded.lay_out(list(rows))
+
+    def run(self, batch: Batch) -> None:
+        """Forward and backward over a batch that `lay_out` made."""
+        self._compute(batch.to(self._device))
 
     @property
     def loss(self) -> torch.Tensor:
@@ -77,35 +81,41 @@ class RecordedPasses(Passes):
         super().__init__(loaded, adapter)
         self._rows = micro_batch
         self._longest = max(longest, _TOKENS)
-        self._records: dict[tuple[int, int], _Record] = {}
+        self._records: dict[tuple[int, ...], _Record] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, rows: Sequence[Row]) -> None:
-        """Forward and backward over the rows of one micro-batch."""
-        sizes = self._sizes(rows)
-        filled = batches.end_to_end(rows, sizes=(*sizes, self._rows))
+    def lay_out(self, rows: Sequence[Row]) -> Batch:
+        """The rows of one micro-batch, filled up to one of few sizes."""
+        lengths = {len(row.input_ids) for row in rows}
+        answers = sum(label != IGNORED for row in rows for label in row.labels[1:])
+        if len(lengths) == 1 and len(rows) == self._rows:  # a plain batch, which attention likes
+            size, count, longest = lengths.pop() * len(rows), len(rows), None
+        else:
+            tokens = sum(len(row.input_ids) for row in rows)
+            size = math.ceil(tokens / _TOKENS) * _TOKENS
+            count, longest = self._rows + 1, self._longest
+        usual = min(size, math.ceil(0.75 * size / _TOKENS) * _TOKENS)
+        sizes = batches.Sizes(size, usual if answers <= usual else size, count)
+        batch = batches.end_to_end(rows, sizes=sizes)
+        return replace(batch, longest=longest or batch.longest)
+
+    def run(self, batch: Batch) -> None:
+        """Forward and backward over a batch that `lay_out` made."""
+        sizes = (batch.input_ids.numel(), batch.targets.numel(), batch.longest)
         record = self._records.get(sizes)
         if record is None:
-            batch = replace(filled.to(self._device), longest=self._longest)
-            self._records[sizes] = _Record(batch)
-            self._compute(batch)
+            moved = batch.to(self._device)
+            self._records[sizes] = _Record(moved)
+            self._compute(moved)
             return
         for name in ("input_ids", "position_ids", "places", "targets", "starts"):
-            getattr(record.batch, name).copy_(getattr(filled, name), non_blocking=True)
+            getattr(record.batch, name).copy_(getattr(batch, name), non_blocking=True)
         if record.graph is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 self._compute(record.batch)
             record.graph = graph
         record.graph.replay()
-
-    def _sizes(self, rows: Sequence[Row]) -> tuple[int, int]:
-        """Tokens and answers to fill up to: of few different values, so that few are recorded."""
-        tokens = sum(len(row.input_ids) for row in rows)
-        answers = sum(label != IGNORED for row in rows for label in row.labels[1:])
-        size = math.ceil(tokens / _TOKENS) * _TOKENS
-        usual = math.ceil(0.75 * size / _TOKENS) * _TOKENS
-        return size, usual if answers <= usual else size
 
 
 def passes(

@@ -1,15 +1,8 @@
-"""How many optimizer steps a run has, and the learning rate of each."""
+"""The learning rate of each optimizer step."""
 
 import math
 
 from loco.specs import TrainSpec
-
-
-def total_steps(spec: TrainSpec, rows: int) -> int:
-    """Optimizer steps of the whole run; an epoch's last one may have fewer rows."""
-    steps_per_epoch = math.ceil(rows / spec.step_rows)
-    steps = max(1, math.ceil(spec.epochs * steps_per_epoch))
-    return min(steps, spec.max_steps) if spec.max_steps else steps
 
 
 def rate_factor(spec: TrainSpec, steps: int, step: int) -> float:

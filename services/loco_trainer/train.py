@@ -52,7 +52,7 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
 
-    from loco_trainer import fitting, memory, plan, validation  # after the engine
+    from loco_trainer import memory, plan  # they import torch
 
     lengths = plan.lengths_of(data)
     chosen = plan.plan_for(spec, known, data, engine)
@@ -62,8 +62,9 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
     with memory.exhaustion_explained():
         loaded = engines.load(spec, chosen, base, emit)
-        before = validation.row_losses(loaded, held_out, micro_batch=chosen.micro_batch)
     emit.check_stop()
+
+    from loco_trainer import fitting, validation  # after the engine
 
     folder = out_dir / "checkpoints"
     fit = fitting.Fit(
@@ -91,11 +92,7 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in _adapter_files(folder):
         file.chmod(0o644)  # safetensors writes 0600, and others may serve these files
-    after = validation.row_losses(loaded, held_out, micro_batch=fitted.plan.micro_batch)
-    measured = tuple(
-        ValidationRow(tokens=tokens, base_loss=old, loss=new)
-        for tokens, old, new in zip(map(_answer_tokens, held_out), before, after, strict=True)
-    )
+    measured = validation.measure(loaded, held_out, micro_batch=fitted.plan.micro_batch)
     return TrainResult(
         seconds=0,
         files={f"checkpoints/{f.name}": f"checkpoints/{f.name}" for f in _adapter_files(folder)},
@@ -143,10 +140,6 @@ def _validation_rows(inputs: Inputs, tokenizer: Any, spec: TrainSpec) -> list[ro
     system, longest = spec.base_model.system, spec.max_length
     whole = rows.read(path, tokenizer, system=system, max_length=2**31)
     return [row for row in whole.rows if len(row.input_ids) <= longest]
-
-
-def _answer_tokens(row: rows.Row) -> int:
-    return sum(label != rows.IGNORED for label in row.labels[1:])
 
 
 def _mean(

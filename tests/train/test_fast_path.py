@@ -111,7 +111,7 @@ def test_every_layout_gives_each_row_its_own_loss_and_gradient(
         case "end to end":
             batch = batches.end_to_end(rows)
         case "filled":
-            batch = batches.end_to_end(rows, sizes=(128, 96, len(rows) + 2))
+            batch = batches.end_to_end(rows, sizes=batches.Sizes(128, 96, len(rows) + 2))
         case _:
             batch = batches.padded(rows, filler=0)
     losses = forward.losses_of(fast, tight=False)(batch)

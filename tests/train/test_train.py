@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from loco.errors import DiskFull, TrainingFailed
 from loco.events import Progress
+from loco.plan_batches import total_steps
 from loco.program import Stopped
 from loco.results import TrainResult
 from loco.specs import Inputs, TrainSpec
 from loco_trainer import checkpoints, engines, fitting, train
 from loco_trainer.batches import epoch_order
-from loco_trainer.schedule import rate_factor, total_steps
+from loco_trainer.schedule import rate_factor
 
 
 def losses(result: TrainResult) -> list[float]:
