@@ -48,7 +48,8 @@ _GPU_ENGINES: dict[Engine, _Engine] = {
 #: process itself takes 0.6 GB (profile tiny: 2.3 GB in all).
 _CPU_ENGINE = _Engine(gradients=1.0, offloads=False, floor=0.6e9)
 _CPU_SAVED = 1.8
-#: Recorded passes have a memory pool of their own beside that of the first, unrecorded pass.
+#: Recorded passes have a memory pool of their own, beside that of the unrecorded pass which each new
+#: size begins with; rows of one length have one size, whose first pass is over by then.
 _RECORDED = 2.0
 
 
@@ -89,7 +90,7 @@ def peak_memory(
         activations = tokens * (inputs + block + gradients)
     else:
         activations = tokens * (shape.num_hidden_layers * block + gradients)
-    if way.cuda_graphs:
+    if way.cuda_graphs and lengths.tokens < lengths.rows * lengths.longest:
         activations *= _RECORDED
         logits *= _RECORDED
     return Memory(

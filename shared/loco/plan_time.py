@@ -30,17 +30,25 @@ class _Costs:
     block: float
     #: More where layers are dequantized first.
     four_bit: float
+    #: Times of that where activations are computed again.
+    again: float
     #: Seconds from the program's start to the model's loading: imports.
     imports: float
     #: Seconds of compiling before and in the first step.
     compiling: float
 
 
+#: peft: a pass of 8 GSM8K rows in bfloat16 takes 158 to 180 ms launched and 57 ms recorded, of 2 full
+#: rows in 4 bits, recomputed, 329 ms launched and 123 ms recorded, of 8 full rows 288 ms.
 #: unsloth: a step of 4 passes of 2 rows in 4 bits takes 1.15 to 1.22 s, one of 8 rows in bfloat16
 #: 0.16 s, of 8 full rows 0.30 s; 37 to 45 s to the first step (one H200, 36 blocks, 2026-11-22).
 _COSTS: dict[Engine, _Costs] = {
-    "peft": _Costs(efficiency=0.80, block=1.6e-3, four_bit=1.2e-3, imports=7.0, compiling=3.0),
-    "unsloth": _Costs(efficiency=0.68, block=4.2e-3, four_bit=2.2e-3, imports=17.0, compiling=14.0),
+    "peft": _Costs(
+        efficiency=0.72, block=4.4e-3, four_bit=1.9e-3, again=1.45, imports=9.0, compiling=3.0
+    ),
+    "unsloth": _Costs(
+        efficiency=0.68, block=4.2e-3, four_bit=2.2e-3, again=1.3, imports=17.0, compiling=14.0
+    ),
 }
 #: What replaying a recorded pass costs, seconds.
 _REPLAY_SECONDS = 2e-3
@@ -138,5 +146,5 @@ def _moving(way: WayLike, shape: Shape, tokens: float, speed: Rates) -> float:
 def _launches(way: WayLike, shape: Shape) -> float:
     costs = _COSTS[way.engine]
     block = costs.block + (costs.four_bit if way.precision == "4bit" else 0.0)
-    again = 1.3 if way.gradient_checkpointing else 1.0
+    again = costs.again if way.gradient_checkpointing else 1.0
     return shape.num_hidden_layers * block * again

@@ -4,7 +4,6 @@ Pure arithmetic over `loco.plans`: no torch, no GPU. The API shows its answer be
 spent, and the trainer carries out the same answer for the facts it finds.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loco.errors import OutOfMemory
@@ -33,8 +32,10 @@ _MARGIN_PART = 0.08
 _CONTEXT_GB = 0.4
 #: Ways within so much of the fastest count as equally fast.
 _TIE = 0.02
+#: 16-bit weights, the ones the adapter will be merged into, are worth so much more time a step.
+_PRECISION_WORTH = 0.10
 #: Most tokens of a forward pass that is worth recording: larger ones are not bound by launches.
-_GRAPHED_TOKENS = 4096
+_GRAPHED_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def make_plan(
 ) -> Plan:
     """The plan of a run.
 
-    On a GPU: 16 bits before 4 bits, as precision is the one choice that touches the result; then
-    the fastest way that fits with the margin. On a CPU the recipe's own batches. Where nothing fits
-    with the margin, the recipe's own batches, or the smallest way, if either fits without it.
+    On a GPU the fastest way that fits with the margin; 16 bits before 4 bits where they are nearly
+    as fast, as they touch the result. On a CPU the recipe's own batches. Where nothing fits with the
+    margin, the recipe's own batches, or the smallest way, if either fits without it.
 
     Raises:
         OutOfMemory: nothing fits; the hint says what would.
@@ -79,9 +80,8 @@ def make_plan(
     if not device.is_gpu and own.fits(device):
         return plan_of(own, spec, lengths, "the recipe's own batches; more rows a pass gain little")
     if fitting:
-        widest = [e for e in fitting if e.way.precision == fitting[0].way.precision]
-        return plan_of(_fastest(widest), spec, lengths, _why(found, fitting, device))
-    smallest = min(found, key=lambda e: e.memory.peak_gb)
+        return plan_of(_fastest(fitting), spec, lengths, _why(found, fitting, device))
+    smallest = min(found, key=lambda e: (e.memory.peak_gb, e.way.simplicity))
     for last in (own, smallest):
         if last.fits_barely(device):
             return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
@@ -125,12 +125,19 @@ def estimate(way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: 
     )
 
 
-def _fastest(found: Iterable[Estimate]) -> Estimate:
-    """The simplest of those that are as fast as the fastest, and of these the smallest."""
-    candidates = list(found)
-    limit = min(e.step_seconds for e in candidates) * (1 + _TIE)
+def _fastest(found: list[Estimate]) -> Estimate:
+    """The simplest of those that are as fast as the fastest, and of these the smallest.
+
+    The wide precision comes first in `found`, and wins unless 4 bits are faster by more than
+    `_PRECISION_WORTH`.
+    """
+    widest = [e for e in found if e.way.precision == found[0].way.precision]
+    best = min(e.step_seconds for e in found)
+    if min(e.step_seconds for e in widest) <= best * (1 + _PRECISION_WORTH):
+        found = widest
+    limit = min(e.step_seconds for e in found) * (1 + _TIE)
     return min(
-        (e for e in candidates if e.step_seconds <= limit),
+        (e for e in found if e.step_seconds <= limit),
         key=lambda e: (e.way.simplicity, e.memory.peak_gb),
     )
 

@@ -138,7 +138,7 @@ class TrainSpec(Contract):
     )
     load_in_4bit: bool | None = Field(
         None,
-        description="Hold the frozen base in 4 bits (CUDA only); none: only where 16 bits do not fit.",
+        description="Hold the frozen base in 4 bits (CUDA only); none: where that is the faster way that fits.",
     )
     lora: LoraSpec = Field(LoraSpec(), description="Shape of the adapter.")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
