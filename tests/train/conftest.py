@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,70 @@ def toy_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_qwen_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random three-layer Qwen3 in bfloat16 whose rows are multiples of 256, as Qwen3-4B's are."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "small-qwen3"
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        max_position_embeddings=1024,
+    )
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def convert() -> Callable[..., Path]:
+    """llama.cpp's converter as its users run it: a Hugging Face folder to a 16-bit GGUF."""
+
+    def run(folder: Path, target: Path, *, outtype: str, name: str = "x") -> Path:
+        command = [sys.executable, "-m", "convert_hf_to_gguf", "--outtype", outtype]
+        command += ["--model-name", name, "--outfile", str(target), str(folder)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(sys.prefix) / "converter")}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        return target
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Path]:
+    """A LoRA on every linear layer of a base, B not zero, as PEFT saves it."""
+
+    def make(base: Path, folder: Path, *, std: float = 0.02) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=16, target_modules="all-linear")
+        wrapped = get_peft_model(model, lora)
+        torch.manual_seed(1)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=std)
+        wrapped.save_pretrained(folder)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
