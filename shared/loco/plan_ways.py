@@ -98,7 +98,7 @@ def ways(spec: TrainSpec, device: Device, *, engine: Engine) -> list[Way]:
             micro_batches(spec),
             checkpointing,
             paddings(spec, device, engine=engine),
-            (False, True) if device.is_gpu and engine == "peft" else (False,),
+            _recordings(spec, device, engine=engine),
         )
         if free or not graphs  # buckets of tokens are graphed, not padded rectangles
     ]
@@ -160,6 +160,13 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
             hint=f"Take one of {', '.join(str(n) for n in reversed(divisors))}, or leave it out.",
         )
     return (spec.micro_batch,)
+
+
+def _recordings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, ...]:
+    """Whether passes may be recorded; where they cannot be, a pin on it is passed over."""
+    if not device.is_gpu or engine != "peft":
+        return (False,)
+    return (False, True) if spec.cuda_graphs is None else (spec.cuda_graphs,)
 
 
 def paddings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, ...]:

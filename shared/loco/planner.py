@@ -30,6 +30,8 @@ __all__ = [
 _MARGIN_PART = 0.08
 #: The CUDA context, cuBLAS and loaded kernels, which torch's allocator does not count, 10^9 bytes.
 _CONTEXT_GB = 0.4
+#: Fields of a recipe that pin a choice.
+_PINS = ("load_in_4bit", "micro_batch", "gradient_checkpointing", "padding_free", "cuda_graphs")
 #: Ways within so much of the fastest count as equally fast.
 _TIE = 0.02
 #: 16-bit weights, the ones the adapter will be merged into, are worth so much more time a step.
@@ -192,19 +194,8 @@ def _too_large(
     """The refusal, with what would fit."""
     needed = smallest.memory.peak_gb + margin_gb(smallest.memory.peak_gb, device)
     where = "the GPU" if device.is_gpu else "this machine"
-    free = [
-        f"unset train.{name}"
-        for name in ("load_in_4bit", "micro_batch", "gradient_checkpointing", "padding_free")
-        if getattr(spec, name) is not None
-    ]
-    pinless = spec.model_copy(
-        update={
-            "load_in_4bit": None,
-            "micro_batch": None,
-            "gradient_checkpointing": None,
-            "padding_free": None,
-        }
-    )
+    free = [f"unset train.{name}" for name in _PINS if getattr(spec, name) is not None]
+    pinless = spec.model_copy(update=dict.fromkeys(_PINS))
     least = min(
         (e.memory.peak_gb for e in estimates(pinless, shape, lengths, device, engine=engine)),
     )

@@ -160,6 +160,9 @@ class TrainSpec(Contract):
     padding_free: bool | None = Field(
         None, description="Lay rows end to end instead of padding them; none: where it is faster."
     )
+    cuda_graphs: bool | None = Field(
+        None, description="Record and replay forward passes (CUDA only); none: where it is faster."
+    )
     max_length: int = Field(1024, ge=16, description="Longest row in tokens; longer rows are cut.")
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Part of the steps that warms up.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(

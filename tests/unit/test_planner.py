@@ -133,9 +133,12 @@ def test_the_fastest_of_its_precision_is_taken():
         assert chosen.step_seconds <= min(rivals) * 1.02
 
 
-def test_small_passes_are_recorded_on_a_fast_card_and_large_ones_are_not():
+def test_passes_are_recorded_where_launching_takes_long():
     assert plan(card("H200"), GSM8K).cuda_graphs
-    assert not plan(card("H200"), FULL).cuda_graphs  # 8,184 tokens a pass
+    assert not plan(card("RTX 4090"), GSM8K).cuda_graphs  # their second pool does not fit
+    assert not plan(card("H200"), GSM8K, cuda_graphs=False).cuda_graphs
+    assert plan(card("RTX 4090"), GSM8K, cuda_graphs=True).cuda_graphs
+    assert not plan(cpu(), GSM8K, cuda_graphs=True).cuda_graphs
 
 
 def test_rows_lie_end_to_end_where_the_gpu_can():
