@@ -138,7 +138,7 @@ def test_passes_are_recorded_where_launching_takes_long():
     assert not plan(card("RTX 4090"), GSM8K).cuda_graphs  # their second pool does not fit
     assert not plan(card("H200"), GSM8K, cuda_graphs=False).cuda_graphs
     assert plan(card("RTX 4090"), GSM8K, cuda_graphs=True).cuda_graphs
-    assert not plan(cpu(), GSM8K, cuda_graphs=True).cuda_graphs
+    assert not plan(cpu(64), GSM8K, cuda_graphs=True).cuda_graphs
 
 
 def test_rows_lie_end_to_end_where_the_gpu_can():
