@@ -86,8 +86,8 @@ def _measure(arguments: argparse.Namespace, machine: dict[str, Any], work: Path)
         examples=arguments.examples,
     )
     journal = Journal(arguments.out)
+    bench = Bench(ground, journal, budget=arguments.budget, total=arguments.total)
     ground.make()
-    bench = Bench(ground, journal, arguments.budget)
     for name, value in (machine | _driver()).items():
         journal.put("machine", name, value=value)
     for name, value in bench.ceilings.items():
@@ -142,6 +142,7 @@ def _parse() -> argparse.Namespace:
         "--work", type=Path, help="folder to work in and keep; else a temporary one"
     )
     parser.add_argument("--budget", type=float, default=1800, help="seconds a part may take")
+    parser.add_argument("--total", type=float, default=7200, help="seconds all parts may take")
     parser.add_argument(
         "--tokenizer", default="Qwen/Qwen3-4B", help="folder or hub id of Qwen3's tokenizer"
     )

@@ -27,16 +27,17 @@ class OutOfTime(Exception):
 class Bench:
     """One call of the benchmark."""
 
-    def __init__(self, ground: Ground, journal: Journal, budget: float) -> None:
+    def __init__(self, ground: Ground, journal: Journal, *, budget: float, total: float) -> None:
         self.ground = ground
         self.journal = journal
         self._budget = budget
-        self._deadline = time.monotonic() + budget
+        self._end = time.monotonic() + total
+        self._deadline = self._end
         self._count = 0
 
     def begin(self) -> None:
         """Starts a part's time."""
-        self._deadline = time.monotonic() + self._budget
+        self._deadline = min(time.monotonic() + self._budget, self._end)
 
     @property
     def left(self) -> float:

@@ -20,6 +20,9 @@ Spec = PrepareSpec | TrainSpec | ExportSpec
 
 #: Makes the card look as large as the cap: the allocator stops there, and says so when asked.
 _CAP = """
+from pathlib import Path
+from loco_trainer import engines
+engines.keep_kernels(Path({models!r}))  # as stage train: it also settles how memory is allocated
 import torch
 torch.cuda.set_per_process_memory_fraction({cap} / torch.cuda.get_device_properties(0).total_memory)
 """
@@ -125,7 +128,7 @@ def run_stage(
     (out / "spec.json").write_text(document)
     module = ["-m", stage.program]
     if cap_gib is not None:
-        code = _CAP.format(cap=int(cap_gib * 2**30)) + ("" if told else _LIE)
+        code = _CAP.format(cap=int(cap_gib * 2**30), models=str(cache)) + ("" if told else _LIE)
         module = ["-c", code + _RUN.format(program=stage.program)]
     command = [sys.executable, *module, "--spec", str(out / "spec.json"), "--out", str(out)]
     environment = ground.environment | cache_environment(cache)
