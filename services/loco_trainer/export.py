@@ -86,7 +86,10 @@ def _write(
         outtype=_outtype(base, spec),
         quantization=spec.quantization,
     )
-    written = gguf_file.write(job, emit)
+    with ThreadPoolExecutor(1) as background:
+        loading = background.submit(_load_tokenizer, folder)  # its imports take seconds
+        written = gguf_file.write(job, emit)
+        tokenizer = loading.result()
     emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
     beside = peak_ram_bytes()
 
@@ -96,7 +99,6 @@ def _write(
     with ThreadPoolExecutor(1) as background:
         # hashing and waiting for the disk cost no CPU the check needs
         digest = background.submit(_settled_digest, quantized)
-        tokenizer = _load_tokenizer(folder)
         contents = gguf_file.read(quantized)
         _check(contents, written.tensors, tokenizer.chat_template)
         measured = perplexity.choose(inputs, tokenizer, system=spec.base_model.system, emit=emit)

@@ -101,16 +101,17 @@ def plan(
     infos: dict[str, Any] = model.gguf_writer.tensors[0]
     metadata: dict[str, Any] = model.gguf_writer.kv_data[0]
     sources = {tensor: _type_name(info.dtype) for tensor, info in infos.items()}
-    if quantization == "F16":
-        types = sources
-    else:
-        types = _quantized_types(model, target, quantization)
+    if quantization != "F16":
         # llama.cpp sets these two anew, which moves them to the end
         version = metadata.pop(gguf.Keys.General.QUANTIZATION_VERSION)
         metadata[gguf.Keys.General.QUANTIZATION_VERSION] = version
         kind = metadata.pop(gguf.Keys.General.FILE_TYPE)
         kind.value = gguf.LlamaFileType[f"MOSTLY_{quantization}"].value
         metadata[gguf.Keys.General.FILE_TYPE] = kind
+    packed = _packed(model, metadata)
+    types = sources
+    if quantization != "F16":
+        types = _quantized_types(model, target, packed, quantization)
     if types.keys() != infos.keys():
         raise ExportFailed(
             f"llama.cpp spoke of {len(types)} tensors, the converter of {len(infos)}.",
@@ -122,7 +123,7 @@ def plan(
         size = prod(shape[:-1]) * ggml.row_bytes(kind, shape[-1])
         number = gguf.GGMLQuantizationType(ggml.TYPE_NUMBERS[kind])
         final[tensor] = gguf.gguf_writer.TensorInfo(tuple(shape), number, size)
-    starts = _write_head(model, target, metadata, final)
+    starts = _write_head(model, target, packed, final)
     planned = [
         _planned(tensor, sources[tensor], types[tensor], starts[tensor], infos[tensor])
         for tensor in final
@@ -158,11 +159,10 @@ def _converted(folder: Path, target: Path, name: str, outtype: str, load: Load) 
     return model
 
 
-def _quantized_types(model: Any, target: Path, quantization: str) -> dict[str, str]:
+def _quantized_types(model: Any, target: Path, packed: bytes, quantization: str) -> dict[str, str]:
     """llama.cpp's type for each tensor, in the order in which it would write them."""
     hollow = target.with_suffix(".plan")
-    writer = model.gguf_writer
-    _write_head(model, hollow, writer.kv_data[0], writer.tensors[0])
+    _write_head(model, hollow, packed, model.gguf_writer.tensors[0])
     said: list[str] = []
 
     @llama_cpp.llama_log_callback
@@ -190,15 +190,24 @@ def _quiet(_level: int, _text: bytes, _data: Any) -> None:
     """llama.cpp's log, once it has said what we asked."""
 
 
-def _write_head(
-    model: Any, path: Path, metadata: dict[str, Any], tensors: dict[str, Any]
-) -> dict[str, int]:
+def _packed(model: Any, metadata: dict[str, Any]) -> bytes:
+    """The metadata as a GGUF holds it; seconds for a large vocabulary, so it is done once."""
+    pack = model.gguf_writer._pack_val
+    return b"".join(
+        pack(key, gguf.GGUFValueType.STRING, add_vtype=False)
+        + pack(value.value, value.type, add_vtype=True, sub_type=value.sub_type)
+        for key, value in metadata.items()
+    )
+
+
+def _write_head(model: Any, path: Path, packed: bytes, tensors: dict[str, Any]) -> dict[str, int]:
     """Writes all before the data, and a hole where that goes; returns each tensor's place."""
     writer = gguf.GGUFWriter(path=None, arch=model.gguf_writer.arch)
-    writer.kv_data = [metadata]
+    writer.kv_data = model.gguf_writer.kv_data  # counted in the header
     writer.tensors = [tensors]
     writer.write_header_to_file(path=path)
-    writer.write_kv_data_to_file()
+    writer.fout[0].write(packed)
+    writer.state = gguf.gguf_writer.WriterState.KV_DATA
     writer.write_ti_data_to_file()
     writer.close()
     pad = writer.ggml_pad

@@ -124,15 +124,18 @@ def _search_affine(
     best_inverse, best_start = _divide(kind.levels, spread), low
     scale, minimum = _divide(1, best_inverse), low
     least = error_of(round_to(best_inverse, low), scale, low)
+    products = x.new_empty(
+        len(x), 3, x.shape[1]
+    )  # side by side: a third of the kernels to sum them
     for step in range(kind.steps + 1):
         # the reference goes on from the minimum found so far, and so must this
         finer = _single(kind.first + _single(_single(0.1) * step))
         inverse = _divide(finer + kind.levels, torch.where(flat, 1.0, high - minimum))
         levels = round_to(inverse, minimum)
-        weighted = levels * weight
-        sum_l = _sum(weighted)
-        sum_xl = _sum(weighted * x)
-        sum_l2 = _sum(weighted.mul_(levels))
+        torch.mul(levels, weight, out=products[:, 0])
+        torch.mul(products[:, 0], x, out=products[:, 1])
+        torch.mul(products[:, 0], levels, out=products[:, 2])
+        sum_l, sum_xl, sum_l2 = _sum(products)
         divisor = sum_w * sum_l2 - sum_l * sum_l
         this_scale = (sum_w * sum_xl - sum_x * sum_l) / divisor
         this_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / divisor

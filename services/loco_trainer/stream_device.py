@@ -8,7 +8,7 @@ import torch
 _LEAST_BYTES = 400 * 2**20
 #: Merging holds the 16-bit weight, its float32 copy, the delta and what the converter makes of it.
 _MERGE_BYTES_PER_NUMBER = 16
-#: What kquants holds for each number at its peak: measured 36 bytes for Q4_K, its levels included.
+#: What kquants holds for each number at its peak: ten float32 arrays or so.
 _QUANTIZE_BYTES_PER_NUMBER = 44
 #: More numbers at once are not faster.
 _MOST_NUMBERS = 2**26
