@@ -84,7 +84,7 @@ def test_a_base_cut_short_is_refused(toy_dir: Path, adapter: Path, tmp_path: Pat
 #: Largest difference of a logit seen on these models, doubled. The merged float16 model rounds each
 #: weight to 11 bits (bfloat16: 8); base + LoRA in float32 doesn't.
 @pytest.mark.parametrize(
-    ("model", "bound"), [("smollm2", 0.05), ("qwen3", 0.05)], ids=["llama", "qwen3"]
+    ("model", "bound"), [("smollm2", 0.04), ("qwen3", 0.016)], ids=["llama", "qwen3"]
 )
 def test_logits_of_the_merged_model_are_those_of_base_and_adapter(
     model: str,
@@ -109,6 +109,7 @@ def test_logits_of_the_merged_model_are_those_of_base_and_adapter(
         found = model_16(ids).logits
     difference = (found - expected).abs().max().item()
     assert (expected - before).abs().max() > 10 * difference  # the adapter does something
+    print(f"largest difference of a logit: {difference:.5f} of {expected.abs().max():.1f}")
     assert difference < bound
 
 
