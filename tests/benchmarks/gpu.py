@@ -109,6 +109,7 @@ def _measure(arguments: argparse.Namespace, machine: dict[str, Any], work: Path)
             part()
         except OutOfTime as left_out:
             print(f"{name}: out of time; from {left_out} on nothing was measured.", flush=True)
+        bench.within.close()  # the next part may need its memory
     gpu_speed.compared(bench, gpu_journal.read(arguments.out))
 
 

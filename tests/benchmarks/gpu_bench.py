@@ -12,6 +12,7 @@ from typing import Any
 from gpu_ground import Ground
 from gpu_journal import Journal
 from gpu_stages import StageOutcome, run_stage
+from gpu_within import Within
 
 from loco.specs import TrainSpec
 from loco.stages import Stage
@@ -34,6 +35,7 @@ class Bench:
         self._end = time.monotonic() + total
         self._deadline = self._end
         self._count = 0
+        self.within = Within(ground)
 
     def begin(self) -> None:
         """Starts a part's time."""
@@ -50,17 +52,30 @@ class Bench:
         Raises:
             OutOfTime: there is none left.
         """
+        folder = self._folder(name)
+        return run_stage(self.ground, stage, spec, name, folder, limit=self.left, **options)
+
+    def _folder(self, name: str) -> str:
         if self.left < _LEAST_SECONDS:
             raise OutOfTime(name)
         self._count += 1
         words = re.sub(r"[^A-Za-z0-9.]+", "-", name)
-        folder = f"{time.strftime('%H%M%S')}-{self._count:02}-{words}"
-        return run_stage(self.ground, stage, spec, name, folder, limit=self.left, **options)
+        return f"{time.strftime('%H%M%S')}-{self._count:02}-{words}"
 
     def train(self, spec: TrainSpec, name: str, rows: Path, **options: Any) -> StageOutcome:
-        """Runs stage train on a file of rows."""
+        """Runs stage train on a file of rows, as a program of its own."""
         files = {"prepare/training_data.jsonl": rows}
         return self.stage(Stage.TRAIN, spec, name, files=files, **options)
+
+    def train_within(self, spec: TrainSpec, name: str, rows: Path, **options: Any) -> StageOutcome:
+        """Runs stage train in the process that earlier such runs left, where the engine can.
+
+        unsloth patches libraries when it is imported: it gets a program of its own.
+        """
+        if spec.engine == "unsloth":
+            return self.train(spec, name, rows, **options)
+        files = {"prepare/training_data.jsonl": rows}
+        return self.within.train(spec, name, self._folder(name), files, **options)
 
     @cached_property
     def prepared(self) -> StageOutcome:

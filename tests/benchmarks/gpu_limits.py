@@ -39,7 +39,7 @@ def memory(bench: Bench) -> None:
             max_steps=_STEPS,
         )
         filled = bench.ground.filled_rows(tokens, _STEP_ROWS * _STEPS, bench.rows)
-        run = bench.train(spec, name, filled)
+        run = bench.train_within(spec, name, filled)
         if bench.failed("memory", run):
             continue
         figures = train_figures(run)
@@ -60,7 +60,7 @@ def caps(bench: Bench) -> None:
         for plan, changed in changes.items():
             name = f"{cap} GiB: {plan}"
             spec = bench.ground.train_spec(**changed, max_steps=6)
-            run = bench.train(spec, name, filled, cap_gib=cap)
+            run = bench.train_within(spec, name, filled, cap_gib=cap)
             if bench.failed("caps", run):
                 continue
             figures = train_figures(run)
@@ -75,13 +75,13 @@ def ladder(bench: Bench) -> None:
     filled = bench.ground.filled_rows(1024, 48, bench.rows)
     spec = bench.ground.train_spec(load_in_4bit=True, max_steps=6)
     name = f"told the whole card, allowed {CAPS[0]} GiB"
-    run = bench.train(spec, name, filled, cap_gib=CAPS[0], told=False)
+    run = bench.train_within(spec, name, filled, cap_gib=CAPS[0], told=False)
     if bench.failed("ladder", run):
         return
     figures = train_figures(run)
     attempts = run.result["attempts"]
     bench.journal.put("ladder", name, attempts=attempts, measured_gb=figures["peak_gb"], **figures)
-    told = bench.train(spec, "told the truth", filled, cap_gib=CAPS[0])
+    told = bench.train_within(spec, "told the truth", filled, cap_gib=CAPS[0])
     if not bench.failed("ladder", told):
         honest = train_figures(told)
         bench.journal.put(

@@ -163,7 +163,7 @@ def losses(bench: Bench, steps: int) -> None:
     reference: list[float] = []
     for name, changed in changes.items():
         spec = bench.ground.train_spec(**changed, max_steps=steps)
-        run = bench.train(spec, name, bench.rows)
+        run = bench.train_within(spec, name, bench.rows)
         if bench.failed("losses", run):
             continue
         figures = train_figures(run)

@@ -35,7 +35,7 @@ def _measure(
 ) -> None:
     """Trains and notes the utilisation; `tokens` a row, None: the rows' mean."""
     spec = bench.ground.train_spec(**changed, max_steps=steps)
-    run = bench.train(spec, name, rows)
+    run = bench.train_within(spec, name, rows)
     if bench.failed("mfu", run):
         return
     figures = train_figures(run)

@@ -80,7 +80,9 @@ def train(study: Study, name: str, budget: Budget) -> dict[str, Any]:
         earlier = attempts.glob("a*/checkpoints/checkpoint-*")
         newest = sorted(earlier, key=lambda c: -int(c.name.rpartition("-")[2]))
         folder = attempts / f"a{len(list(attempts.glob('a*'))) + 1}"
-        result = _train_program(study, name, folder, study.max_steps, budget, newest)
+        result = _train_program(
+            study, name, folder, study.max_steps, budget, _validation(study), newest
+        )
         _keep_adapter(folder / "checkpoints", study.home(name))
         _save(study, name, "train", result)
     result = json.loads(kept.read_text())
@@ -93,7 +95,7 @@ def repeat(study: Study, name: str, steps: int, budget: Budget) -> dict[str, Any
     for turn in (1, 2):
         folder = study.out / "repeat" / f"{name}-{turn}"
         shutil.rmtree(folder, ignore_errors=True)
-        results.append(_train_program(study, name, folder, steps, budget))
+        results.append(_train_program(study, name, folder, steps, budget, {}))
     first, second = ([step["loss"] for step in result["log"]] for result in results)
     apart = [abs(a - b) / a for a, b in zip(first, second, strict=True)]
     spread = {
@@ -154,6 +156,7 @@ def _train_program(
     folder: Path,
     max_steps: int | None,
     budget: Budget,
+    validation: dict[str, Path],
     resume: Sequence[Path] = (),
 ) -> dict[str, Any]:
     if not study.training_data.is_file():
@@ -162,7 +165,7 @@ def _train_program(
     recipe = RECIPES[name]
     steps = max_steps or -(-rows // study.rows) * recipe.epochs
     budget.require(20 + steps * _step_seconds(study), f"train {name}")
-    files = {"prepare/training_data.jsonl": study.training_data, **_validation(study)}
+    files = {"prepare/training_data.jsonl": study.training_data, **validation}
     inputs = _inputs(study, folder, files).model_copy(update={"resume": tuple(resume)})
     spec = recipe.spec(study.base, study.rows, max_steps)
     return _program(Stage.TRAIN, spec, inputs, folder, budget)
