@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,35 +44,44 @@ def main(path: str) -> int:
     The job is read as plain names: `gguf_file` itself imports transformers' `gguf`, not this one's.
     """
     job = SimpleNamespace(**json.loads(Path(path).read_text()))
-    try:
-        say(result=run(job))
-    except LocoError as error:
-        say(
-            error={
-                "message": error.message,
-                "hint": error.hint,
-                "disk": isinstance(error, DiskFull),
-            }
-        )
-        return 1
+    with os.fdopen(os.dup(1), "w") as parent:
+        os.dup2(2, 1)  # whatever a library prints goes to the log
+
+        def say(**words: Any) -> None:
+            parent.write(json.dumps(words) + "\n")
+            parent.flush()
+
+        try:
+            say(result=run(job, say))
+        except LocoError as error:
+            disk = isinstance(error, DiskFull)
+            say(error={"message": error.message, "hint": error.hint, "disk": disk})
+            return 1
     return 0
 
 
-def say(**words: Any) -> None:
-    """One line to the parent."""
-    sys.stdout.write(json.dumps(words) + "\n")
-    sys.stdout.flush()
-
-
-def run(job: SimpleNamespace) -> dict[str, Any]:
+def run(job: SimpleNamespace, say: Callable[..., None]) -> dict[str, Any]:
     """Plans and writes the GGUF; returns the figures of the result."""
+    try:
+        return _run(job, say)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"The GGUF could not be written: {error.strerror}.",
+            hint="Free disk space, e.g. old folders in adapters/*/runs/.",
+        ) from error
+
+
+def _run(job: SimpleNamespace, say: Callable[..., None]) -> dict[str, Any]:
     started = time.monotonic()
     base = index(Path(job.folder))
     adapter = Adapter(Path(job.adapter))
     adapter.check(base)
     for file in {stored.file for stored in base.values()}:
-        with file.open("rb") as opened:  # the disk may start reading while we plan
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        if sys.platform == "linux":  # the disk may start reading while we plan
+            with file.open("rb") as opened:
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
     device = StreamDevice.choose(job.device, log=lambda line: say(log=line))
     header = plan(
         Path(job.folder),
@@ -83,18 +92,10 @@ def run(job: SimpleNamespace) -> dict[str, Any]:
         load=_Loader(base, adapter, device),
     )
     say(log=f"Planned {len(header.tensors)} tensors in {time.monotonic() - started:.1f} s.")
-    stream = _Stream(header, device)
+    stream = _Stream(header, device, say)
     begun = time.monotonic()
-    try:
-        with Path(job.target).open("r+b", buffering=0) as out, torch.inference_mode():
-            stream.write(out.fileno())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(
-            f"The GGUF could not be written: {error.strerror}.",
-            hint="Free disk space, e.g. old folders in adapters/*/runs/.",
-        ) from error
+    with Path(job.target).open("r+b", buffering=0) as out, torch.inference_mode():
+        stream.write(out.fileno())
     return {
         "device": device.name,
         "merged": len(adapter),
@@ -128,9 +129,10 @@ class _Loader:
 class _Stream:
     """The pass over all tensors, in the order of the file."""
 
-    def __init__(self, header: Header, device: StreamDevice) -> None:
+    def __init__(self, header: Header, device: StreamDevice, say: Callable[..., None]) -> None:
         self._header = header
         self._device = device
+        self._say = say
         self._queue: deque[tuple[int, Future[None]]] = deque()
         self._queued = 0
         self._written = 0
@@ -197,7 +199,9 @@ class _Stream:
                 value = value.to(_TYPES[tensor.source]).reshape(-1, tensor.width)
                 self.read_seconds += time.monotonic() - started
                 self._encode(tensor, value, target, pool)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not self._device.ran_out(error):
+                    raise
                 self._device.give_up()  # and the same tensor again, on the CPU
             else:
                 return
@@ -255,7 +259,7 @@ class _Stream:
         now = time.monotonic()
         if last or now - self._said >= _REPORT_SECONDS:
             self._said = now
-            say(done=self._written, total=self._header.data_bytes)
+            self._say(done=self._written, total=self._header.data_bytes)
 
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

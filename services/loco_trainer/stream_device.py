@@ -70,6 +70,12 @@ class StreamDevice:
         numbers = min(_MOST_NUMBERS, self._budget // _QUANTIZE_BYTES_PER_NUMBER)
         return max(1, numbers // width)
 
+    def ran_out(self, error: RuntimeError) -> bool:
+        """Whether an error is the GPU's memory being full; cuBLAS and the driver word it their way."""
+        words = str(error)
+        full = "out of memory" in words or "CUBLAS_STATUS_ALLOC_FAILED" in words
+        return self._device != "cpu" and (isinstance(error, torch.OutOfMemoryError) or full)
+
     def give_up(self) -> None:
         """Goes on without the GPU: somebody else has taken its memory."""
         self._log("The GPU has no memory left; going on with the CPU.")
