@@ -7,7 +7,6 @@ checkpoints, is the same code (`loco_trainer.fitting`).
 """
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from loco.errors import TrainingFailed
 from loco.plans import Engine, Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
+from loco_trainer.imports import hide
 
 if TYPE_CHECKING:
     import torch
@@ -98,22 +98,11 @@ def keep_kernels(cache_dir: Path) -> None:
 
 
 def import_first(engine: Engine) -> None:
-    """To be called before transformers is imported.
-
-    unsloth patches it, trl and peft. For engine peft, what transformers imports whenever it finds it
-    and training does not use is hidden: it takes 2.5 s of a start (measured; torchao comes with
-    unsloth).
-    """
+    """To be called before transformers is imported: unsloth patches it, trl and peft."""
     if engine == "unsloth":
         import unsloth  # noqa: F401
     else:
-        _hide("torchao", "sklearn")
-
-
-def _hide(*packages: str) -> None:
-    for name in packages:
-        # None in sys.modules is Python's own way to say "not installed"
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+        hide("torchao", "sklearn")
 
 
 def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
@@ -129,7 +118,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
         from loco_trainer import engine_unsloth as engine
     else:
         if plan.precision != "4bit":
-            _hide("bitsandbytes")  # 2 s
+            hide("bitsandbytes")
         from loco_trainer import engine_peft as engine  # type: ignore[no-redef]
     return engine.load(spec, plan, base, emit)
 

@@ -25,6 +25,7 @@ from loco.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
 from loco.stages import Stage
 from loco_trainer import base_models
 from loco_trainer.disk import require_free
+from loco_trainer.imports import hide
 from loco_trainer.threads import share_cpus
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ def _adapter_folder(inputs: Inputs) -> Path:
 
 
 def _load_tokenizer(folder: Path) -> Any:
+    hide("torchao", "sklearn")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

@@ -26,6 +26,7 @@ import torch
 from loco.errors import DiskFull, LocoError
 from loco_trainer import ggml, kquants
 from loco_trainer.gguf_plan import Header, Planned, plan
+from loco_trainer.imports import hide
 from loco_trainer.merge import Adapter, Stored, index
 from loco_trainer.resident import peak_ram_bytes
 from loco_trainer.stream_device import StreamDevice
@@ -43,6 +44,7 @@ def main(path: str) -> int:
 
     The job is read as plain names: `gguf_file` itself imports transformers' `gguf`, not this one's.
     """
+    hide("torchao", "sklearn", "bitsandbytes", "peft", "accelerate")
     job = SimpleNamespace(**json.loads(Path(path).read_text()))
     with os.fdopen(os.dup(1), "w") as parent:
         os.dup2(2, 1)  # whatever a library prints goes to the log
