@@ -51,6 +51,8 @@ class AdapterState:
             weight_decay=spec.weight_decay,
             fused=on_gpu,
         )
+        # made now: a step must not be able to run out of memory half way
+        self._set_moments(0, torch.zeros_like(self.gradient), torch.zeros_like(self.gradient))
         #: Keeps float16 gradients from vanishing; with any other type it does nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=False)
 
@@ -97,17 +99,21 @@ class AdapterState:
         set_peft_model_state_dict(self.model, load_file(folder / "adapter_model.safetensors"))
         tensors = load_file(folder / _MOMENTS)
         state: dict[str, Any] = json.loads((folder / _STATE).read_text())
-        self._optimizer.state[self.parameters] = {
-            "step": torch.tensor(
-                float(state["global_step"]),
-                device=self.parameters.device if self.parameters.is_cuda else "cpu",
-            ),
-            "exp_avg": tensors["exp_avg"].to(self.parameters.device),
-            "exp_avg_sq": tensors["exp_avg_sq"].to(self.parameters.device),
-        }
+        device = self.parameters.device
+        self._set_moments(
+            state["global_step"], tensors["exp_avg"].to(device), tensors["exp_avg_sq"].to(device)
+        )
         torch.set_rng_state(tensors["cpu_rng"])
         if self.parameters.is_cuda and "cuda_rng" in tensors:
             torch.cuda.set_rng_state(tensors["cuda_rng"])
         if state["loss_scale"]:
             self.scaler.load_state_dict(state["loss_scale"])
         return state
+
+    def _set_moments(self, step: int, first: torch.Tensor, second: torch.Tensor) -> None:
+        self._optimizer.state[self.parameters] = {
+            # torch's fused AdamW keeps it on the GPU
+            "step": torch.tensor(float(step), device=self.parameters.device),
+            "exp_avg": first,
+            "exp_avg_sq": second,
+        }

@@ -14,6 +14,8 @@ from loco.artifacts import sha256_of, sync_folder, write_text
 from loco.program import Emitter
 
 _SEAL = "complete.json"
+#: Raised when what a checkpoint holds changes, so that those of an older version are passed over.
+_FORMAT = 2
 _KEPT = 2
 
 
@@ -24,18 +26,21 @@ def seal(folder: Path) -> None:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         digests[file.relative_to(folder).as_posix()] = [file.stat().st_size, sha256_of(file)]
-    write_text(folder / _SEAL, json.dumps({"files": digests}) + "\n")
+    write_text(folder / _SEAL, json.dumps({"format": _FORMAT, "files": digests}) + "\n")
     sync_folder(folder.parent)
 
 
 def fault(folder: Path) -> str | None:
     """Why a checkpoint folder cannot be resumed from, or None when it is whole."""
     try:
-        digests = json.loads((folder / _SEAL).read_text())["files"]
+        seal = json.loads((folder / _SEAL).read_text())
+        digests = seal["files"]
     except FileNotFoundError:
         return "it was not finished"
     except (ValueError, KeyError):
         return f"its {_SEAL} is damaged"
+    if seal.get("format") != _FORMAT:
+        return "it is of another version of locollm"
     for name, (size, digest) in digests.items():
         file = folder / name
         if not file.is_file():

@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,8 +71,7 @@ def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> E
 def _write(
     spec: ExportSpec, inputs: Inputs, base: Path, temporary: Path, emit: Emitter
 ) -> ExportResult:
-    from loco_trainer import gguf_file, perplexity
-    from loco_trainer.gguf_model import loaded
+    from loco_trainer import gguf_file
     from loco_trainer.resident import peak_ram_bytes
 
     emit.check_stop()
@@ -88,11 +88,15 @@ def _write(
         quantization=spec.quantization,
     )
     with ThreadPoolExecutor(1) as background:
-        loading = background.submit(_load_tokenizer, folder)  # its imports take seconds
+        # its imports, and those of what comes after, take seconds that the child needs anyway
+        loading = background.submit(_load_tokenizer, folder)
         written = gguf_file.write(job, emit)
         tokenizer = loading.result()
     emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
     beside = peak_ram_bytes()
+
+    from loco_trainer import perplexity
+    from loco_trainer.gguf_model import loaded
 
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
     checked = time.monotonic()
@@ -102,7 +106,13 @@ def _write(
         digest = background.submit(_settled_digest, quantized)
         contents = gguf_file.read(quantized)
         _check(contents, written.tensors, tokenizer.chat_template)
-        measured = perplexity.choose(inputs, tokenizer, system=spec.base_model.system, emit=emit)
+        measured = perplexity.choose(
+            inputs,
+            tokenizer,
+            size=quantized.stat().st_size,
+            system=spec.base_model.system,
+            emit=emit,
+        )
         with loaded(quantized, context=max(512, measured.longest)) as model:
             sample = _sample(model, spec.base_model, tokenizer)
             emit.progress(message="measuring the GGUF", percent=90.0, last=True)
@@ -198,6 +208,7 @@ def _adapter_folder(inputs: Inputs) -> Path:
 
 def _load_tokenizer(folder: Path) -> Any:
     hide("torchao", "sklearn")
+    import_module("loco_trainer.gguf_model")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)

@@ -169,12 +169,12 @@ class Fit:
                 for batch in current.batches:
                     runner.run(batch)
                 norm = self._adapter.step(rate)
-                following = next(steps, None)  # while the GPU computes
-                loss, norm = torch.cat([runner.loss, norm.view(1)]).tolist()
             except (RuntimeError, MemoryError) as error:
                 if not is_exhaustion(error):
                     raise
                 return str(error)
+            following = next(steps, None)  # while the GPU computes
+            loss, norm = torch.cat([runner.loss, norm.view(1)]).tolist()
             now = time.monotonic()
             tokens = sum(batch.tokens for batch in current.batches)
             self._done(current.epoch, loss, norm, rate, tokens=tokens, seconds=now - started)

@@ -163,8 +163,20 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
 
 
 def _recordings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, ...]:
-    """Whether passes may be recorded; where they cannot be, a pin on it is passed over."""
+    """Whether passes may be recorded; where they cannot be, a pin on it is passed over.
+
+    Raises:
+        InvalidRequest: padded rows are to be recorded.
+    """
     if not device.is_gpu or engine != "peft":
+        return (False,)
+    if spec.cuda_graphs and spec.padding_free is False:
+        raise InvalidRequest(
+            "train.cuda_graphs: padded rows cannot be recorded.",
+            param="train.cuda_graphs",
+            hint="Unset train.padding_free or train.cuda_graphs.",
+        )
+    if True not in paddings(spec, device, engine=engine):
         return (False,)
     return (False, True) if spec.cuda_graphs is None else (spec.cuda_graphs,)
 

@@ -134,7 +134,8 @@ class TrainSpec(Contract):
 
     base_model: BaseModelSpec = Field(description="The model that is fine-tuned.")
     engine: Literal["auto", "unsloth", "peft"] = Field(
-        "auto", description="unsloth needs CUDA; peft runs anywhere; auto takes what is there."
+        "auto",
+        description="unsloth needs CUDA; peft runs anywhere; auto takes the one that is faster here.",
     )
     load_in_4bit: bool | None = Field(
         None,

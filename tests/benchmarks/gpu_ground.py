@@ -64,7 +64,13 @@ config = Qwen3Config(
     rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rms_norm_eps=1e-6,
     bos_token_id=None, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
 )
-Qwen3ForCausalLM(config).save_pretrained(folder, max_shard_size="2GB")
+model = Qwen3ForCausalLM(config)
+# Random weights may answer with blanks alone, which export takes for a broken model: words without
+# ink get a row of zeros, which the largest of 150,000 random scores always beats.
+blank = [i for i, word in enumerate(words.batch_decode([[i] for i in range(len(words))])) if not word.strip()]
+with torch.no_grad():
+    model.model.embed_tokens.weight[sorted({*blank, *words.all_special_ids})] = 0
+model.save_pretrained(folder, max_shard_size="2GB")
 words.save_pretrained(folder)
 """
 

@@ -187,13 +187,13 @@ def test_rows_training_left_out_are_left_out(
     measured = given.results[Stage.TRAIN]["validation"][:-1]
     given = given.model_copy(update={"results": {Stage.TRAIN: {"validation": measured}}})
     system = exported.spec.system
-    chosen = perplexity.choose(given, exported.tokenizer, system=system, emit=recorder)
+    chosen = perplexity.choose(given, exported.tokenizer, size=10**8, system=system, emit=recorder)
     assert [len(row.input_ids) for row, _ in chosen._pairs] == [
         len(exported.row(*line).input_ids) for line in LINES[:-1]
     ]
     other = [row | {"tokens": row["tokens"] + 1} for row in measured]
     given = given.model_copy(update={"results": {Stage.TRAIN: {"validation": other}}})
-    chosen = perplexity.choose(given, exported.tokenizer, system=system, emit=recorder)
+    chosen = perplexity.choose(given, exported.tokenizer, size=10**8, system=system, emit=recorder)
     assert chosen._pairs == ()
     assert "not the ones training measured" in recorder.of_type("log")[-1].message
 

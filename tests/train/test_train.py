@@ -159,6 +159,20 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert "checkpoint-6 is passed over: optimizer.safetensors is damaged" in said
 
 
+def test_a_checkpoint_of_another_version_is_passed_over(
+    toy_spec: TrainSpec, inputs: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    stopping = type(recorder)(stop_at_step=4)
+    with pytest.raises(Stopped):
+        train.run(toy_spec, inputs, tmp_path / "a1", stopping)
+    left = Path(stopping.of_type("checkpoint")[-1].path)
+    assert checkpoints.fault(left) is None
+    seal = left / "complete.json"
+    known = json.loads(seal.read_text())
+    seal.write_text(json.dumps({"files": known["files"]}))
+    assert checkpoints.fault(left) == "it is of another version of locollm"
+
+
 def test_accumulation_is_the_same_as_a_larger_batch(
     toy_spec: TrainSpec, inputs: Inputs, tmp_path: Path, recorder: Any
 ) -> None:

@@ -139,6 +139,13 @@ def test_passes_are_recorded_where_launching_takes_long():
     assert not plan(card("H200"), GSM8K, cuda_graphs=False).cuda_graphs
     assert plan(card("RTX 4090"), GSM8K, cuda_graphs=True).cuda_graphs
     assert not plan(cpu(64), GSM8K, cuda_graphs=True).cuda_graphs
+    assert not plan(gpu(40, 7.5), GSM8K, cuda_graphs=True).cuda_graphs  # no rows end to end
+
+
+def test_padded_rows_cannot_be_recorded():
+    with pytest.raises(InvalidRequest, match="padded rows") as caught:
+        plan(gpu(40), GSM8K, cuda_graphs=True, padding_free=False)
+    assert caught.value.param == "train.cuda_graphs"
 
 
 def test_rows_lie_end_to_end_where_the_gpu_can():
