@@ -1,6 +1,5 @@
 """The training loop: steps, checkpoints, progress, and a smaller plan where memory runs out."""
 
-import gc
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ from loco_trainer import checkpoints, engine_peft
 from loco_trainer.adapter_state import AdapterState
 from loco_trainer.batches import Batch, steps_of
 from loco_trainer.engines import Loaded
-from loco_trainer.memory import is_exhaustion, out_of_memory, peak_gpu_gb, reset_peak
+from loco_trainer.memory import is_exhaustion, out_of_memory, peak_gpu_gb, release
 from loco_trainer.passes import Passes, passes
 from loco_trainer.rows import Row
 from loco_trainer.schedule import rate_factor
@@ -282,7 +281,4 @@ class Fit:
             base = self._loaded.model.get_base_model()
             engine_peft.recompute(base, True, dropout=self._spec.lora.dropout > 0)
         self._plan = plan
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            reset_peak()
+        release()

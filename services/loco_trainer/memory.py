@@ -1,5 +1,7 @@
 """Memory of the GPU or the machine: how much was used, and what to do when it is too little."""
 
+import ctypes
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,14 +36,18 @@ def is_exhaustion(error: BaseException) -> bool:
 
 
 def peak_gpu_gb() -> float:
-    """Peak GPU memory torch reserved since the start or `reset_peak`, 10^9 bytes; 0 on a CPU."""
+    """Peak GPU memory torch reserved since the start or `release`, 10^9 bytes; 0 on a CPU."""
     return torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0
 
 
-def reset_peak() -> None:
-    """Has `peak_gpu_gb` count from now on."""
+def release() -> None:
+    """Gives back what is free but still held, and has `peak_gpu_gb` count from now on."""
+    gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc keeps freed blocks below 32 MB, in pieces too small for others
 
 
 def out_of_memory(words: str) -> OutOfMemory:
