@@ -1,6 +1,5 @@
 """Memory of the GPU or the machine: how much was used, and what to do when it is too little."""
 
-import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,8 +45,6 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # glibc keeps freed blocks below 32 MB, in pieces too small for others
 
 
 def out_of_memory(words: str) -> OutOfMemory:
