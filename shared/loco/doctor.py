@@ -164,7 +164,9 @@ def judge_gpu(name: str, line: str, cuda: tuple[int, int] | None) -> Finding:
         fix = "Compute capability 7.5 (Turing) or newer is needed."
         return Finding(name, Level.WARNING, words, fix)
     if memory is not None and memory < GPU_MEMORY_AT_LEAST:
-        fix = "The default profile needs 6 GB: name a smaller base model; `loco plan` says what fits."
+        fix = (
+            "The default profile needs 6 GB: name a smaller base model; `loco plan` says what fits."
+        )
         return Finding(name, Level.WARNING, words, fix)
     return Finding(name, Level.OK, words)
 
