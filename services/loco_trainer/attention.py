@@ -14,6 +14,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from loco_trainer.engines import ampere_here
+
 NAME = "loco_end_to_end"
 
 #: Rows up to this long are computed with plain matrix products on a CPU: the fused kernel's
@@ -27,11 +29,6 @@ _FASTEST_FIRST = [
     SDPBackend.MATH,
 ]
 _GROUPED = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-
-
-def flash_runs_here() -> bool:
-    """Whether torch's FlashAttention runs on this machine's GPU (Ampere or newer)."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def attention(
@@ -69,7 +66,7 @@ def attention(
                 *batch, is_causal=True, scale=scaling, enable_gqa=True
             )
         return out.transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-    if query.is_cuda and query.dtype != torch.float32 and flash_runs_here():
+    if query.is_cuda and query.dtype != torch.float32 and ampere_here():
         flat = (t.squeeze(0).transpose(0, 1) for t in (query, key, value))
         out = varlen_attn(
             *flat,

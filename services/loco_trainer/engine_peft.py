@@ -42,7 +42,9 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
     # more at the peak on a 4B model. The adapter is float32 either way.
     model.requires_grad_(False)
     fused = on_gpu and compute is torch.bfloat16 and _fuse(model, emit)
-    recompute(model, plan.gradient_checkpointing, dropout=spec.lora.dropout > 0)
+    recompute = functools.partial(_recompute, model, dropout=spec.lora.dropout > 0)
+    if plan.gradient_checkpointing:
+        recompute()
     torch.manual_seed(spec.seed)
     targets = spec.lora.target_modules
     adapted: PeftModel = get_peft_model(
@@ -68,16 +70,14 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
         if plan.padding_free
         else functools.partial(batches.padded, filler=_filler(model)),
         losses=forward.losses_of(adapted, tight=plan.gradient_checkpointing),
+        recompute=recompute,
         autocast=autocast,
     )
 
 
-def recompute(model: Any, wanted: bool, *, dropout: bool) -> None:
-    """Switches on or off that activations are computed again in the backward pass."""
-    if wanted:
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": dropout})
-    elif model.is_gradient_checkpointing:
-        model.gradient_checkpointing_disable()
+def _recompute(model: Any, *, dropout: bool) -> None:
+    """Has activations computed again in the backward pass; with dropout from the same draws."""
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": dropout})
 
 
 def _fuse(model: Any, emit: Emitter) -> bool:

@@ -47,5 +47,8 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         dtype=f"4-bit, computing in {name}" if four_bit else name,
         lay_out=functools.partial(batches.padded, filler=tokenizer.pad_token_id or 0),
         losses=forward.losses_of(model, tight=True, positions=False),
+        recompute=functools.partial(
+            FastLanguageModel.for_training, model, use_gradient_checkpointing="unsloth"
+        ),
         autocast=dtype,
     )

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loco.errors import TrainingFailed
+from loco.plan_ways import AMPERE
 from loco.plans import Engine, Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 #: The linear layers of a transformer block, by the names Llama, Qwen, Mistral and Gemma share.
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-#: First compute capability with bfloat16 and FlashAttention.
-_AMPERE = (8, 0)
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -45,6 +44,8 @@ class Loaded:
     lay_out: "Callable[[list[Row]], Batch]"
     #: Negative log-likelihood of each answer token of a batch, [answers] in nats.
     losses: "Callable[[Batch], torch.Tensor]"
+    #: Has activations computed again in the backward pass from now on, to save memory.
+    recompute: Callable[[], None]
     #: Type autocast computes matrix products in; none: everything is in its type already.
     autocast: "torch.dtype | None" = None
 
@@ -76,10 +77,18 @@ def choose(spec: TrainSpec) -> Engine:
         )
     if spec.engine != "auto":
         return spec.engine
+    return "peft" if obstacle or ampere_here() else "unsloth"
+
+
+@cache
+def ampere_here() -> bool:
+    """Whether this process's GPU has bfloat16 and FlashAttention over rows of unequal length."""
     import torch
 
-    fast_peft = torch.cuda.is_available() and torch.cuda.get_device_capability() >= _AMPERE
-    return "peft" if obstacle or fast_peft else "unsloth"
+    if not torch.cuda.is_available():
+        return False
+    major, minor = torch.cuda.get_device_capability()
+    return major + minor / 10 >= AMPERE
 
 
 def keep_kernels(cache_dir: Path) -> None:

@@ -16,7 +16,7 @@ from loco.plans import Plan, PlanAttempt
 from loco.program import Emitter
 from loco.results import LoggedStep
 from loco.specs import TrainSpec
-from loco_trainer import checkpoints, engine_peft
+from loco_trainer import checkpoints
 from loco_trainer.adapter_state import AdapterState
 from loco_trainer.batches import Batch, steps_of
 from loco_trainer.engines import Loaded
@@ -278,7 +278,6 @@ class Fit:
         )
         self._adapter.gradient.zero_()
         if plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
-            base = self._loaded.model.get_base_model()
-            engine_peft.recompute(base, True, dropout=self._spec.lora.dropout > 0)
+            self._loaded.recompute()
         self._plan = plan
         release()

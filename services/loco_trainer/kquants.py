@@ -3,7 +3,7 @@
 The algorithms and constants are those of ggml's reference (`quantize_row_*_ref` and `make_qkx2_quants`,
 `make_qx_quants` in ggml/src/ggml-quants.c, MIT), with one lane for each block instead of one loop.
 Sums are added in the reference's order, so blocks come out byte for byte the same but where a GPU
-rounds a division or a fused product differently. On a CPU ggml itself is faster: see ggml_quantizer.
+rounds a division or a fused product differently. On a CPU ggml itself is faster: see ggml.py.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,8 @@ import torch
 
 from loco.errors import OutOfMemory
 
+_EXHAUSTED = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
 
 @contextmanager
 def exhaustion_explained() -> Iterator[None]:
@@ -28,9 +30,8 @@ def is_exhaustion(error: BaseException) -> bool:
     """Whether an error says that memory ran out."""
     return (
         isinstance(error, torch.OutOfMemoryError | MemoryError)
-        # torch's CPU allocator and cuBLAS have no class of their own for it
-        or "can't allocate memory" in str(error)
-        or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+        # the driver, cuBLAS and torch's CPU allocator have no class of their own for it
+        or any(words in str(error) for words in _EXHAUSTED)
     )
 
 

@@ -30,7 +30,7 @@ class Passes:
         self._loaded = loaded
         self._adapter = adapter
         self._device = adapter.parameters.device
-        #: [1] sum of the losses since the last `take_loss`, each divided by its step's answers.
+        #: [1] sum of the losses since `start_step`, divided by the step's answers.
         self._loss = torch.zeros(1, device=self._device)
         #: [1] 1 / answer tokens of the step.
         self._share = torch.ones(1, device=self._device)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from loco_trainer.memory import is_exhaustion
+
 #: Less free memory than this is left to whoever has the rest of the GPU.
 _LEAST_BYTES = 400 * 2**20
 #: Merging holds the 16-bit weight, its float32 copy, the delta and what the converter makes of it.
@@ -71,10 +73,8 @@ class StreamDevice:
         return max(1, numbers // width)
 
     def ran_out(self, error: RuntimeError) -> bool:
-        """Whether an error is the GPU's memory being full; cuBLAS and the driver word it their way."""
-        words = str(error)
-        full = "out of memory" in words or "CUBLAS_STATUS_ALLOC_FAILED" in words
-        return self._device != "cpu" and (isinstance(error, torch.OutOfMemoryError) or full)
+        """Whether an error is the GPU's memory being full."""
+        return self._device != "cpu" and is_exhaustion(error)
 
     def give_up(self) -> None:
         """Goes on without the GPU: somebody else has taken its memory."""

@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 
 from loco.gpu_lock import gpu_lock
-from loco.plans import Plan, Shape
+from loco.plan_ways import described
+from loco.plans import Shape
 from loco.program import Emitter, main
 from loco.results import TrainResult, ValidationRow
 from loco.specs import Inputs, TrainSpec
@@ -58,7 +59,10 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     chosen = plan.plan_for(spec, known, data, engine)
     role: base_models.Role = "train" if chosen.precision == "4bit" else "merge"
     base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
-    emit.log(f"Plan: {_words(chosen)}.")
+    emit.log(
+        f"Plan: engine {engine}, {', '.join(described(chosen, spec.step_rows))}; expected "
+        f"{chosen.memory_gb:.1f} GB, {chosen.step_seconds:.2f} s a step ({chosen.why})."
+    )
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
     with memory.exhaustion_explained():
         loaded = engines.load(spec, chosen, base, emit)
@@ -92,7 +96,8 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for file in _adapter_files(folder):
         file.chmod(0o644)  # safetensors writes 0600, and others may serve these files
-    measured = validation.measure(loaded, held_out, micro_batch=fitted.plan.micro_batch)
+    with memory.exhaustion_explained():
+        measured = validation.measure(loaded, held_out, micro_batch=fitted.plan.micro_batch)
     return TrainResult(
         seconds=0,
         files={f"checkpoints/{f.name}": f"checkpoints/{f.name}" for f in _adapter_files(folder)},
@@ -148,20 +153,6 @@ def _mean(
     """Mean over all answer tokens."""
     tokens = sum(row.tokens for row in measured)
     return sum(row.tokens * loss(row) for row in measured) / tokens if tokens else None
-
-
-def _words(plan: Plan) -> str:
-    """A plan in a line of the log."""
-    extras = [
-        *(["rows end to end"] if plan.padding_free else ["rows padded"]),
-        *(["activations computed again"] if plan.gradient_checkpointing else []),
-        *(["CUDA graphs"] if plan.cuda_graphs else []),
-    ]
-    return (
-        f"engine {plan.engine}, base in {plan.precision}, {plan.micro_batch} * "
-        f"{plan.accumulation} rows a step, {', '.join(extras)}; expected {plan.memory_gb:.1f} GB, "
-        f"{plan.step_seconds:.2f} s a step ({plan.why})"
-    )
 
 
 def _checkpoint_bytes(spec: TrainSpec, base: Path) -> int:

@@ -67,58 +67,70 @@ def smollm2_dir(smollm2: BaseModelSpec) -> Path:
 
 
 @pytest.fixture(scope="session")
-def toy_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with SmolLM2's tokenizer: a step takes a fraction of a second."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def random_model(smollm2_dir: Path) -> Callable[..., Path]:
+    """A model of random weights with SmolLM2's tokenizer, saved as a Hugging Face folder.
 
-    folder = tmp_path_factory.mktemp("models") / "toy"
-    torch.manual_seed(0)
+    Called with a causal language model's class of transformers, the folder, the name of torch's type
+    of the weights, and fields of the config.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+
+    def make(architecture: Any, folder: Path, dtype: str, **shape: int) -> Path:
+        config = architecture.config_class(
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+            max_position_embeddings=1024,
+            **shape,
+        )
+        torch.manual_seed(0)
+        architecture(config).to(getattr(torch, dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def toy_dir(random_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with SmolLM2's tokenizer: a step takes a fraction of a second."""
+    from transformers import LlamaForCausalLM
+
+    return random_model(
+        LlamaForCausalLM,
+        tmp_path_factory.mktemp("models") / "toy",
+        "float16",
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        max_position_embeddings=512,
     )
-    LlamaForCausalLM(config).to(torch.float16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def small_qwen_dir(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_qwen_dir(
+    random_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A random three-layer Qwen3 in bfloat16 whose rows are multiples of 256, as Qwen3-4B's are."""
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    folder = tmp_path_factory.mktemp("models") / "small-qwen3"
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    return random_model(
+        Qwen3ForCausalLM,
+        tmp_path_factory.mktemp("models") / "small-qwen3",
+        "bfloat16",
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        max_position_embeddings=1024,
     )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

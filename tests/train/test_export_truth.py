@@ -200,34 +200,27 @@ def test_rows_training_left_out_are_left_out(
 
 @pytest.mark.slow
 def test_ram_is_that_of_the_largest_tensors_not_of_the_model(
-    tmp_path: Path, smollm2_dir: Path, make_adapter: Callable[..., Path], recorder: Any
+    tmp_path: Path,
+    random_model: Callable[..., Path],
+    make_adapter: Callable[..., Path],
+    recorder: Any,
 ) -> None:
     """Eight times the layers, 370 MB more weights, and hardly more RAM."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
     peaks, sizes = [], []
     for layers in (2, 16):
-        folder = tmp_path / f"{layers}-layers"
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
+        folder = random_model(
+            Qwen3ForCausalLM,
+            tmp_path / f"{layers}-layers",
+            "bfloat16",
             hidden_size=1024,
             intermediate_size=3072,
             num_hidden_layers=layers,
             num_attention_heads=8,
             num_key_value_heads=4,
             head_dim=128,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
         )
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            Qwen3ForCausalLM(config).save_pretrained(folder)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        tokenizer.save_pretrained(folder)
         adapter = make_adapter(folder, tmp_path / f"lora-{layers}")
         job = gguf_file.Job(
             str(folder), str(adapter), str(tmp_path / f"{layers}.gguf"), "x", "bf16", "Q8_0", "cpu"

@@ -5,6 +5,8 @@ tests/train/test_gpu.py caps the allocator of a GPU instead. (Torch does not giv
 allocation on a CPU leaves, so a limit on the process shows torch, not the ladder.)
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,45 +36,58 @@ def recipe(toy_spec: TrainSpec) -> TrainSpec:
     )
 
 
-def allow(monkeypatch: pytest.MonkeyPatch, *, rows: int, from_pass: int = 1) -> list[int]:
-    """From a pass on, refuses batches of more rows; returns the rows of each pass that went well."""
-    seen: list[int] = []
-    asked = 0
-    load = engines.load
+@pytest.fixture
+def run(
+    recipe: TrainSpec, inputs: Inputs, tmp_path: Path, recorder: Any
+) -> Callable[[str], TrainResult]:
+    """Trains the recipe into a folder of that name."""
+    return lambda name: train.run(recipe, inputs, tmp_path / name, recorder)
 
-    def loading(*arguments: Any) -> engines.Loaded:
-        loaded = load(*arguments)
 
-        def losses(batch: Batch) -> torch.Tensor:
-            nonlocal asked
-            asked += 1
-            if asked >= from_pass and len(batch.answers) > rows:
-                raise torch.OutOfMemoryError(_WORDS)
-            seen.append(len(batch.answers))
-            return loaded.losses(batch)
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], list[int]]:
+    """Has passes fail as asked; gives the rows of each pass that goes well.
 
-        return replace(loaded, losses=losses)
+    What is asked for gets the batch and the base model, and raises or does nothing.
+    """
 
-    monkeypatch.setattr(engines, "load", loading)
-    return seen
+    def refusing(check: Callable[[Batch, Any], None]) -> list[int]:
+        seen: list[int] = []
+        load = engines.load
+
+        def loading(*arguments: Any) -> engines.Loaded:
+            loaded = load(*arguments)
+            base = loaded.model.get_base_model()
+
+            def losses(batch: Batch) -> torch.Tensor:
+                check(batch, base)
+                seen.append(len(batch.answers))
+                return loaded.losses(batch)
+
+            return replace(loaded, losses=losses)
+
+        monkeypatch.setattr(engines, "load", loading)
+        return seen
+
+    return refusing
+
+
+def short_of(when: bool) -> None:
+    if when:
+        raise torch.OutOfMemoryError(_WORDS)
 
 
 def losses(result: TrainResult) -> list[float]:
     return [step.loss for step in result.log]
 
 
-def test_the_micro_batch_is_halved_until_it_fits(
-    recipe: TrainSpec,
-    inputs: Inputs,
-    tmp_path: Path,
-    recorder: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole = train.run(recipe, inputs, tmp_path / "whole", recorder)
+def test_the_micro_batch_is_halved_until_it_fits(run: Any, refuse: Any, recorder: Any) -> None:
+    whole = run("whole")
     assert [(a.first_step, a.last_step, a.outcome) for a in whole.attempts] == [(1, 6, "finished")]
+    asked = itertools.count(1)
     # the first two steps go well, then there is room for two rows only
-    seen = allow(monkeypatch, rows=2, from_pass=3)
-    short = train.run(recipe, inputs, tmp_path / "short", recorder)
+    seen = refuse(lambda batch, _: short_of(next(asked) > 2 and len(batch.answers) > 2))
+    short = run("short")
     assert seen == [8, 8] + [2] * 16
     assert losses(short) == pytest.approx(losses(whole), rel=2e-2)
     tried = [(a.plan.micro_batch, a.plan.accumulation, a.first_step, a.last_step, a.outcome)
@@ -88,60 +103,27 @@ def test_the_micro_batch_is_halved_until_it_fits(
     assert "Out of memory at step 3 with 8 rows a forward pass; going on from step 2" in said
 
 
-def test_with_one_row_a_pass_activations_are_computed_again(
-    recipe: TrainSpec,
-    inputs: Inputs,
-    tmp_path: Path,
-    recorder: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    whole = train.run(recipe, inputs, tmp_path / "whole", recorder)
-    load = engines.load
-
-    def loading(*arguments: Any) -> engines.Loaded:
-        loaded = load(*arguments)
-        base = loaded.model.get_base_model()
-
-        def losses(batch: Batch) -> torch.Tensor:
-            if not base.is_gradient_checkpointing:
-                raise torch.OutOfMemoryError(_WORDS)
-            return loaded.losses(batch)
-
-        return replace(loaded, losses=losses)
-
-    monkeypatch.setattr(engines, "load", loading)
-    short = train.run(recipe, inputs, tmp_path / "short", recorder)
+def test_with_one_row_a_pass_activations_are_computed_again(run: Any, refuse: Any) -> None:
+    whole = run("whole")
+    refuse(lambda _, base: short_of(not base.is_gradient_checkpointing))
+    short = run("short")
     rungs = [(a.plan.micro_batch, a.plan.gradient_checkpointing) for a in short.attempts]
     assert rungs == [(8, False), (4, False), (2, False), (1, False), (1, True)]
     assert losses(short) == pytest.approx(losses(whole), rel=2e-2)
 
 
-def test_below_the_floor_it_says_what_to_change(
-    recipe: TrainSpec,
-    inputs: Inputs,
-    tmp_path: Path,
-    recorder: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    allow(monkeypatch, rows=0)
+def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any) -> None:
+    refuse(lambda *_: short_of(True))
     with pytest.raises(OutOfMemory, match=r"Tried to allocate 2.00 GiB\.$") as caught:
-        train.run(recipe, inputs, tmp_path, recorder)
+        run("short")
     assert caught.value.param == "train.max_length"
     assert "train.max_length" in (caught.value.hint or "")
 
 
-def test_another_error_is_not_taken_for_a_shortage(
-    recipe: TrainSpec,
-    inputs: Inputs,
-    tmp_path: Path,
-    recorder: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    load = engines.load
-
-    def refuse(_batch: Batch) -> torch.Tensor:
+def test_another_error_is_not_taken_for_a_shortage(run: Any, refuse: Any) -> None:
+    def other(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(engines, "load", lambda *a: replace(load(*a), losses=refuse))
+    refuse(other)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        train.run(recipe, inputs, tmp_path, recorder)
+        run("broken")
