@@ -27,12 +27,16 @@ def exhaustion_explained() -> Iterator[None]:
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        # the driver, cuBLAS and torch's CPU allocator have no class of their own for it
-        or any(words in str(error) for words in _EXHAUSTED)
-    )
+    """Whether an error says that memory ran out, or came of one that does.
+
+    A CUDA graph that memory ended in the middle may complain itself, with the true reason behind.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # the driver, cuBLAS and torch's CPU allocator have no class of their own for it
+    if any(words in str(error) for words in _EXHAUSTED):
+        return True
+    return error.__context__ is not None and is_exhaustion(error.__context__)
 
 
 def peak_gpu_gb() -> float:

@@ -104,6 +104,13 @@ def ways(spec: TrainSpec, device: Device, *, engine: Engine) -> list[Way]:
     ]
 
 
+def own_splits(spec: TrainSpec, device: Device, *, engine: Engine) -> list[Way]:
+    """The recipe's own batches, recorded first where they may be."""
+    own = own_split(spec, device, engine=engine)
+    recordings = {False, *_recordings(spec, device, engine=engine)}
+    return [replace(own, cuda_graphs=recorded) for recorded in sorted(recordings, reverse=True)]
+
+
 def own_split(spec: TrainSpec, device: Device, *, engine: Engine) -> Way:
     """The recipe's own batches: batch_size rows a pass, 4 bits and recomputing on a GPU.
 
@@ -192,17 +199,17 @@ def paddings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, 
 def smaller(way: Way, spec: TrainSpec) -> Way | None:
     """The next way down after memory ran out; None at the floor.
 
-    Half the rows a pass; with one row already, recomputed activations. Pins are left behind: they
-    say where to begin, and a finished run with the same optimizer steps beats a failed one.
+    Half the rows a pass; with one row already, recomputed activations, at last nothing recorded.
+    Pins are left behind: they say where to begin, and a finished run with the same optimizer steps
+    beats a failed one.
     """
-    eager = replace(way, cuda_graphs=False)
     if way.micro_batch > 1:
         rows = spec.step_rows
         half = max(n for n in range(1, way.micro_batch // 2 + 1) if rows % n == 0)
-        return replace(eager, micro_batch=half)
+        return replace(way, micro_batch=half)
     if not way.gradient_checkpointing:
-        return replace(eager, gradient_checkpointing=True)
-    return None
+        return replace(way, gradient_checkpointing=True)
+    return replace(way, cuda_graphs=False) if way.cuda_graphs else None
 
 
 def described(way: WayLike, rows: int) -> Iterator[str]:

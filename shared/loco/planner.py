@@ -11,7 +11,7 @@ from loco.gpu_rates import rates
 from loco.plan_batches import cut, largest_pass
 from loco.plan_memory import Memory, peak_memory
 from loco.plan_time import start_seconds, step_seconds, train_seconds
-from loco.plan_ways import Way, described, own_split, smaller, ways
+from loco.plan_ways import Way, described, own_splits, smaller, ways
 from loco.plans import Device, Engine, Lengths, Plan, Shape
 from loco.specs import TrainSpec
 
@@ -78,13 +78,17 @@ def make_plan(
     """
     found = estimates(spec, shape, lengths, device, engine=engine)
     fitting = [e for e in found if e.fits(device)]
-    own = estimate(own_split(spec, device, engine=engine), spec, shape, lengths, device)
-    if not device.is_gpu and own.fits(device):
-        return plan_of(own, spec, lengths, "the recipe's own batches; more rows a pass gain little")
+    own = [
+        estimate(way, spec, shape, lengths, device)
+        for way in own_splits(spec, device, engine=engine)
+    ]
+    if not device.is_gpu and own[0].fits(device):
+        why = "the recipe's own batches; more rows a pass gain little"
+        return plan_of(own[0], spec, lengths, why)
     if fitting:
         return plan_of(_fastest(fitting), spec, lengths, _why(found, fitting, device))
     smallest = min(found, key=lambda e: (e.memory.peak_gb, e.way.simplicity))
-    for last in (own, smallest):
+    for last in (*own, smallest):
         if last.fits_barely(device):
             return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
     raise _too_large(spec, shape, lengths, device, engine=engine, smallest=smallest)
@@ -93,10 +97,11 @@ def make_plan(
 def next_rung(
     plan: Plan, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device
 ) -> Plan | None:
-    """The plan to go on with after memory ran out: half the rows a pass, nothing recorded.
+    """The plan to go on with after memory ran out: half the rows a pass.
 
-    With one row a pass already, activations are recomputed; after that there is None. The rows of
-    an optimizer step stay the same. Pins say where the ladder begins, not where it ends.
+    With one row a pass already, activations are recomputed, then nothing is recorded; after that
+    there is None. The rows of an optimizer step stay the same. Pins say where the ladder begins, not
+    where it ends.
     """
     way = smaller(Way.of(plan), spec)
     if way is None:

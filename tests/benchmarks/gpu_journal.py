@@ -201,7 +201,7 @@ _TABLES: dict[str, tuple[str, Row, Callable[[Record], Row]]] = {
         ("run", "on", "read and merge", "quantize", "write", "check", "whole", "peak RAM"),
         _export,
     ),
-    "start": ("Seconds after the start of stage train", ("run", "timeline"), _start),
+    "start": ("Seconds after the start of the stage", ("run", "timeline"), _start),
     "losses": (
         "Losses against those of the recipe's 4-bit 2 x 4",
         ("run", "steps", "largest difference", "at step"),

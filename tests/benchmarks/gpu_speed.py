@@ -78,6 +78,7 @@ def _job(bench: Bench, name: str, models: str) -> dict[str, Any]:
     if bench.failed("export", export):
         bench.journal.put("speed", run_name("train", name), **figures)
         return figures
+    bench.journal.put("start", run_name("export", name), timeline=export.timeline())
     keys = ("device", "peak_ram_gb", "size", "seconds")
     seconds = ("read_seconds", "quantize_seconds", "write_seconds", "check_seconds")
     result = export.result
