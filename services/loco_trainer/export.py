@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loco_trainer.gguf_model import GgufModel
 
 SAMPLE_PROMPT = "What is 2 + 2?"
-_SAMPLE_TOKENS = 64
+_SAMPLE_TOKENS = 32
 #: Size against 16-bit weights at most: small models keep larger types for want of rows of 256.
 _SHARE_OF_16_BITS: dict[Quantization, float] = {
     "Q4_K_M": 0.55,

@@ -176,6 +176,7 @@ def _use(r: Record) -> Row:
         _of(r["step_seconds"], " s", 4),
         _of(r["floor_seconds"], " s", 4),
         _of(100 * r["utilisation"], " %"),
+        _of(100 * r["utilisation_at_first"], " %"),
     )
 
 
@@ -224,7 +225,15 @@ _TABLES: dict[str, tuple[str, Row, Callable[[Record], Row]]] = {
     ),
     "mfu": (
         "Model FLOP utilisation",
-        ("rows", "plan", "tokens/s", "median step", "floor", "utilisation"),
+        (
+            "rows",
+            "plan",
+            "tokens/s",
+            "median step",
+            "floor",
+            "utilisation, of the rate held",
+            "of the rate at first",
+        ),
         _use,
     ),
 }

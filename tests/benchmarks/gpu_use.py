@@ -9,6 +9,7 @@ from gpu_bench import Bench, train_figures
 def mfu(bench: Bench) -> None:
     """Tokens a second of the median step, in operations over the measured rate of matrix products.
 
+    Once over the rate that the card holds, once over its rate at first, before it grows warm.
     Counted are 4 operations a parameter and token: 2 forward, 2 backward, as the weights are frozen
     (attention's own products, the adapter and what is computed again are not counted).
     """
@@ -42,12 +43,15 @@ def _measure(
     row = tokens or run.result["tokens"] / run.result["examples"]
     step_tokens = row * spec.step_rows
     floor = bench.floor_seconds(step_tokens)
+    held = bench.ceilings["matmul_per_second"]
+    at_first = bench.ceilings.get("matmul_at_first_per_second", held)
     bench.journal.put(
         "mfu",
         name,
         tokens_per_second=step_tokens / figures["step_seconds"],
         floor_seconds=floor,
         utilisation=floor / figures["step_seconds"],
+        utilisation_at_first=floor / figures["step_seconds"] * held / at_first,
         warm_up_included=run.result["tokens_per_second"],
         **figures,
     )
