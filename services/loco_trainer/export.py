@@ -30,7 +30,7 @@ from loco_trainer.imports import hide
 from loco_trainer.threads import share_cpus
 
 if TYPE_CHECKING:
-    from loco_trainer.gguf_file import Contents
+    from loco_trainer.gguf_head import Contents
     from loco_trainer.gguf_model import GgufModel
 
 SAMPLE_PROMPT = "What is 2 + 2?"
@@ -95,7 +95,7 @@ def _write(
     emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
     beside = peak_ram_bytes()
 
-    from loco_trainer import perplexity
+    from loco_trainer import gguf_head, perplexity
     from loco_trainer.gguf_model import loaded
 
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
@@ -104,7 +104,7 @@ def _write(
     with ThreadPoolExecutor(1) as background:
         # hashing and waiting for the disk cost no CPU the check needs
         digest = background.submit(_settled_digest, quantized)
-        contents = gguf_file.read(quantized)
+        contents = gguf_head.read(quantized)
         _check(contents, written.tensors, tokenizer.chat_template)
         measured = perplexity.choose(
             inputs,
@@ -208,6 +208,7 @@ def _adapter_folder(inputs: Inputs) -> Path:
 
 def _load_tokenizer(folder: Path) -> Any:
     hide("torchao", "sklearn")
+    import_module("loco_trainer.gguf_head")
     import_module("loco_trainer.gguf_model")
     from transformers import AutoTokenizer
 

@@ -30,7 +30,7 @@ TYPE_NUMBERS = {
 
 def row_bytes(tensor_type: str, width: int) -> int:
     """Bytes of a row of `width` numbers."""
-    return int(_library().ggml_row_size(TYPE_NUMBERS[tensor_type], width))
+    return int(library().ggml_row_size(TYPE_NUMBERS[tensor_type], width))
 
 
 def quantize(rows: torch.Tensor, tensor_type: str) -> torch.Tensor:
@@ -43,41 +43,42 @@ def quantize(rows: torch.Tensor, tensor_type: str) -> torch.Tensor:
     Returns:
         [n, bytes of a row], uint8.
     """
-    library = _library()
+    ggml = library()
     height, width = rows.shape
     if rows.dtype != torch.float32:
         # not torch's own conversion: called from many threads, each would start a pool of its own
         widen = (
-            library.ggml_bf16_to_fp32_row
+            ggml.ggml_bf16_to_fp32_row
             if rows.dtype == torch.bfloat16
-            else library.ggml_fp16_to_fp32_row
+            else ggml.ggml_fp16_to_fp32_row
         )
         single = torch.empty(rows.shape, dtype=torch.float32)
         widen(rows.data_ptr(), single.data_ptr(), rows.numel())
         rows = single
     encoded = torch.empty(height, row_bytes(tensor_type, width), dtype=torch.uint8)
-    library.ggml_quantize_chunk(
+    ggml.ggml_quantize_chunk(
         TYPE_NUMBERS[tensor_type], rows.data_ptr(), encoded.data_ptr(), 0, height, width, None
     )
     return encoded
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The library of ggml, with the functions used here declared."""
     folder = Path(llama_cpp.__file__).parent / "lib"
     name = next(folder.glob("*ggml-base.*"))
-    library = ctypes.CDLL(str(name))
-    library.ggml_row_size.restype = ctypes.c_size_t
-    library.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = [
+    loaded = ctypes.CDLL(str(name))
+    loaded.ggml_row_size.restype = ctypes.c_size_t
+    loaded.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+    loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
+    loaded.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
         ctypes.c_void_p,
         ctypes.c_void_p,
         *(ctypes.c_int64,) * 3,
         ctypes.c_void_p,
     ]
-    for widen in (library.ggml_bf16_to_fp32_row, library.ggml_fp16_to_fp32_row):
+    for widen in (loaded.ggml_bf16_to_fp32_row, loaded.ggml_fp16_to_fp32_row):
         widen.restype = None
         widen.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return library
+    return loaded

@@ -1,4 +1,4 @@
-"""GGUF files: written by a child process in one pass, and read back.
+"""GGUF files, written by a child process in one pass.
 
 Nothing is downloaded, compiled or installed here: the converter lies in its own folder of the
 training venv (it brings a `gguf` module newer than PyPI's), the quantizer is in llama-cpp-python.
@@ -11,13 +11,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from gguf import GGUFReader
 
 from loco.errors import DiskFull, ExportFailed
 from loco.program import Emitter
@@ -57,24 +54,6 @@ class Written:
     quantize_seconds: float
     write_seconds: float
     peak_ram_bytes: int  # of the child
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a GGUF says about itself."""
-
-    #: Tensor type (`Q4_K`, `F32`, …) to number of tensors.
-    tensor_types: dict[str, int]
-    chat_template: str | None
-    architecture: str
-    #: Rows of the token embedding, and entries of the vocabulary: equal in a sound file.
-    embedding_rows: int
-    vocabulary: int
-
-    @property
-    def tensors(self) -> int:
-        """Number of tensors."""
-        return sum(self.tensor_types.values())
 
 
 def write(job: Job, emit: Emitter) -> Written:
@@ -152,24 +131,6 @@ def _lines(child: subprocess.Popen[bytes], emit: Emitter) -> Iterator[dict[str, 
                 emit.progress(message="writing the GGUF", percent=round(10 + 70 * share, 2))
             else:
                 yield words
-
-
-def read(path: Path) -> Contents:
-    """Reads types and metadata of a GGUF, not its weights."""
-    reader = GGUFReader(path)
-    embedding = next(t for t in reader.tensors if t.name == "token_embd.weight")
-    template = reader.get_field("tokenizer.chat_template")
-    return Contents(
-        tensor_types=dict(Counter(t.tensor_type.name for t in reader.tensors)),
-        chat_template=template.contents() if template else None,
-        architecture=_contents(reader, "general.architecture"),
-        embedding_rows=int(embedding.shape[1]),
-        vocabulary=len(reader.fields["tokenizer.ggml.tokens"].data),
-    )
-
-
-def _contents(reader: Any, key: str) -> str:
-    return str(reader.fields[key].contents())
 
 
 def _die_with_parent() -> None:

@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from loco.errors import DiskFull, LocoError
 from loco_trainer import ggml, kquants
+from loco_trainer.gguf_file import Job
 from loco_trainer.gguf_plan import Header, Planned, plan
 from loco_trainer.imports import hide
 from loco_trainer.merge import Adapter, Stored, index
@@ -40,12 +40,9 @@ _REPORT_SECONDS = 0.1
 
 
 def main(path: str) -> int:
-    """Runs one job and returns the exit code.
-
-    The job is read as plain names: `gguf_file` itself imports transformers' `gguf`, not this one's.
-    """
+    """Runs one job and returns the exit code."""
     hide("torchao", "sklearn", "bitsandbytes", "peft", "accelerate")
-    job = SimpleNamespace(**json.loads(Path(path).read_text()))
+    job = Job(**json.loads(Path(path).read_text()))
     with os.fdopen(os.dup(1), "w") as parent:
         os.dup2(2, 1)  # whatever a library prints goes to the log
 
@@ -62,7 +59,7 @@ def main(path: str) -> int:
     return 0
 
 
-def run(job: SimpleNamespace, say: Callable[..., None]) -> dict[str, Any]:
+def run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     """Plans and writes the GGUF; returns the figures of the result."""
     try:
         return _run(job, say)
@@ -75,7 +72,7 @@ def run(job: SimpleNamespace, say: Callable[..., None]) -> dict[str, Any]:
         ) from error
 
 
-def _run(job: SimpleNamespace, say: Callable[..., None]) -> dict[str, Any]:
+def _run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     started = time.monotonic()
     base = index(Path(job.folder))
     adapter = Adapter(Path(job.adapter))

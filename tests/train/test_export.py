@@ -14,7 +14,7 @@ from loco.artifacts import sha256_of
 from loco.errors import DiskFull, ExportFailed
 from loco.program import Stopped
 from loco.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
-from loco_trainer import disk, export, gguf_file, rows, train
+from loco_trainer import disk, export, gguf_head, rows, train
 from loco_trainer.gguf_model import loaded
 from loco_trainer.threads import usable_cpus
 
@@ -144,11 +144,11 @@ def test_an_export_without_training_is_refused(
 
 
 def test_a_template_that_got_lost_is_refused() -> None:
-    sound = gguf_file.Contents({"F16": 3}, "template", "llama", 10, 10)
+    sound = gguf_head.Contents({"F16": 3}, "template", "llama", 10, 10)
     export._check(sound, 3, "template")
     with pytest.raises(ExportFailed, match="chat template is not the one of training"):
         export._check(sound, 3, "another")
-    short = gguf_file.Contents({"F16": 2}, "template", "llama", 10, 9)
+    short = gguf_head.Contents({"F16": 2}, "template", "llama", 10, 9)
     with pytest.raises(ExportFailed, match="2 tensors, 3 were planned; its vocabulary has 9"):
         export._check(short, 3, "template")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
@@ -256,9 +257,9 @@ def test_a_gpu_writes_all_but_the_same_file(qwen: Lane, tmp_path: Path, recorder
     assert written.device == torch.cuda.get_device_name(0)
     theirs = qwen.old_way("Q4_K_M")
     assert types(ours) == types(theirs)
-    left, right = (torch.frombuffer(f.read_bytes(), dtype=torch.uint8) for f in (ours, theirs))
+    left, right = (np.fromfile(file, dtype=np.uint8) for file in (ours, theirs))
     # a GPU adds up B @ A in another order, so now and then a merged weight is one rounding off
-    assert (left == right).float().mean() > 0.99
+    assert (left == right).mean() > 0.99
 
 
 @pytest.mark.gpu
