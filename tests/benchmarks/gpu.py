@@ -1,6 +1,6 @@
 """Training and export measured on an NVIDIA GPU, and the script run by hand beside them.
 
-    make gpu-bench                                  everything, about 35 minutes on an H200
+    make gpu-bench                                  everything, about 20 minutes on an H200
     make gpu-bench OPTIONS="--only whole,hand --gsm8k train.jsonl --tokenizer DIR"
 
 Everything runs through the stage programs as a worker starts them, on a model of Qwen3-4B's shape
