@@ -120,6 +120,18 @@ def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any) -> None:
     assert "train.max_length" in (caught.value.hint or "")
 
 
+def test_an_error_that_came_of_a_shortage_is_one(run: Any, refuse: Any) -> None:
+    def recording(batch: Batch, _: Any) -> None:
+        try:
+            short_of(len(batch.answers) > 4)
+        except torch.OutOfMemoryError:
+            # as `torch.cuda.graph` does when it is left by an error
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+
+    refuse(recording)
+    assert [a.outcome for a in run("short").attempts] == ["out_of_memory", "finished"]
+
+
 def test_another_error_is_not_taken_for_a_shortage(run: Any, refuse: Any) -> None:
     def other(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
