@@ -13,7 +13,7 @@ from loco.program import Emitter
 from loco.specs import TrainSpec
 from loco_trainer import attention, batches, forward, fused_lora
 from loco_trainer.base_models import read_config
-from loco_trainer.engines import Loaded
+from loco_trainer.engines import Loaded, check_targets
 
 
 def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
@@ -41,6 +41,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
     # PEFT's prepare_model_for_kbit_training would widen embeddings and norms to float32: 1.2 GB
     # more at the peak on a 4B model. The adapter is float32 either way.
     model.requires_grad_(False)
+    check_targets(model, spec)
     fused = on_gpu and compute is torch.bfloat16 and _fuse(model, emit)
     recompute = functools.partial(_recompute, model, dropout=spec.lora.dropout > 0)
     if plan.gradient_checkpointing:

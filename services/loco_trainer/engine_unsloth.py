@@ -16,7 +16,7 @@ from loco.plans import Plan
 from loco.program import Emitter
 from loco.specs import TrainSpec
 from loco_trainer import batches, forward
-from loco_trainer.engines import BLOCK_LINEARS, Loaded
+from loco_trainer.engines import BLOCK_LINEARS, Loaded, check_targets
 
 
 def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # noqa: ARG001 (as every engine)
@@ -30,6 +30,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         load_in_4bit=four_bit,
         local_files_only=True,
     )
+    check_targets(model, spec)
     targets = spec.lora.target_modules
     model = FastLanguageModel.get_peft_model(
         model,

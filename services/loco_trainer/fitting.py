@@ -16,7 +16,7 @@ from loco.plans import Plan, PlanAttempt
 from loco.program import Emitter
 from loco.results import LoggedStep
 from loco.specs import TrainSpec
-from loco_trainer import checkpoints
+from loco_trainer import checkpoints, fused_lora
 from loco_trainer.adapter_state import AdapterState
 from loco_trainer.batches import Batch, steps_of
 from loco_trainer.engines import Loaded
@@ -122,7 +122,11 @@ class Fit:
             first = len(self._log) + 1
             error = self._run_steps()
             outcome: Literal["finished", "out_of_memory", "stopped"] = (
-                "out_of_memory" if error else "stopped" if self._emit.stopping else "finished"
+                "out_of_memory"
+                if error is not None
+                else "stopped"
+                if self._emit.stopping
+                else "finished"
             )
             self._attempts.append(
                 PlanAttempt(
@@ -133,7 +137,7 @@ class Fit:
                     outcome=outcome,
                 )
             )
-            if error:
+            if error is not None:
                 self._shrink(error)
         return Fitted(
             log=tuple(self._log),
@@ -277,6 +281,7 @@ class Fit:
             + (", activations computed again." if plan.gradient_checkpointing else ".")
         )
         self._adapter.gradient.zero_()
+        fused_lora.forget(self._loaded.model)
         if plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
             self._loaded.recompute()
         self._plan = plan

@@ -121,6 +121,16 @@ def fuse(model: PeftModel) -> int:
     return fused
 
 
+def forget(model: Any) -> None:
+    """Lets go of what a forward pass that broke off left for layers it did not come to.
+
+    It holds the whole graph of that pass, and so the memory whose want may have ended it.
+    """
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), _Member):
+            module.forward.group.forget()
+
+
 class _Together:
     """Takes the place of the `forward` of layers that are called one after the other on one input.
 
@@ -152,6 +162,10 @@ class _Together:
         if not self._left:
             self._input = None
         return out
+
+    def forget(self) -> None:
+        """Lets go of outputs nobody has asked for."""
+        self._input, self._left = None, {}
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch.nn.functional import rms_norm
 
-#: Architectures whose norm is x / rms(x) * weight, whose gate is silu(gate(x)) * up(x), and whose
-#: rotation takes the two halves of a head.
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+from loco.plan_ways import PLAIN_DECODERS
 
 
 def install(model: Any) -> bool:
-    """Puts the fused kernels into a loaded model; says whether its architecture has them."""
-    if model.config.model_type not in ARCHITECTURES:
+    """Puts the fused kernels into a loaded model; says whether its architecture has them.
+
+    Its norm has to be x / rms(x) * weight, its gate silu(gate(x)) * up(x), and its rotation has to take
+    the two halves of a head.
+    """
+    if model.config.model_type not in PLAIN_DECODERS:
         return False
     from liger_kernel.ops import LigerRopeFunction
 
@@ -46,7 +48,9 @@ class _Norm:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         weight = self._module.weight
-        return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
+        # autocast would widen it to float32, and attention and the vocabulary's product with it
+        with torch.autocast(x.device.type, enabled=False):
+            return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
 
 
 class _Gate:

@@ -80,20 +80,21 @@ class RecordedPasses(Passes):
     ) -> None:
         super().__init__(loaded, adapter)
         self._rows = micro_batch
-        self._longest = max(longest, _TOKENS)
+        self._longest = longest
         self._records: dict[tuple[int, ...], _Record] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
 
     def lay_out(self, rows: Sequence[Row]) -> Batch:
         """The rows of one micro-batch, filled up to one of few sizes."""
-        lengths = {len(row.input_ids) for row in rows}
+        tokens = sum(len(row.input_ids) for row in rows)
         answers = sum(label != IGNORED for row in rows for label in row.labels[1:])
-        if len(lengths) == 1 and len(rows) == self._rows:  # a plain batch, which attention likes
-            size, count, longest = lengths.pop() * len(rows), len(rows), None
+        if (
+            tokens == self._rows * self._longest
+        ):  # full rows are a plain batch, which attention likes
+            size, count, longest = tokens, len(rows), None
         else:
-            tokens = sum(len(row.input_ids) for row in rows)
             size = math.ceil(tokens / _TOKENS) * _TOKENS
-            count, longest = self._rows + 1, self._longest
+            count, longest = self._rows + 1, max(self._longest, _TOKENS)
         usual = min(size, math.ceil(0.75 * size / _TOKENS) * _TOKENS)
         sizes = batches.Sizes(size, usual if answers <= usual else size, count)
         batch = batches.end_to_end(rows, sizes=sizes)
@@ -101,7 +102,9 @@ class RecordedPasses(Passes):
 
     def run(self, batch: Batch) -> None:
         """Forward and backward over a batch that `lay_out` made."""
-        sizes = (batch.input_ids.numel(), batch.targets.numel(), batch.longest)
+        assert batch.starts is not None  # lay_out lays them end to end
+        tensors = (batch.input_ids, batch.targets, batch.starts)
+        sizes = (*(tensor.numel() for tensor in tensors), batch.longest)
         record = self._records.get(sizes)
         if record is None:
             moved = batch.to(self._device)
@@ -111,6 +114,7 @@ class RecordedPasses(Passes):
         for name in ("input_ids", "position_ids", "places", "targets", "starts"):
             getattr(record.batch, name).copy_(getattr(batch, name), non_blocking=True)
         if record.graph is None:
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 self._compute(record.batch)

@@ -9,6 +9,7 @@ folders to resume from. The loss counts on the assistant's answer only.
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,36 @@ _VALIDATION = "prepare/validation_data.jsonl"
 def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
     """Trains the adapter; resumes from the newest whole checkpoint of earlier attempts."""
     share_cpus()
-    with gpu_lock(inputs.locks_dir, emit):
-        return _train(spec, inputs, out_dir, emit)
+    wait = _Wait()
+    with ExitStack() as held:
+        with wait:
+            held.enter_context(gpu_lock(inputs.locks_dir, emit))
+        return _train(spec, inputs, out_dir, emit, wait)
 
 
-def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
+class _Wait:
+    """Seconds spent on what the next run may not meet: another job on the GPU, a download."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.monotonic() - self._begun
+
+
+def _train(
+    spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter, wait: _Wait
+) -> TrainResult:
     engines.keep_kernels(inputs.models_dir)
     engine = engines.choose(spec)
     engines.import_first(engine)
     emit.progress(message="reading the training data", percent=0.0, last=True)
-    known = base_models.resolve(spec.base_model, "config", inputs.models_dir, emit)
+    with wait:
+        known = base_models.resolve(spec.base_model, "config", inputs.models_dir, emit)
     require_free(out_dir, _checkpoint_bytes(spec, known), "training's checkpoints")
     tokenizer = _tokenizer(known)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
@@ -58,7 +79,8 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
     lengths = plan.lengths_of(data)
     chosen = plan.plan_for(spec, known, data, engine)
     role: base_models.Role = "train" if chosen.precision == "4bit" else "merge"
-    base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
+    with wait:
+        base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
     emit.log(
         f"Plan: engine {engine}, {', '.join(described(chosen, spec.step_rows))}; expected "
         f"{chosen.memory_gb:.1f} GB, {chosen.step_seconds:.2f} s a step ({chosen.why})."
@@ -119,7 +141,9 @@ def _train(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Tra
         plan=fitted.plan,
         attempts=fitted.attempts,
         lengths=lengths,
-        start_seconds=round(fitted.first_step_at - psutil.Process().create_time(), 3),
+        start_seconds=round(
+            fitted.first_step_at - psutil.Process().create_time() - wait.seconds, 3
+        ),
         step_seconds=round(fitted.median_step_seconds, 5),
         validation_loss=_mean(measured, lambda row: row.loss),
         base_validation_loss=_mean(measured, lambda row: row.base_loss),

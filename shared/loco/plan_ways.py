@@ -10,11 +10,14 @@ from itertools import product
 from typing import Protocol, Self
 
 from loco.errors import InvalidRequest
-from loco.plans import Device, Engine, Plan, Precision
+from loco.plans import Device, Engine, Lengths, Plan, Precision, Shape
 from loco.specs import TrainSpec
 
 #: From here on NVIDIA GPUs multiply bfloat16 and run FlashAttention over rows of unequal length.
 AMPERE = 8.0
+#: Architectures whose layers all are causal attention over the tokens before, RMS norm and SwiGLU: what
+#: loco_trainer.attention and .kernels compute. Rows of others are padded, and have their own masks.
+PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 class WayLike(Protocol):
@@ -83,35 +86,43 @@ class Way:
         return (self.cuda_graphs, self.gradient_checkpointing, not self.padding_free)
 
 
-def ways(spec: TrainSpec, device: Device, *, engine: Engine) -> list[Way]:
-    """Every way that the device can go and the recipe's pins allow.
+def ways(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> list[Way]:
+    """Every way that model and device can go and the recipe's pins allow.
 
     Raises:
         InvalidRequest: the pinned micro-batch does not divide the rows of a step.
     """
     flags = (False, True)
     checkpointing = flags if spec.gradient_checkpointing is None else (spec.gradient_checkpointing,)
+    layouts = paddings(spec, shape, lengths, device, engine=engine)
     return [
         Way(engine, precision, micro, again, free, graphs)
         for precision, micro, again, free, graphs in product(
             precisions(spec, device),
             micro_batches(spec),
             checkpointing,
-            paddings(spec, device, engine=engine),
-            _recordings(spec, device, engine=engine),
+            layouts,
+            _recordings(spec, layouts, device, engine=engine),
         )
         if free or not graphs  # buckets of tokens are graphed, not padded rectangles
     ]
 
 
-def own_splits(spec: TrainSpec, device: Device, *, engine: Engine) -> list[Way]:
+def own_splits(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> list[Way]:
     """The recipe's own batches, recorded first where they may be."""
-    own = own_split(spec, device, engine=engine)
-    recordings = {False, *_recordings(spec, device, engine=engine)}
+    own = own_split(spec, shape, lengths, device, engine=engine)
+    layouts = paddings(spec, shape, lengths, device, engine=engine)
+    recordings = {False, *_recordings(spec, layouts, device, engine=engine)}
     return [replace(own, cuda_graphs=recorded) for recorded in sorted(recordings, reverse=True)]
 
 
-def own_split(spec: TrainSpec, device: Device, *, engine: Engine) -> Way:
+def own_split(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> Way:
     """The recipe's own batches: batch_size rows a pass, 4 bits and recomputing on a GPU.
 
     What is left where nothing better fits, and what a CPU does, where more rows a pass gain little.
@@ -123,7 +134,7 @@ def own_split(spec: TrainSpec, device: Device, *, engine: Engine) -> Way:
         precision="4bit" if four_bit else wide(device),
         micro_batch=micro_batches(spec)[0] if spec.micro_batch else spec.batch_size,
         gradient_checkpointing=device.is_gpu if checkpointing is None else checkpointing,
-        padding_free=max(paddings(spec, device, engine=engine)),
+        padding_free=max(paddings(spec, shape, lengths, device, engine=engine)),
         cuda_graphs=False,
     )
 
@@ -169,8 +180,12 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
     return (spec.micro_batch,)
 
 
-def _recordings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, ...]:
+def _recordings(
+    spec: TrainSpec, layouts: tuple[bool, ...], device: Device, *, engine: Engine
+) -> tuple[bool, ...]:
     """Whether passes may be recorded; where they cannot be, a pin on it is passed over.
+
+    Dropout draws anew in every pass, which a recording of it would have to be told.
 
     Raises:
         InvalidRequest: padded rows are to be recorded.
@@ -183,14 +198,21 @@ def _recordings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[boo
             param="train.cuda_graphs",
             hint="Unset train.padding_free or train.cuda_graphs.",
         )
-    if True not in paddings(spec, device, engine=engine):
+    if True not in layouts or spec.lora.dropout:
         return (False,)
     return (False, True) if spec.cuda_graphs is None else (spec.cuda_graphs,)
 
 
-def paddings(spec: TrainSpec, device: Device, *, engine: Engine) -> tuple[bool, ...]:
+def paddings(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> tuple[bool, ...]:
     """Whether rows may be padded (False) or laid end to end (True)."""
-    able = engine == "peft" and (not device.is_gpu or has_ampere(device))
+    able = (
+        engine == "peft"
+        and (not device.is_gpu or has_ampere(device))
+        and shape.model_type in PLAIN_DECODERS
+        and (shape.sliding_window is None or lengths.longest <= shape.sliding_window)
+    )
     if spec.padding_free is None:
         return (False, True) if able else (False,)
     return (spec.padding_free and able,)

@@ -80,7 +80,7 @@ def make_plan(
     fitting = [e for e in found if e.fits(device)]
     own = [
         estimate(way, spec, shape, lengths, device)
-        for way in own_splits(spec, device, engine=engine)
+        for way in own_splits(spec, shape, lengths, device, engine=engine)
     ]
     if not device.is_gpu and own[0].fits(device):
         why = "the recipe's own batches; more rows a pass gain little"
@@ -114,12 +114,14 @@ def estimates(
     spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
 ) -> list[Estimate]:
     """Every way that can be gone with what it takes; wide precisions first."""
-    found = (
-        estimate(way, spec, shape, lengths, device)
-        for way in ways(spec, device, engine=engine)
+    able = ways(spec, shape, lengths, device, engine=engine)
+    worthwhile = [
+        way
+        for way in able
         if not way.cuda_graphs or largest_pass(way, spec, lengths) <= _GRAPHED_TOKENS
-    )
-    return list(found)
+    ]
+    # a pin on recording may leave none
+    return [estimate(way, spec, shape, lengths, device) for way in worthwhile or able]
 
 
 def estimate(way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device) -> Estimate:

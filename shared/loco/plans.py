@@ -25,6 +25,9 @@ class Shape(Contract):
     head_dim: int = Field(ge=1, description="Width of one head.")
     vocab_size: int = Field(ge=1, description="Rows of the embedding.")
     tie_word_embeddings: bool = Field(description="Whether the output layer is the embedding.")
+    sliding_window: int | None = Field(
+        None, description="Tokens a layer looks back at most, where some layer has such a limit."
+    )
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
@@ -46,6 +49,10 @@ class Shape(Contract):
             head_dim=config.get("head_dim") or hidden // heads,
             vocab_size=config["vocab_size"],
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            # Qwen's configs name a window that they do not use
+            sliding_window=config.get("sliding_window")
+            if config.get("use_sliding_window", True)
+            else None,
         )
 
     @property

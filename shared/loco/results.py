@@ -84,7 +84,8 @@ class TrainResult(StageResult):
     )
     lengths: Lengths = Field(description="How long the rows are.")
     start_seconds: float = Field(
-        description="Seconds from the program's start to the end of its first optimizer step."
+        description="Seconds from the program's start to the end of its first optimizer step, without "
+        "those it waited for the GPU or fetched a base model."
     )
     step_seconds: float = Field(description="Median seconds of an optimizer step.")
     validation_loss: float | None = Field(

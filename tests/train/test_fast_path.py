@@ -4,16 +4,27 @@ On the CPU with small Llama and Qwen3 models in float32, where differences are r
 """
 
 import copy
+import gc
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.nn.functional import cross_entropy
+from torch._subclasses import FakeTensorMode
+from torch.nn.functional import cross_entropy, rms_norm
 
-from loco_trainer import attention, batches, forward, fused_lora, kernels
+from loco.errors import TrainingFailed
+from loco.specs import TrainSpec
+from loco_trainer import attention, batches, engines, forward, fused_lora, kernels
 from loco_trainer.answer_loss import answer_losses
-from loco_trainer.rows import IGNORED, Row
+from loco_trainer.engines import Loaded, check_targets
+from loco_trainer.passes import RecordedPasses
+from loco_trainer.plan import plan_for
+from loco_trainer.rows import IGNORED, Row, Rows
 
 SHAPE = {
     "vocab_size": 320,
@@ -175,6 +186,137 @@ def test_the_fused_norm_is_the_models_own(architecture: str) -> None:
     slope = torch.randn_like(expected)
     one, two = (torch.autograd.grad(y, x, slope)[0] for y in (ours, expected))
     torch.testing.assert_close(one, two)
+
+
+def test_the_fused_norm_keeps_its_type_under_autocast() -> None:
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast does nothing where there is no GPU
+    try:
+        with FakeTensorMode():
+            shape = {"dtype": torch.bfloat16, "device": "cuda"}
+            x, weight = torch.empty(5, 64, **shape), torch.empty(64, **shape)
+            assert rms_norm(x, weight.shape, weight).dtype is torch.float32
+            module = mock.Mock(weight=weight, variance_epsilon=1e-6)
+            assert kernels._Norm(module)(x).dtype is torch.bfloat16
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "mistral"])
+def test_attention_that_is_not_plain_is_transformers_own(
+    architecture: str, toy_spec: TrainSpec, tmp_path: Path, recorder: Any
+) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(1)
+    if architecture == "gemma2":
+        config: Any = Gemma2Config(**SHAPE, head_dim=16, sliding_window=16)
+        model: Any = Gemma2ForCausalLM(config)
+    else:
+        model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=16))
+    model.set_attn_implementation("eager")
+    model.save_pretrained(tmp_path)
+    data = some_rows(9, 60, 33)
+    plan = plan_for(toy_spec, tmp_path, Rows(data, cut=0, dropped=0), "peft")
+    loaded = engines.load(toy_spec, plan, tmp_path, recorder)
+    loaded.model.eval()
+    batch = loaded.lay_out(data)
+    with torch.no_grad():
+        expected = torch.cat(reference(model.eval(), data))
+        torch.testing.assert_close(loaded.losses(batch), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("targets", "fault"),
+    [
+        (["v_proj", "q_porj"], "has no layer q_porj"),
+        (["q_proj", "embed_tokens"], "embed_tokens is no linear layer"),
+        (["lm_head"], "lm_head shares its weights with the embedding"),
+    ],
+)
+def test_a_layer_that_cannot_be_adapted_is_refused_by_name(
+    targets: list[str], fault: str, toy_spec: TrainSpec
+) -> None:
+    lora = toy_spec.lora.model_copy(update={"target_modules": tuple(targets)})
+    with pytest.raises(TrainingFailed, match=fault) as caught:
+        check_targets(base_model("llama", "eager"), toy_spec.model_copy(update={"lora": lora}))
+    assert caught.value.param == "train.lora.target_modules"
+    assert "q_proj" in (caught.value.hint or "")
+    assert "lm_head" not in (caught.value.hint or "")
+
+
+@dataclass(eq=False)
+class Saved:
+    """What autograd keeps for the backward pass; unlike tensors in its hands, it can be watched."""
+
+    tensor: torch.Tensor
+
+
+def test_a_pass_that_broke_off_leaves_nothing_behind() -> None:
+    model = adapted(base_model("qwen3", attention.NAME))
+    fused_lora.fuse(model)
+    losses = forward.losses_of(model, tight=True)
+    kept: weakref.WeakSet[Saved] = weakref.WeakSet()
+
+    def keep(tensor: torch.Tensor) -> Saved:
+        saved = Saved(tensor.detach())  # with its history it would hold itself
+        kept.add(saved)
+        return saved
+
+    def no_room(*_: Any) -> None:  # where q is there, and k and v wait for their turn
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    last = model.get_base_model().model.layers[2]
+    last.self_attn.q_norm.register_forward_hook(no_room)
+    batch = batches.end_to_end(some_rows(12, 20))
+    broke_off = False
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved.tensor):
+        try:
+            losses(batch)
+        except (
+            torch.OutOfMemoryError
+        ):  # pytest.raises would keep the traceback, and that the tensors
+            broke_off = True
+    gc.collect()
+    assert broke_off
+    assert kept
+    fused_lora.forget(model)
+    gc.collect()
+    assert not kept
+
+
+def recorded(rows: int, longest: int) -> RecordedPasses:
+    model = adapted(base_model("llama", attention.NAME))
+    loaded = Loaded(
+        model=model,
+        dtype="float32",
+        lay_out=batches.end_to_end,
+        losses=forward.losses_of(model, tight=True),
+        recompute=lambda: None,
+    )
+    state = mock.Mock(parameters=torch.zeros(1))
+    state.scaler.scale = lambda loss: loss
+    return RecordedPasses(loaded, state, micro_batch=rows, longest=longest)
+
+
+def test_the_sizes_that_are_recorded_are_few() -> None:
+    pairs = recorded(2, longest=300)
+    lengths = [(300, 300), (150, 150), (299, 299), (299, 300), (17, 212), (300,)]
+    laid = [pairs.lay_out(some_rows(*each)) for each in lengths]
+    shapes = [(b.input_ids.numel(), len(b.starts)) for b in laid if b.starts is not None]
+    # full rows as a plain batch; others filled up, with a place for the filler
+    assert shapes == [(600, 3), (384, 4), (640, 4), (640, 4), (256, 4), (384, 4)]
+    single = recorded(1, longest=300)
+    sizes = {single.lay_out(some_rows(n)).input_ids.numel() for n in range(20, 301)}
+    assert sizes == {128, 256, 384, 300}
+
+
+def test_full_and_almost_full_rows_are_recorded_apart() -> None:
+    """They have as many tokens, but the filler of one is a row more."""
+    pairs = recorded(2, longest=128)
+    pairs.start_step(100)
+    for lengths in ((128, 120), (128, 128)):
+        pairs.run(pairs.lay_out(some_rows(*lengths)))
+    assert len(pairs._records) == 2  # the second time one is met, it is recorded
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 200])

@@ -120,6 +120,15 @@ def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any) -> None:
     assert "train.max_length" in (caught.value.hint or "")
 
 
+def test_a_shortage_without_words_is_one(run: Any, refuse: Any) -> None:
+    def silent(batch: Batch, _: Any) -> None:
+        if len(batch.answers) > 4:
+            raise MemoryError
+
+    refuse(silent)
+    assert [a.outcome for a in run("short").attempts] == ["out_of_memory", "finished"]
+
+
 def test_an_error_that_came_of_a_shortage_is_one(run: Any, refuse: Any) -> None:
     def recording(batch: Batch, _: Any) -> None:
         try:

@@ -2,9 +2,11 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +17,7 @@ from loco.plan_batches import total_steps
 from loco.program import Stopped
 from loco.results import TrainResult
 from loco.specs import Inputs, TrainSpec
-from loco_trainer import checkpoints, engines, fitting, train
+from loco_trainer import base_models, checkpoints, engines, fitting, train
 from loco_trainer.batches import epoch_order
 from loco_trainer.schedule import rate_factor
 
@@ -115,6 +117,36 @@ def test_the_same_seed_gives_the_same_losses(
     assert losses(again) == losses(run[0])
     other = train.run(toy_spec.model_copy(update={"seed": 8}), inputs, tmp_path / "other", recorder)
     assert losses(other) != losses(run[0])
+
+
+def test_a_download_and_a_wait_for_the_gpu_are_no_part_of_the_start(
+    toy_spec: TrainSpec,
+    inputs: Inputs,
+    tmp_path: Path,
+    recorder: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = toy_spec.model_copy(update={"max_steps": 1})
+
+    def rest(name: str) -> float:
+        """Seconds of this process that are no part of the start."""
+        result = train.run(spec, inputs, tmp_path / name, recorder)
+        return time.time() - psutil.Process().create_time() - result.start_seconds
+
+    usual = rest("at once")
+    resolve, lock = base_models.resolve, train.gpu_lock
+
+    def fetch(*arguments: Any) -> Path:
+        time.sleep(2)  # for the config, and for the weights
+        return resolve(*arguments)
+
+    def wait(*arguments: Any) -> Any:
+        time.sleep(2)
+        return lock(*arguments)
+
+    monkeypatch.setattr(base_models, "resolve", fetch)
+    monkeypatch.setattr(train, "gpu_lock", wait)
+    assert rest("later") > usual + 5
 
 
 @pytest.mark.parametrize("at_step", [4, 6])  # inside an epoch, and at its end

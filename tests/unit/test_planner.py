@@ -143,6 +143,34 @@ def test_passes_are_recorded_where_launching_takes_long():
     assert not plan(gpu(40, 7.5), GSM8K, cuda_graphs=True).cuda_graphs  # no rows end to end
 
 
+def test_dropout_is_not_recorded():
+    chosen = plan(card("H200"), lora={"dropout": 0.1}, cuda_graphs=True)
+    assert chosen.padding_free
+    assert not chosen.cuda_graphs
+
+
+@pytest.mark.parametrize("pin", [{"micro_batch": 32, "batch_size": 32}, {"max_length": 20_000}])
+def test_a_pin_on_recording_is_kept_where_it_gains_nothing(pin):
+    longest = pin.get("max_length", 1023)
+    whole = {"tokens": 200 * longest, "p50": longest, "p95": longest, "longest": longest}
+    rows = FULL.model_copy(update=whole)
+    assert plan(card("H200"), rows, gradient_accumulation=1, cuda_graphs=True, **pin).cuda_graphs
+
+
+def test_rows_are_laid_end_to_end_where_attention_is_plain():
+    def free(lengths: Lengths = GSM8K, **config: object) -> bool:
+        shape = Shape.of((load_catalog(ADAPTERS)["qwen3-4b"].config or {}) | config)
+        return make_plan(recipe(), shape, lengths, card("H200"), engine="peft").padding_free
+
+    assert free()
+    assert not free(model_type="gemma2")
+    assert not free(model_type="qwen3_next")
+    mistral = {"model_type": "mistral", "sliding_window": 512}
+    assert not free(FULL, **mistral)
+    assert free(GSM8K, **mistral)  # no row is longer than the window
+    assert free(FULL, sliding_window=512, use_sliding_window=False)
+
+
 def test_padded_rows_cannot_be_recorded():
     with pytest.raises(InvalidRequest, match="padded rows") as caught:
         plan(gpu(40), GSM8K, cuda_graphs=True, padding_free=False)
