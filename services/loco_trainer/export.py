@@ -113,8 +113,10 @@ def _write(
             system=spec.base_model.system,
             emit=emit,
         )
-        with loaded(quantized, context=max(512, measured.longest)) as model:
-            sample = _sample(model, spec.base_model, tokenizer)
+        prompt = _sample_prompt(spec.base_model, tokenizer)
+        asked = len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + _SAMPLE_TOKENS
+        with loaded(quantized, context=max(512, measured.longest, asked)) as model:
+            sample = _sample(model, prompt)
             emit.progress(message="measuring the GGUF", percent=90.0, last=True)
             change = measured.against(model, emit)
         sha256 = digest.result()
@@ -241,14 +243,19 @@ def _check(contents: "Contents", tensors: int, template: str) -> None:
         )
 
 
-def _sample(model: "GgufModel", base: BaseModelSpec, tokenizer: Any) -> str:
-    """What the GGUF answers; an export that says nothing does not commit."""
+def _sample_prompt(base: BaseModelSpec, tokenizer: Any) -> str:
+    """SAMPLE_PROMPT with the chat template's special tokens and the base's system prompt."""
     from loco_trainer import rows
 
     messages = [{"role": "user", "content": SAMPLE_PROMPT}]
     if base.system is not None:
         messages.insert(0, {"role": "system", "content": base.system})
-    text, _ended = model.answer(rows.prompt_text(messages, tokenizer), tokens=_SAMPLE_TOKENS)
+    return rows.prompt_text(messages, tokenizer)
+
+
+def _sample(model: "GgufModel", prompt: str) -> str:
+    """What the GGUF answers; an export that says nothing does not commit."""
+    text, _ended = model.answer(prompt, tokens=_SAMPLE_TOKENS)
     if not text.strip():
         raise ExportFailed(
             f"The exported GGUF answers {SAMPLE_PROMPT!r} with nothing.",

@@ -4,6 +4,7 @@ Nothing is downloaded, compiled or installed here: the converter lies in its own
 training venv (it brings a `gguf` module newer than PyPI's), the quantizer is in llama-cpp-python.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -97,7 +98,9 @@ def write(job: Job, emit: Emitter) -> Written:
             raise
     emit.check_stop()
     noise = log.read_text(errors="replace")
-    sys.stderr.write(noise)
+    with contextlib.suppress(OSError):  # a full disk is what the child may have to tell of
+        sys.stderr.write(noise)
+        sys.stderr.flush()
     if error := said.get("error"):
         kind = DiskFull if error["disk"] else ExportFailed
         raise kind(error["message"], hint=error["hint"])

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from loco.errors import DiskFull, LocoError
+from loco.errors import DiskFull, ExportFailed, LocoError
 from loco_trainer import ggml, kquants
 from loco_trainer.gguf_file import Job
 from loco_trainer.gguf_plan import Header, Planned, plan
 from loco_trainer.imports import hide
+from loco_trainer.memory import is_exhaustion
 from loco_trainer.merge import Adapter, Stored, index
 from loco_trainer.resident import peak_ram_bytes
 from loco_trainer.stream_device import StreamDevice
@@ -250,7 +251,16 @@ class _Stream:
     def _settle(self, most: int) -> None:
         while self._queue and (self._queued > most or self._queue[0][1].done()):
             size, task = self._queue.popleft()
-            task.result()
+            try:
+                task.result()
+            except (RuntimeError, MemoryError) as error:
+                # of an earlier tensor, on the CPU: not to be taken for the GPU's want in `_one`
+                if not is_exhaustion(error):
+                    raise
+                raise ExportFailed(
+                    "The machine has no RAM left to quantize with.",
+                    hint="Free memory of other programs (`loco plan` says what export takes).",
+                ) from error
             self._queued -= size
         self._report()
 

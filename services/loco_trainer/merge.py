@@ -20,6 +20,9 @@ from loco.errors import ExportFailed
 _PREFIX = "base_model.model."
 _TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MOST_READ = 2**30  # Linux reads at most 2 GiB a call
+_FETCH = "The base model's download is incomplete: remove it and fetch it again."
+#: Ends of an adapter's keys; the last is a base layer that PEFT saves along, as it was.
+_KEYS = (".lora_A.weight", ".lora_B.weight", ".base_layer.weight")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Stored:
                 if got == 0:
                     raise ExportFailed(
                         f"{self.file.name} ends before the data of {self.name}.",
-                        hint="The base model's download is incomplete: remove it and fetch it again.",
+                        hint=_FETCH,
                     )
                 done += got
         return data.view(_TYPES[self.dtype]).view(self.shape)
@@ -63,20 +66,45 @@ class Stored:
 def index(base: Path) -> dict[str, Stored]:
     """The tensors of a Hugging Face folder by name, from the headers alone.
 
+    Raises:
+        ExportFailed: a file that the folder's index names is missing, or a header is damaged.
+    """
+    listed = base / "model.safetensors.index.json"
+    if listed.exists():
+        named = set(json.loads(listed.read_text())["weight_map"].values())
+        if missing := sorted(name for name in named if not (base / name).exists()):
+            raise ExportFailed(
+                f"The base lacks {', '.join(missing)}, which {listed.name} names.", hint=_FETCH
+            )
+    found: dict[str, Stored] = {}
+    for shard in sorted(base.glob("*.safetensors")):
+        try:
+            found |= _entries(shard)
+        except (ValueError, KeyError) as error:
+            raise ExportFailed(
+                f"{shard.name} of the base is damaged: its header cannot be read.", hint=_FETCH
+            ) from error
+    return found
+
+
+def _entries(shard: Path) -> dict[str, Stored]:
+    """The tensors of one file.
+
     The format: 8 bytes little-endian length, a JSON header of that length, the data.
     https://github.com/huggingface/safetensors#format
     """
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > shard.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        entries: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
     found = {}
-    for shard in sorted(base.glob("*.safetensors")):
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            entries: dict[str, dict[str, Any]] = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            start, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            offset = 8 + length + start
-            found[name] = Stored(name, entry["dtype"], shape, shard, offset, end - start)
+    for name, entry in entries.items():
+        start, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        offset = 8 + length + start
+        found[name] = Stored(name, entry["dtype"], shape, shard, offset, end - start)
     return found
 
 
@@ -118,7 +146,13 @@ class Adapter:
         self._scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
         self._pairs: dict[str, _Pair] = {}
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+            keys = list(tensors.keys())
+            if strange := [key for key in keys if not key.endswith(_KEYS)]:
+                raise ExportFailed(
+                    f"The adapter has {strange[0]}, which belongs to no linear layer.",
+                    hint="Train it with stage train, on linear layers only.",
+                )
+            for key in keys:
                 if key.endswith(".lora_A.weight"):
                     layer = key.removesuffix(".lora_A.weight")
                     self._pairs[layer.removeprefix(_PREFIX) + ".weight"] = _Pair(

@@ -117,6 +117,16 @@ def test_the_files_and_the_figures(
     assert result.perplexity is None  # prepare kept no validation rows
 
 
+@pytest.mark.slow
+def test_a_long_system_prompt_has_room_in_the_check(
+    spec: ExportSpec, trained: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    system = "You answer sums. " * 160
+    base = spec.base_model.model_copy(update={"system": system})
+    changed = {"base_model": base, "quantization": "Q8_0"}
+    assert export.run(spec.model_copy(update=changed), trained, tmp_path, recorder).sample_answer
+
+
 def test_the_modelfile_says_what_register_will_send() -> None:
     spec = recipes.resolve(
         REPOSITORY / "adapters",

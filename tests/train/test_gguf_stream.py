@@ -1,5 +1,6 @@
 """The one-pass GGUF is, byte for byte, what merging, converting and quantizing in turn writes."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -209,33 +210,68 @@ def test_an_adapter_without_numbers_is_refused(qwen: Lane, tmp_path: Path, recor
         gguf_file.write(job, recorder)
 
 
-def test_a_full_disk_is_a_full_disk(qwen: Lane, tmp_path: Path, recorder: Any) -> None:
-    """/dev/full takes any length and has no room."""
-    target = tmp_path / "x.gguf"
+def error_of_a_child(job: Job, folder: Path, put: str) -> dict[str, Any]:
+    """What the writing process says when `os.pwrite` is this function."""
     code = (
-        "import errno, os, sys\n"
+        "import itertools, os, sys\n"
         "from loco_trainer import gguf_stream\n"
-        "real = os.pwrite\n"
-        "def pwrite(fd, data, place):\n"
-        "    with open('/dev/full', 'wb', buffering=0) as full: full.write(bytes(data)[:4096])\n"
-        "os.pwrite = pwrite\n"
+        f"real, calls = os.pwrite, itertools.count(1)\n{put}"
+        "os.pwrite = put\n"
         "sys.exit(gguf_stream.main(sys.argv[1]))\n"
     )
-    job = tmp_path / "job.json"
-    job.write_text(json.dumps(vars(qwen.job(target, "Q8_0"))))
+    path = folder / "job.json"
+    path.write_text(json.dumps(vars(job)))
     environment = {**os.environ, "PYTHONPATH": str(Path(sys.prefix) / "converter")}
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(job)],
+        [sys.executable, "-c", code, str(path)],
         env=environment,
         check=False,
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 1
-    error = json.loads(ended.stdout.splitlines()[-1])["error"]
+    error: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])["error"]
+    return error
+
+
+def test_a_full_disk_is_a_full_disk(qwen: Lane, tmp_path: Path) -> None:
+    """/dev/full takes any length and has no room."""
+    put = (
+        "def put(fd, data, place):\n"
+        "    with open('/dev/full', 'wb', buffering=0) as full: full.write(bytes(data)[:4096])\n"
+    )
+    error = error_of_a_child(qwen.job(tmp_path / "x.gguf", "Q8_0"), tmp_path, put)
     assert error["disk"]
     assert "No space left on device" in error["message"]
     assert DiskFull.user_fault
+
+
+def test_a_machine_without_ram_is_not_taken_for_a_full_gpu(qwen: Lane, tmp_path: Path) -> None:
+    """Going on with the CPU would leave a hole where the tensor before was to be written."""
+    put = (
+        "def put(fd, data, place):\n"
+        '    if next(calls) == 5: raise RuntimeError("can\'t allocate memory")\n'
+        "    return real(fd, data, place)\n"
+    )
+    job = qwen.job(tmp_path / "x.gguf", "Q8_0", device="torch-cpu")
+    error = error_of_a_child(job, tmp_path, put)
+    assert "no RAM left" in error["message"]
+
+
+def test_what_went_wrong_is_said_even_where_the_log_cannot_be_written(
+    qwen: Lane, tmp_path: Path, recorder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = qwen.job(tmp_path / "x.gguf", "Q8_0")
+    job = Job(**(vars(job) | {"quantization": "Q9_9"}))
+    full = Path("/dev/full").open("w")  # noqa: SIM115 (closed below)
+    monkeypatch.setattr(sys, "stderr", full)
+    try:
+        with pytest.raises(ExportFailed, match=r"ended with code|cannot quantize"):
+            gguf_file.write(job, recorder)
+    finally:
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 def test_a_stop_kills_the_child(qwen: Lane, tmp_path: Path, recorder: Any) -> None:

@@ -155,3 +155,30 @@ def test_other_kinds_of_adapter_are_refused(toy_dir: Path, adapter: Path) -> Non
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
     with pytest.raises(ExportFailed, match="use_dora"):
         check(toy_dir, adapter)
+
+
+def test_an_adapter_on_an_embedding_is_refused(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    more = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 8)}
+    save_file(load_file(file) | more, file)
+    with pytest.raises(ExportFailed, match="lora_embedding_A, which belongs to no linear layer"):
+        Adapter(adapter)
+
+
+def test_a_base_that_lacks_a_file_is_refused_by_its_name(toy_dir: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(toy_dir, tmp_path / "base")
+    names = {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}
+    listed = base / "model.safetensors.index.json"
+    listed.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(ExportFailed, match=r"lacks model-00002-of-00002\.safetensors") as caught:
+        index(base)
+    assert "fetch it again" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100])
+def test_a_base_with_a_damaged_head_is_refused(toy_dir: Path, tmp_path: Path, kept: int) -> None:
+    base = shutil.copytree(toy_dir, tmp_path / "base")
+    with (base / "model.safetensors").open("r+b") as file:
+        file.truncate(kept)
+    with pytest.raises(ExportFailed, match=r"model\.safetensors of the base is damaged"):
+        index(base)
