@@ -313,10 +313,10 @@ def default_server(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def read_up_file(data_dir: Path) -> dict[str, Any]:
-    """What a running `loco up` says about itself; empty when there is none."""
+    """What a running `loco up` says about itself; empty when there is none this user may read."""
     try:
         content = json.loads((data_dir / UP_FILE).read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

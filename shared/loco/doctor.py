@@ -237,7 +237,7 @@ def redis(settings: Settings) -> Finding:
     from loco.ledger import Ledger  # noqa: PLC0415 (a client elsewhere needs no Redis library)
     from loco.redis_server import find_server  # noqa: PLC0415
 
-    url = settings.redis_url or _up(settings).get("redis_url")
+    url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
     try:
         if url is None:
             binary = find_server()
@@ -250,7 +250,7 @@ def redis(settings: Settings) -> Finding:
 
 def ollama(settings: Settings) -> Finding:
     """Ollama (or what stands in for it) where the running `loco up` or OLLAMA_HOST says."""
-    url = str(_up(settings).get("ollama_host") or settings.ollama_host)
+    url = str(read_up_file(settings.data_dir).get("ollama_host") or settings.ollama_host)
     host = _without_password(url)
     try:
         with httpx.Client(trust_env=not is_loopback(url), timeout=5) as http:
@@ -398,14 +398,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"no answer in {error.timeout:g} seconds"  # its own words hold the whole command
     return getattr(error, "strerror", None) or str(error)
-
-
-def _up(settings: Settings) -> dict[str, Any]:
-    """What the running `loco up` says; nothing where its folder is out of reach, see `disk`."""
-    try:
-        return read_up_file(settings.data_dir)
-    except OSError:
-        return {}
 
 
 def _mebibytes(text: str) -> float | None:
