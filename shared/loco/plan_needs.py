@@ -24,9 +24,10 @@ _NO_K_BITS = 6.3
 #: A Python process with the libraries of its stage, 10^9 bytes.
 _PREPARE_GB = 0.6
 _TRAIN_ON_GPU_GB = 4.0
-_EXPORT_GB = 1.4
-#: Export holds its largest tensor in 16 bits, in float32, and quantized.
-_EXPORT_BYTES = 2 + 4 + 1
+#: Export is two processes, whose libraries take 2.2 of it, and reads 0.3 ahead; bytes of a number of
+#: its largest tensor come on top, more where it is adapted (Qwen3-4B: 5.6 measured, docs/adr/0007).
+_EXPORT_GB = 2.5
+_EXPORT_BYTES, _EXPORT_ADAPTED_BYTES = 8, 18
 #: Bytes of a trained parameter in a checkpoint (float32 weight, AdamW's two moments), and how many
 #: checkpoints lie on disk while the newest is written.
 _CHECKPOINT_BYTES = 12
@@ -39,29 +40,17 @@ def needs_of(
     spec: JobSpec, plan: Plan, memory: Memory, shape: Shape, *, models_dir: Path
 ) -> tuple[Needs, ...]:
     """What prepare, train and export need; register and eval need next to nothing here."""
-    four_bit = plan.precision == "4bit"
-    base = spec.train.base_model
-    trains_on = base.train if four_bit else base.merge
-    fetched = 0.0
-    if base.kind == "hub" and not is_here(base, trains_on, models_dir):
-        fetched = weight_bytes(shape, plan.precision if four_bit else "bf16")
-    merged = 0.0
-    apart = base.kind == "hub" and trains_on != base.merge
-    if apart and not is_here(base, base.merge, models_dir):
-        merged = weight_bytes(shape, "bf16")
-    largest = max(shape.vocab_size * shape.hidden_size, *shape.linear_parameters.values())
+    fetched = _downloads(spec, plan, shape, models_dir)
     checkpoints = trained_parameters(spec.train, shape) * _CHECKPOINT_BYTES * _CHECKPOINTS
     found = {
-        Stage.PREPARE: (_PREPARE_GB, spec.prepare.examples * _ROW_BYTES, 0.0),
+        Stage.PREPARE: (_PREPARE_GB, spec.prepare.examples * _ROW_BYTES),
         Stage.TRAIN: (
             memory.peak_gb if plan.precision == "fp32" else _TRAIN_ON_GPU_GB,
             checkpoints,
-            fetched,
         ),
         Stage.EXPORT: (
-            _EXPORT_GB + largest * _EXPORT_BYTES / 1e9,
+            _EXPORT_GB + _largest_tensor_bytes(shape) / 1e9,
             gguf_bytes(shape, spec.export.quantization),
-            merged,
         ),
     }
     return tuple(
@@ -69,11 +58,33 @@ def needs_of(
             stage=stage,
             ram_gb=round(ram, 1),
             disk_gb=round(disk / 1e9, 2),
-            download_gb=round(download / 1e9, 2),
+            download_gb=round(fetched.get(stage, 0.0) / 1e9, 2),
         )
-        for stage, (ram, disk, download) in found.items()
+        for stage, (ram, disk) in found.items()
         if stage in spec.stages
     )
+
+
+def _downloads(spec: JobSpec, plan: Plan, shape: Shape, models_dir: Path) -> dict[Stage, float]:
+    """Bytes that stages fetch; weights are fetched once, by the first stage that needs them."""
+    base = spec.train.base_model
+    if base.kind != "hub":
+        return {}
+    four_bit = plan.precision == "4bit"
+    loaded = {Stage.TRAIN: base.train if four_bit else base.merge, Stage.EXPORT: base.merge}
+    found: dict[Stage, float] = {}
+    here: set[str] = set()
+    for stage, source in loaded.items():
+        if stage in spec.stages and source not in here and not is_here(base, source, models_dir):
+            # training in 4 bits may quantize the 16-bit weights that export merges into
+            found[stage] = weight_bytes(shape, "bf16" if source == base.merge else "4bit")
+            here.add(source)
+    return found
+
+
+def _largest_tensor_bytes(shape: Shape) -> float:
+    adapted = max(shape.linear_parameters.values()) * _EXPORT_ADAPTED_BYTES
+    return max(shape.vocab_size * shape.hidden_size * _EXPORT_BYTES, adapted)
 
 
 def gguf_bytes(shape: Shape, quantization: Quantization) -> float:
