@@ -24,7 +24,14 @@ DEPLOY = ROOT / "docs" / "deploy.md"
 PASSWORD = "3f9c"
 OURS = ("api", "worker", "trainer")
 #: Variables of containers that other programs read.
-FOREIGN = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HF_TOKEN", "OLLAMA_HOST", "REDISCLI_AUTH"}
+FOREIGN = {
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "HF_HOME",
+    "HF_TOKEN",
+    "OLLAMA_HOST",
+    "REDISCLI_AUTH",
+}
 
 
 def resolve(*files: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -192,7 +199,17 @@ def test_folders_and_volumes_exist(resolved: dict[str, Any]) -> None:
             # a new volume takes its owner from the image's folder
             assert re.search(r"install -d -o \S+ -g \S+ /data /data/models\b", made)
     assert used == set(volumes())
-    assert resolved["api"]["volumes"] == ["./adapters:/adapters:ro"]
+
+
+def test_the_api_reads_what_it_plans_with_and_writes_nothing(resolved: dict[str, Any]) -> None:
+    api = resolved["api"]
+    assert api["volumes"] == ["./adapters:/adapters:ro", "models:/data/models:ro"]
+    assert str(Settings.from_environment(api["environment"]).models_dir) == "/data/models"
+    assert "models:/data/models" in resolved["trainer"]["volumes"]
+    # the hub's cache too is looked for where the trainer keeps it
+    words = last(resolved["trainer"], "ENV")
+    image = dict(zip(words[::2], words[1::2], strict=True))
+    assert api["environment"]["HF_HOME"] == image["HF_HOME"]
 
 
 def test_the_trainer_is_pinned_to_one_gpu(resolved: dict[str, Any], opened: dict[str, Any]) -> None:
