@@ -81,7 +81,7 @@ class History:
         Args:
             stage: the stage.
             spec: what is planned.
-            device: name of what train and export run on; None: any.
+            device: name of what train and export run on (`cpu` is one); None: any.
         """
         found: list[float] = []
         for job in self._jobs:
@@ -89,7 +89,7 @@ class History:
             if task is None or task.status is not StageStatus.SUCCEEDED or not task.result:
                 continue
             where = task.result.get("device")
-            if device is not None and where not in (None, device, "cpu"):
+            if device is not None and where not in (None, device):
                 continue
             if _size(job.spec, stage) == _size(spec, stage):
                 found.append(float(task.result["seconds"]))
