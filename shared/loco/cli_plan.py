@@ -71,7 +71,11 @@ def plan(
 
 
 def page(found: Preview) -> Iterator[Text]:
-    """The plan as lines of at most 80 columns; `~` marks what is computed instead of measured."""
+    """The plan as lines of at most 80 columns.
+
+    `~` marks what is computed. What has none is given (the request, the device), or measured, and
+    then the line says where.
+    """
     rows = found.plan.micro_batch * found.plan.accumulation
     yield Text(
         f"{found.adapter} ({found.profile}): {found.base_model} on {found.device.name}, "
@@ -85,15 +89,15 @@ def page(found: Preview) -> Iterator[Text]:
     yield from _lines("rows", _rows(found))
     yield from _lines("time", _time(found))
     needs = (
-        f"{n.stage} {n.ram_gb:.1f} GB RAM, {n.disk_gb:.2f} GB disk"
-        + (f", {n.download_gb:.1f} GB to download" if n.download_gb else "")
+        f"{n.stage} ~{n.ram_gb:.1f} GB RAM, ~{n.disk_gb:.2f} GB disk"
+        + (f", ~{n.download_gb:.1f} GB to download" if n.download_gb else "")
         for n in found.needs
     )
     for label, text in zip(("needs", "", ""), needs, strict=False):
         yield from _lines(label, text)
     if found.alternatives:
         yield Text()
-        yield Text(f"{'instead':<30}{'GB':>7}{'step':>10}{'train':>14}{'':>3}fits", style="bold")
+        yield Text(f"{'instead':<30}{'~GB':>7}{'~step':>10}{'~train':>14}{'':>3}fits", style="bold")
         yield _row("this plan", found.plan, times=None, fits=True)
         for other in found.alternatives:
             yield from _alternative(other, rows)
@@ -117,9 +121,9 @@ def _memory(found: Preview) -> Iterator[Text]:
     yield from _lines("memory", f"{bar} ~{memory.peak_gb:.1f} of {free:.1f} GB free ({what})")
     yield from _lines(
         "",
-        f"weights {memory.weights_gb:.1f}, adapter {memory.adapter_gb:.2f}, activations "
-        f"{memory.activations_gb:.2f}, logits {memory.logits_gb:.2f}, workspace "
-        f"{memory.workspace_gb:.2f}; margin {found.margin_gb:.1f} ▒",
+        f"weights ~{memory.weights_gb:.1f}, adapter ~{memory.adapter_gb:.2f}, activations "
+        f"~{memory.activations_gb:.2f}, logits ~{memory.logits_gb:.2f}, workspace "
+        f"~{memory.workspace_gb:.2f}; margin ~{found.margin_gb:.1f} ▒",
     )
 
 
@@ -134,7 +138,10 @@ def _rows(found: Preview) -> str:
 def _time(found: Preview) -> str:
     known = [s for s in found.stages if s.seconds is not None]
     unknown = [s.stage.value for s in found.stages if s.seconds is None]
-    words = f"{duration(found.total_seconds)}: " + ", ".join(_stage(s) for s in known)
+    computed = any(s.basis == "model" for s in known)
+    words = f"{'~' if computed else ''}{duration(found.total_seconds)}: " + ", ".join(
+        _stage(s) for s in known
+    )
     if unknown:
         words += f"; not known yet: {', '.join(unknown)}"
     return words
@@ -157,7 +164,7 @@ def _alternative(other: Alternative, rows: int) -> Iterator[Text]:
 
 
 def _row(name: str, shown: Plan, *, times: float | None, fits: bool) -> Text:
-    ratio = "" if times is None else f" {times:.1f} x"
+    ratio = "" if times is None else f" ~{times:.1f} x"
     step = f"{shown.step_seconds:.2f} s"
     return Text(
         f"{name:<30}{shown.memory_gb:>7.1f}{step:>10}{duration(shown.train_seconds):>14}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -62,6 +63,19 @@ def test_the_page_fits_a_terminal_and_names_everything(loco, words):
     assert {"plan", "memory", "rows", "time", "needs"} <= labels
     for word in ("weights", "activations", "margin", "train ~", "export", "GB RAM", "GB disk"):
         assert word in done.stdout
+
+
+def test_every_computed_figure_is_marked(loco):
+    done = loco("math", "--gpu-memory", "8", "--gpu-name", "RTX 3070")
+    page, table = done.stdout.split("\ninstead ")
+    words = " ".join(page[page.index("\nmemory ") :].split())
+    figures = re.findall(r"~?\d[\d.]* (?:GB free|GB|min \d\d s|h \d\d min|s)\b", words)
+    assert len(figures) > 10
+    assert [figure for figure in figures if not figure.startswith("~")] == ["7.6 GB free"]
+    for part in ("weights", "adapter", "activations", "logits", "workspace", "margin"):
+        assert re.search(rf"{part} ~\d", words), part
+    assert table.split()[:3] == ["~GB", "~step", "~train"]
+    assert re.search(r"(yes|no) +~\d", table)
 
 
 def test_the_workers_device_is_the_default_and_json_is_the_apis(loco, hands):
