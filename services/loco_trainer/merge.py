@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from loco.base_files import missing_weights
 from loco.errors import ExportFailed
 
 _PREFIX = "base_model.model."
@@ -67,15 +68,10 @@ def index(base: Path) -> dict[str, Stored]:
     """The tensors of a Hugging Face folder by name, from the headers alone.
 
     Raises:
-        ExportFailed: a file that the folder's index names is missing, or a header is damaged.
+        ExportFailed: a file of weights is missing, or a header is damaged.
     """
-    listed = base / "model.safetensors.index.json"
-    if listed.exists():
-        named = set(json.loads(listed.read_text())["weight_map"].values())
-        if missing := sorted(name for name in named if not (base / name).exists()):
-            raise ExportFailed(
-                f"The base lacks {', '.join(missing)}, which {listed.name} names.", hint=_FETCH
-            )
+    if missing := missing_weights(base):
+        raise ExportFailed(f"The base lacks {', '.join(missing)}.", hint=_FETCH)
     found: dict[str, Stored] = {}
     for shard in sorted(base.glob("*.safetensors")):
         try:
