@@ -88,9 +88,8 @@ class RecordedPasses(Passes):
         """The rows of one micro-batch, filled up to one of few sizes."""
         tokens = sum(len(row.input_ids) for row in rows)
         answers = sum(label != IGNORED for row in rows for label in row.labels[1:])
-        if (
-            tokens == self._rows * self._longest
-        ):  # full rows are a plain batch, which attention likes
+        # full rows are a plain batch, which attention likes
+        if tokens == self._rows * self._longest:
             size, count, longest = tokens, len(rows), None
         else:
             size = math.ceil(tokens / _TOKENS) * _TOKENS

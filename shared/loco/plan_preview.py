@@ -50,7 +50,7 @@ class _Case:
         """The recipe's own batches, the fastest in 4 bits, and the fastest there is."""
         all_ways = estimates(self.spec, self.shape, self.lengths, self.device, engine=self.engine)
         shown = {chosen.way}
-        own = own_split(self.spec, self.shape, self.lengths, self.device, engine=self.engine)
+        own = own_split(self.spec, self.shape, self.device, engine=self.engine)
         named = [("recipe's own batches", own)]
         small = [e for e in all_ways if e.way.precision == "4bit" and e.fits(self.device)]
         if small:

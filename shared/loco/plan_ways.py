@@ -10,7 +10,7 @@ from itertools import product
 from typing import Protocol, Self
 
 from loco.errors import InvalidRequest
-from loco.plans import Device, Engine, Lengths, Plan, Precision, Shape
+from loco.plans import Device, Engine, Plan, Precision, Shape
 from loco.specs import TrainSpec
 
 #: From here on NVIDIA GPUs multiply bfloat16 and run FlashAttention over rows of unequal length.
@@ -86,9 +86,7 @@ class Way:
         return (self.cuda_graphs, self.gradient_checkpointing, not self.padding_free)
 
 
-def ways(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
-) -> list[Way]:
+def ways(spec: TrainSpec, shape: Shape, device: Device, *, engine: Engine) -> list[Way]:
     """Every way that model and device can go and the recipe's pins allow.
 
     Raises:
@@ -96,7 +94,7 @@ def ways(
     """
     flags = (False, True)
     checkpointing = flags if spec.gradient_checkpointing is None else (spec.gradient_checkpointing,)
-    layouts = paddings(spec, shape, lengths, device, engine=engine)
+    layouts = paddings(spec, shape, device, engine=engine)
     return [
         Way(engine, precision, micro, again, free, graphs)
         for precision, micro, again, free, graphs in product(
@@ -110,19 +108,15 @@ def ways(
     ]
 
 
-def own_splits(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
-) -> list[Way]:
+def own_splits(spec: TrainSpec, shape: Shape, device: Device, *, engine: Engine) -> list[Way]:
     """The recipe's own batches, recorded first where they may be."""
-    own = own_split(spec, shape, lengths, device, engine=engine)
-    layouts = paddings(spec, shape, lengths, device, engine=engine)
+    own = own_split(spec, shape, device, engine=engine)
+    layouts = paddings(spec, shape, device, engine=engine)
     recordings = {False, *_recordings(spec, layouts, device, engine=engine)}
     return [replace(own, cuda_graphs=recorded) for recorded in sorted(recordings, reverse=True)]
 
 
-def own_split(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
-) -> Way:
+def own_split(spec: TrainSpec, shape: Shape, device: Device, *, engine: Engine) -> Way:
     """The recipe's own batches: batch_size rows a pass, 4 bits and recomputing on a GPU.
 
     What is left where nothing better fits, and what a CPU does, where more rows a pass gain little.
@@ -134,7 +128,7 @@ def own_split(
         precision="4bit" if four_bit else wide(device),
         micro_batch=micro_batches(spec)[0] if spec.micro_batch else spec.batch_size,
         gradient_checkpointing=device.is_gpu if checkpointing is None else checkpointing,
-        padding_free=max(paddings(spec, shape, lengths, device, engine=engine)),
+        padding_free=max(paddings(spec, shape, device, engine=engine)),
         cuda_graphs=False,
     )
 
@@ -203,15 +197,13 @@ def _recordings(
     return (False, True) if spec.cuda_graphs is None else (spec.cuda_graphs,)
 
 
-def paddings(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
-) -> tuple[bool, ...]:
+def paddings(spec: TrainSpec, shape: Shape, device: Device, *, engine: Engine) -> tuple[bool, ...]:
     """Whether rows may be padded (False) or laid end to end (True)."""
     able = (
         engine == "peft"
         and (not device.is_gpu or has_ampere(device))
         and shape.model_type in PLAIN_DECODERS
-        and (shape.sliding_window is None or lengths.longest <= shape.sliding_window)
+        and (shape.sliding_window is None or spec.max_length <= shape.sliding_window)
     )
     if spec.padding_free is None:
         return (False, True) if able else (False,)

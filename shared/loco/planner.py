@@ -80,7 +80,7 @@ def make_plan(
     fitting = [e for e in found if e.fits(device)]
     own = [
         estimate(way, spec, shape, lengths, device)
-        for way in own_splits(spec, shape, lengths, device, engine=engine)
+        for way in own_splits(spec, shape, device, engine=engine)
     ]
     if not device.is_gpu and own[0].fits(device):
         why = "the recipe's own batches; more rows a pass gain little"
@@ -114,7 +114,7 @@ def estimates(
     spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
 ) -> list[Estimate]:
     """Every way that can be gone with what it takes; wide precisions first."""
-    able = ways(spec, shape, lengths, device, engine=engine)
+    able = ways(spec, shape, device, engine=engine)
     worthwhile = [
         way
         for way in able

@@ -158,17 +158,18 @@ def test_a_pin_on_recording_is_kept_where_it_gains_nothing(pin):
 
 
 def test_rows_are_laid_end_to_end_where_attention_is_plain():
-    def free(lengths: Lengths = GSM8K, **config: object) -> bool:
+    def free(max_length: int = 1024, **config: object) -> bool:
         shape = Shape.of((load_catalog(ADAPTERS)["qwen3-4b"].config or {}) | config)
-        return make_plan(recipe(), shape, lengths, card("H200"), engine="peft").padding_free
+        spec = recipe(max_length=max_length)
+        return make_plan(spec, shape, GSM8K, card("H200"), engine="peft").padding_free
 
     assert free()
     assert not free(model_type="gemma2")
     assert not free(model_type="qwen3_next")
     mistral = {"model_type": "mistral", "sliding_window": 512}
-    assert not free(FULL, **mistral)
-    assert free(GSM8K, **mistral)  # no row is longer than the window
-    assert free(FULL, sliding_window=512, use_sliding_window=False)
+    assert not free(**mistral)
+    assert free(512, **mistral)  # no row is longer than the window
+    assert free(sliding_window=512, use_sliding_window=False)
 
 
 def test_padded_rows_cannot_be_recorded():
