@@ -3,8 +3,7 @@
 import os
 import shutil
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -167,7 +166,7 @@ def test_what_lies_behind_such_a_folder_keeps_no_other_check_from_its_finding(lo
 
 
 @pytest.mark.parametrize("words", [b"[]", b'["0.6.0"]', b"{}", b"null", b"<html>"])
-def test_something_else_on_ollamas_port_is_named(words, tmp_path):
+def test_something_else_on_ollamas_port_is_named(words, tmp_path, serve):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
@@ -177,10 +176,8 @@ def test_something_else_on_ollamas_port_is_named(words, tmp_path):
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.handle_request).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        found = doctor.ollama(Settings(data_dir=tmp_path, ollama_host=url))
+    url = serve(Handler)
+    found = doctor.ollama(Settings(data_dir=tmp_path, ollama_host=url))
     assert found.level is Level.PROBLEM
     assert url in found.message
     assert "OLLAMA_HOST" in str(found.fix)

@@ -5,9 +5,8 @@ documentation.
 """
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -30,9 +29,10 @@ PULL = [
 
 
 @pytest.fixture
-def library() -> Iterator[Callable[[list[dict[str, Any]]], tuple[str, list[dict[str, Any]]]]]:
+def library(
+    serve: Callable[[type[BaseHTTPRequestHandler]], str],
+) -> Callable[[list[dict[str, Any]]], tuple[str, list[dict[str, Any]]]]:
     """Starts a server that answers /api/pull with some lines and keeps what it was asked."""
-    servers: list[ThreadingHTTPServer] = []
 
     def start(lines: list[dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
         asked: list[dict[str, Any]] = []
@@ -50,15 +50,9 @@ def library() -> Iterator[Callable[[list[dict[str, Any]]], tuple[str, list[dict[
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}", asked
+        return serve(Handler), asked
 
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return start
 
 
 def test_a_missing_base_is_pulled_with_progress(
