@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from loco.ledger import Hint
-from loco.queue import send_hint
+from loco.queue import close_queue, send_hint
 from loco.reaper import Reaper
 from loco.stages import Stage
 from loco_api import adapters, artifacts, errors, events, health, jobs, plan, tasks
@@ -57,4 +57,4 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_in_threadpool(reaper.stop)
     context.ledger.close()
     context.keys.close()
-    context.queue.close()
+    await run_in_threadpool(close_queue, context.queue)

@@ -11,6 +11,7 @@ import typer
 from loco import cli_admin, cli_jobs, cli_keys, cli_plan
 from loco.cli_console import Target, show_error
 from loco.errors import InvalidRequest, LocoError
+from loco.interrupts import interrupts_kept
 
 INTERRUPTED = 130
 
@@ -56,7 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = app(args=global_options_first(given), prog_name="loco", standalone_mode=False)
+        with interrupts_kept():
+            code = app(args=global_options_first(given), prog_name="loco", standalone_mode=False)
     except LocoError as error:
         show_error(error)
         return 2 if error.user_fault else 1

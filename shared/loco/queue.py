@@ -9,7 +9,9 @@ from typing import Any
 
 from celery import Celery
 from kombu import Queue as KombuQueue
+from kombu import pools
 from kombu.exceptions import OperationalError
+from kombu.utils.collections import eqhash
 from redis.exceptions import RedisError
 
 from loco.connection import masked
@@ -41,6 +43,16 @@ def celery_app(settings: Settings) -> Celery:
     app = Celery("loco", set_as_current=False)
     app.conf.update(_configuration(settings.redis_url, settings.namespace))
     return app
+
+
+def close_queue(app: Celery) -> None:
+    """Closes an app and its sockets, which `Celery.close` leaves to the garbage collector."""
+    connection = app.connection_for_write()
+    app.pool.force_close_all()
+    for group in (pools.producers, pools.connections):  # where a later app would find them, closed
+        if eqhash(connection) in group:
+            del group[connection]
+    app.close()
 
 
 def send_hint(app: Celery, hint: Hint) -> bool:

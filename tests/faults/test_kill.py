@@ -14,7 +14,7 @@ import pytest
 
 from loco.jobs import Job, JobStatus, StageStatus, Task
 from loco.ledger import Hint, Ledger
-from loco.queue import celery_app, send_hint
+from loco.queue import celery_app, close_queue, send_hint
 from loco.recipes import JobRequest, resolve
 from loco.settings import Settings, Timings
 from loco.stages import Stage
@@ -80,7 +80,7 @@ class Farm:
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
         self.ledger.close()
-        self._sender.close()
+        close_queue(self._sender)
 
 
 @pytest.fixture

@@ -10,14 +10,24 @@ from pathlib import Path
 
 import httpx
 import pytest
+from celery import Celery
 
 from loco.artifacts import Artifact, describe
 from loco.events import Progress
 from loco.jobs import Failure
 from loco.ledger import Claim, Ledger
+from loco.queue import celery_app, close_queue
 from loco.settings import Settings
 from loco.stages import Stage
 from loco_api.__main__ import Server, build, server
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[Celery]:
+    """A queue that hints are sent to."""
+    app = celery_app(settings)
+    yield app
+    close_queue(app)
 
 
 class ApiServer:

@@ -1,5 +1,7 @@
 """API keys on a real server."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from loco.errors import InvalidRequest, NotFound
@@ -9,8 +11,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def keys(redis_url: str, namespace: str) -> Keys:
-    return Keys.connect(redis_url, namespace=namespace)
+def keys(redis_url: str, namespace: str) -> Iterator[Keys]:
+    keys = Keys.connect(redis_url, namespace=namespace)
+    yield keys
+    keys.close()
 
 
 def test_a_key_opens_until_it_is_revoked(keys: Keys) -> None:

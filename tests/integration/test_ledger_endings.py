@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+from celery import Celery
 
 from loco.errors import Conflict
 from loco.events import Progress
 from loco.jobs import Checkpoint, Failure, JobStatus, StageStatus
 from loco.ledger import Claim, CommitAnswer, Hint, Ledger, Renewal, broker_prefix
-from loco.queue import celery_app, send_hint
-from loco.settings import Settings
+from loco.queue import send_hint
 from loco.specs import JobSpec
 from loco.stages import Queue, Stage
 
@@ -414,10 +414,9 @@ class TestReap:
         assert ledger.reap() == []
 
     def test_hints_no_more_than_messages_are_missing(
-        self, connect: Connect, spec: Specs, settings: Settings
+        self, connect: Connect, spec: Specs, app: Celery
     ) -> None:
         ledger = connect(rehint=0.01)
-        app = celery_app(settings)
         jobs = [ledger.submit(spec())[0].id for _ in range(3)]
         assert send_hint(app, Hint(job_id=jobs[0], stage=Stage.PREPARE))
         with ledger._connection.client() as client:

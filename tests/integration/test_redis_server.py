@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 
 from loco import redis_server
 from loco.connection import masked
 from loco.errors import Conflict, InvalidRequest, RedisUnavailable
 from loco.jobs import JobStatus
 from loco.ledger import CommitAnswer, Hint, Ledger
-from loco.queue import celery_app, send_hint
+from loco.queue import celery_app, close_queue, send_hint
 from loco.redis_server import RedisServer
 from loco.settings import Settings
 from loco.specs import JobSpec
@@ -40,21 +41,24 @@ def server(tmp_path: Path, free_port: int) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def own(server: RedisServer) -> Ledger:
+def own(server: RedisServer) -> Iterator[Ledger]:
     """A ledger on a server of the test's own."""
-    return Ledger.connect(server.url)
+    ledger = Ledger.connect(server.url)
+    yield ledger
+    ledger.close()
 
 
 class TestServer:
-    def test_jobs_outlive_a_kill(self, server: RedisServer, spec: Specs, tmp_path: Path) -> None:
-        ledger = Ledger.connect(server.url)
-        ids = [ledger.submit(spec())[0].id for _ in range(5)]
+    def test_jobs_outlive_a_kill(
+        self, server: RedisServer, own: Ledger, spec: Specs, tmp_path: Path
+    ) -> None:
+        ids = [own.submit(spec())[0].id for _ in range(5)]
         server.process.kill()
         server.process.wait()
         again = redis_server.start(tmp_path / "redis", port_of(server.url))
         try:
-            assert [job.id for job in ledger.jobs()[0]] == ids[::-1]
-            claim = ledger.claim(Queue.CPU, worker_id="w", nonce="n")
+            assert [job.id for job in own.jobs()[0]] == ids[::-1]
+            claim = own.claim(Queue.CPU, worker_id="w", nonce="n")
             assert claim is not None
             assert claim.job_id == ids[0]
         finally:
@@ -195,7 +199,9 @@ class TestFailures:
         for ledger in (wrong, missing):
             with pytest.raises(RedisUnavailable, match="password"):
                 ledger.ping()
-        Ledger.connect(server.url.replace("//", "//:right@")).ping()
+        right = Ledger.connect(server.url.replace("//", "//:right@"))
+        right.ping()
+        right.close()
 
     def test_not_a_redis_url(self) -> None:
         with pytest.raises(InvalidRequest) as caught:
@@ -210,9 +216,8 @@ class TestFailures:
 
 class TestHints:
     def test_arrive_as_messages_of_the_one_task(
-        self, ledger: Ledger, settings: Settings, namespace: str
+        self, ledger: Ledger, app: Celery, namespace: str
     ) -> None:
-        app = celery_app(settings)
         assert send_hint(app, Hint(job_id="j", stage=Stage.TRAIN))
         with app.connection_for_read() as connection, connection.SimpleQueue("gpu") as queue:
             message = queue.get(timeout=5)
@@ -232,6 +237,7 @@ class TestHints:
             assert not send_hint(app, hint)
             assert time.monotonic() - began < 5
         assert "will be sent again" in caplog.text
+        close_queue(app)
 
     def test_no_redis_configured(self) -> None:
         with pytest.raises(RedisUnavailable) as caught:

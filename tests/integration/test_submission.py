@@ -17,7 +17,7 @@ from loco.errors import (
 )
 from loco.jobs import Job
 from loco.ledger import Ledger, broker_prefix
-from loco.queue import celery_app
+from loco.queue import celery_app, close_queue
 from loco.recipes import JobRequest
 from loco.settings import Settings
 from loco.stages import Queue, Stage
@@ -26,11 +26,6 @@ from loco.submission import submit
 pytestmark = pytest.mark.integration
 
 Submit = Callable[..., Job]
-
-
-@pytest.fixture
-def app(settings: Settings) -> Celery:
-    return celery_app(settings)
 
 
 @pytest.fixture
@@ -218,5 +213,6 @@ def test_a_broker_that_is_down_costs_no_job(
     url = f"redis://127.0.0.1:{free_port}/0"
     app = celery_app(settings.model_copy(update={"redis_url": url}))
     job, created = submit(ledger, app, settings, JobRequest(adapter="math"), idempotency_key=None)
+    close_queue(app)
     assert created
     assert ledger.job(job.id) == job
