@@ -38,6 +38,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ollama.Client]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
     yield client
+    client.close()
     process.terminate()
     assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, then by the signal
 
