@@ -169,7 +169,7 @@ class TestMemory:
         assert set(loaded(host)) == {"a:latest", "b:latest"}
 
     def test_keep_alive(self, own_host):
-        own_host.chat("smollm2:135m", "Hi", keep_alive="1s")
+        own_host.chat("smollm2:135m", "Hi", keep_alive="4s")
         assert "smollm2:135m" in loaded(own_host)
         wait_until(lambda: "smollm2:135m" not in loaded(own_host))
         own_host.chat("smollm2:135m", "Hi", keep_alive=0)
