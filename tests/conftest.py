@@ -1,5 +1,6 @@
 """A real Redis server for the whole run, and an empty ledger for each test."""
 
+import signal
 import socket
 import threading
 import uuid
@@ -16,6 +17,16 @@ from loco.settings import Settings, Timings
 from loco.specs import JobSpec
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """What tests start can be interrupted, also where the suite runs in the background.
+
+    A shell starts what runs there with SIGINT ignored, and every program of it inherits that.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
