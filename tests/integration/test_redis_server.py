@@ -239,6 +239,19 @@ class TestHints:
         assert "will be sent again" in caplog.text
         close_queue(app)
 
+    def test_a_closed_queue_leaves_no_connection_and_another_may_follow(
+        self, server: RedisServer, settings: Settings
+    ) -> None:
+        for _ in range(2):
+            app = celery_app(settings.model_copy(update={"redis_url": server.url}))
+            assert send_hint(app, Hint(job_id="j", stage=Stage.TRAIN))
+            close_queue(app)
+        with redis.Redis.from_url(server.url) as client:
+            deadline = time.monotonic() + 30
+            while len(client.client_list()) > 1:  # the one that asks
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
     def test_no_redis_configured(self) -> None:
         with pytest.raises(RedisUnavailable) as caught:
             celery_app(Settings())
