@@ -25,6 +25,7 @@ def interrupts_kept() -> Iterator[None]:
         if not isinstance(ignored.exc_value, KeyboardInterrupt):
             usual(ignored)
             return
+        # to the main thread, whose system call it has to end, and once the finalizer is behind it
         again = threading.Timer(_AGAIN_SECONDS, signal.pthread_kill, (main_thread, signal.SIGINT))
         again.daemon = True
         again.start()

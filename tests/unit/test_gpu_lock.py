@@ -42,7 +42,7 @@ def test_the_second_waits_until_the_first_lets_go(
     with gpu_lock(tmp_path, Emitter(io.StringIO())) as devices:
         thread = threading.Thread(target=second)
         thread.start()
-        while "in use" not in said.getvalue():
+        while thread.is_alive() and "in use" not in said.getvalue():
             time.sleep(0.01)
         order.append("first")
     thread.join()
