@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from loco.client import Client, read_up_file
 from loco.client_http import is_loopback
@@ -256,7 +256,7 @@ def ollama(settings: Settings) -> Finding:
         with httpx.Client(trust_env=not is_loopback(url), timeout=5) as http:
             answer = http.get(f"{url}/api/version").raise_for_status().json()
         version = Version(str(answer["version"]))
-    except (httpx.HTTPError, httpx.InvalidURL, InvalidVersion) as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(
             "ollama",
             Level.WARNING,
@@ -265,7 +265,7 @@ def ollama(settings: Settings) -> Finding:
         )
     except (ValueError, KeyError, TypeError):
         # no warning: `loco up` starts no stand-in where something answers
-        message = f"What answers at {host} is not Ollama: it gives no version."
+        message = f"What answers at {host} is not Ollama: it gives no version number."
         fix = "End it and run `ollama serve`, or set OLLAMA_HOST to where Ollama runs."
         return Finding("ollama", Level.PROBLEM, message, fix)
     if version < OLLAMA_AT_LEAST:

@@ -165,7 +165,9 @@ def test_what_lies_behind_such_a_folder_keeps_no_other_check_from_its_finding(lo
     assert "LOCO_TRAIN_PYTHON" in str(found.fix)
 
 
-@pytest.mark.parametrize("words", [b"[]", b'["0.6.0"]', b"{}", b"null", b"<html>"])
+@pytest.mark.parametrize(
+    "words", [b"[]", b'["0.6.0"]', b"{}", b'{"version": "soon"}', b"null", b"<html>"]
+)
 def test_something_else_on_ollamas_port_is_named(words, tmp_path, serve):
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
