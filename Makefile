@@ -7,6 +7,8 @@ REQ := services/requirements
 STAMP := .venv/.installed
 TRAIN_STAMP := .venv-train/.installed
 GPU_STAMP := .venv-train/.gpu
+# Tests of the runtime venv that share its two cores: all but whole systems, and what needs torch.
+QUICK := tests --ignore=tests/acceptance --ignore=tests/faults --ignore=tests/trainer --ignore=tests/modelhost
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-gpu demo up test test-fast check format bench gpu-bench
@@ -43,18 +45,18 @@ $(GPU_STAMP): $(TRAIN_STAMP) $(REQ)/gpu.txt
 	@touch $@
 
 demo: setup ## Fine-tune, export, serve and measure a real small model on this machine
-	$(RUN)/python -m loco.demo
+	$(RUN)/python -m loco.cli.demo
 
 up: setup ## Start everything on this machine (the same as `loco up`)
 	$(RUN)/loco up
 
 test: setup ## The whole test suite
-	$(RUN)/python -m pytest tests/unit tests/integration -n auto
+	$(RUN)/python -m pytest $(QUICK) -n auto
 	$(RUN)/python -m pytest tests/acceptance tests/faults
-	.venv-train/bin/python -m pytest tests/train
+	.venv-train/bin/python -m pytest tests/trainer tests/modelhost
 
-test-fast: setup ## What runs in under two minutes: unit and integration tests
-	$(RUN)/python -m pytest tests/unit tests/integration -n auto -m "not slow"
+test-fast: setup ## What runs in under two minutes: the tests of every room that needs no model
+	$(RUN)/python -m pytest $(QUICK) -n auto -m "not slow"
 
 bench: setup ## Measure the API beside a bare route and a raw Redis round trip
 	$(RUN)/python tests/benchmarks/api.py

@@ -10,13 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from loco import redis_server
-from loco.ledger import Ledger
-from loco.recipes import JobRequest, resolve
+from loco.box import redis_server
+from loco.contracts.requests import JobRequest
+from loco.contracts.specs import JobSpec
+from loco.ledger.ledger import Ledger
+from loco.recipes.resolve import resolve
 from loco.settings import Settings, Timings
-from loco.specs import JobSpec
+
+#: tests/fixtures/live_api.py: a running API, and hands that do a worker's part.
+pytest_plugins = ["live_api"]
 
 REPOSITORY = Path(__file__).parents[1]
+#: Rooms whose tests need torch or llama.cpp, and so the training venv.
+_TRAIN = ("trainer", "modelhost")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what runs in the training venv."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in _TRAIN:
+            item.add_marker(pytest.mark.train)
 
 
 @pytest.fixture(scope="session", autouse=True)

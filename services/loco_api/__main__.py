@@ -10,13 +10,13 @@ from types import FrameType
 
 import uvicorn
 
-from loco.errors import InvalidRequest, LocoError
-from loco.keys import Keys
-from loco.ledger import Ledger
-from loco.queue import celery_app
+from loco.contracts.addresses import is_loopback
+from loco.contracts.errors import InvalidRequest, LocoError
+from loco.ledger.keys import Keys
+from loco.ledger.ledger import Ledger
+from loco.queue.celery_app import celery_app
 from loco.settings import Settings
 from loco_api.app import create_app
-from loco_api.auth import is_loopback
 from loco_api.context import Context
 from loco_api.streams import Streams
 

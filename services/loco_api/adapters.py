@@ -6,9 +6,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
-from loco import registry
-from loco.contracts import Contract
-from loco.errors import (
+from loco.contracts.base import Contract
+from loco.contracts.errors import (
     Conflict,
     ErrorBody,
     InvalidRequest,
@@ -16,9 +15,11 @@ from loco.errors import (
     UnknownAdapter,
     UnknownProfile,
 )
-from loco.recipes import DEFAULT_PROFILE, JobRequest, Recipe, adapter_names, load_recipe, resolve
-from loco.registry import Version
-from loco.specs import JobSpec
+from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
+from loco.contracts.specs import JobSpec
+from loco.recipes import registry
+from loco.recipes.registry import Version
+from loco.recipes.resolve import Recipe, adapter_names, load_recipe, resolve
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import Page

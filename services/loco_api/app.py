@@ -7,10 +7,10 @@ from importlib import metadata
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from loco.ledger import Hint
-from loco.queue import close_queue, send_hint
-from loco.reaper import Reaper
-from loco.stages import Stage
+from loco.contracts.stages import Stage
+from loco.ledger.ledger import Hint
+from loco.queue.celery_app import close_queue, send_hint
+from loco.queue.reaper import Reaper
 from loco_api import adapters, artifacts, errors, events, health, jobs, plan, tasks
 from loco_api.auth import authorize
 from loco_api.body_limit import BodyLimit

@@ -13,9 +13,9 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from loco.artifacts import Artifact
-from loco.errors import InvalidRequest, NotFound, RangeNotSatisfiable
-from loco.jobs import Job
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import InvalidRequest, NotFound, RangeNotSatisfiable
+from loco.contracts.jobs import Job
 from loco_api.context import Here
 from loco_api.errors import ErrorAnswer, responses
 from loco_api.pages import ArtifactPage, JobId

@@ -6,14 +6,13 @@ of this machine only: not web pages, which reach loopback by a name that points 
 rebinding) or by a plain cross-site request.
 """
 
-import ipaddress
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from loco.errors import Forbidden, Unauthorized
+from loco.contracts.addresses import hostname, is_loopback
+from loco.contracts.errors import Forbidden, Unauthorized
 from loco_api.context import Here
 
 _BEARER = HTTPBearer(
@@ -53,29 +52,12 @@ def check_local(host: str, origin: str | None) -> None:
         origin: the Origin header; browsers send it with every request a page may abuse.
     """
     for header, url in (("Host", f"//{host}"), ("Origin", origin)):
-        if url is not None and not is_loopback(_hostname(url)):
+        if url is not None and not is_loopback(hostname(url)):
             raise Forbidden(
                 f"{header} {url.removeprefix('//')!r:.100} is not this machine's loopback address.",
                 param=header,
                 hint="Use http://127.0.0.1, or create a key with `loco keys create` and send it.",
             )
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether a host is this machine's loopback address, by number or as `localhost`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
 
 
 def _unauthorized(*, wrong: bool) -> Unauthorized:

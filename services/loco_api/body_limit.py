@@ -4,7 +4,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loco.errors import BodyTooLarge
+from loco.contracts.errors import BodyTooLarge
 from loco_api.errors import answer
 
 #: In bytes (1 MiB); a job request is under 10 kB.

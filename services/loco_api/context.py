@@ -6,8 +6,8 @@ from typing import Annotated
 from celery import Celery
 from fastapi import Depends, Request
 
-from loco.keys import Keys
-from loco.ledger import Ledger
+from loco.ledger.keys import Keys
+from loco.ledger.ledger import Ledger
 from loco.settings import Settings
 from loco_api.streams import Streams
 

@@ -12,8 +12,8 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from loco.contracts import Contract
-from loco.errors import (
+from loco.contracts.base import Contract
+from loco.contracts.errors import (
     BodyTooLarge,
     ErrorBody,
     Forbidden,

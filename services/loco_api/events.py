@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
 
-from loco.errors import InvalidRequest, NotFound, TooManyStreams
-from loco.jobs import JobEvent
+from loco.contracts.errors import InvalidRequest, NotFound, TooManyStreams
+from loco.contracts.jobs import JobEvent
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import EventPage, JobId

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from loco.contracts import Contract
-from loco.errors import ErrorBody, InvalidRequest, RedisUnavailable
-from loco.jobs import WorkerInfo
-from loco.stages import Queue
+from loco.contracts.base import Contract
+from loco.contracts.errors import ErrorBody, InvalidRequest, RedisUnavailable
+from loco.contracts.jobs import WorkerInfo
+from loco.contracts.stages import Queue
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import WorkerPage

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from loco.errors import (
+from loco.contracts.errors import (
     BodyTooLarge,
     Conflict,
     IdempotencyConflict,
@@ -15,11 +15,11 @@ from loco.errors import (
     UnknownBaseModel,
     UnknownProfile,
 )
-from loco.jobs import Job, JobStatus, StageStatus
-from loco.ledger import Hint
-from loco.queue import send_hint
-from loco.recipes import JobRequest
-from loco.submission import submit
+from loco.contracts.jobs import Job, JobStatus, StageStatus
+from loco.contracts.requests import JobRequest
+from loco.ledger.ledger import Hint
+from loco.queue.celery_app import send_hint
+from loco.queue.submission import submit
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobPage

@@ -10,9 +10,15 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from loco.results import EvalResult, ExportResult, PrepareResult, RegisterResult, TrainResult
-from loco.specs import STAGE_SPECS
-from loco.stages import Stage
+from loco.contracts.results import (
+    EvalResult,
+    ExportResult,
+    PrepareResult,
+    RegisterResult,
+    TrainResult,
+)
+from loco.contracts.specs import STAGE_SPECS
+from loco.contracts.stages import Stage
 
 TITLE = "locollm"
 DESCRIPTION = """

@@ -5,9 +5,9 @@ from typing import Annotated, Generic, Literal, TypeVar
 from fastapi import Path
 from pydantic import Field
 
-from loco.artifacts import Artifact
-from loco.contracts import Contract
-from loco.jobs import Job, JobEvent, WorkerInfo
+from loco.contracts.artifacts import Artifact
+from loco.contracts.base import Contract
+from loco.contracts.jobs import Job, JobEvent, WorkerInfo
 
 ItemT = TypeVar("ItemT")
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from loco.errors import (
+from loco.contracts.errors import (
     BodyTooLarge,
     InvalidRequest,
     OutOfMemory,
@@ -11,8 +11,8 @@ from loco.errors import (
     UnknownBaseModel,
     UnknownProfile,
 )
-from loco.plan_preview import preview
-from loco.previews import PlanRequest, Preview
+from loco.contracts.previews import PlanRequest, Preview
+from loco.planning.preview import preview
 from loco_api.context import Here
 from loco_api.errors import responses
 

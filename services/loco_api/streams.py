@@ -19,9 +19,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
-from loco.errors import InvalidRequest, TooManyStreams
-from loco.jobs import JobEvent, JobStatus
-from loco.ledger import Ledger, parse_event
+from loco.contracts.errors import InvalidRequest, TooManyStreams
+from loco.contracts.jobs import JobEvent, JobStatus
+from loco.ledger.ledger import Ledger, parse_event
 
 log = logging.getLogger(__name__)
 

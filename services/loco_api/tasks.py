@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from loco.errors import InvalidRequest, NotFound
-from loco.jobs import Task
+from loco.contracts.errors import InvalidRequest, NotFound
+from loco.contracts.jobs import Task
 from loco_api.context import Here
 from loco_api.errors import responses
 

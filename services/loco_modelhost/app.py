@@ -14,11 +14,12 @@ from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loco_modelhost.engine import EngineError
-from loco_modelhost.pool import Pool
-from loco_modelhost.refusals import Refusal
-from loco_modelhost.routes import router
-from loco_modelhost.store import Store
+from loco.contracts.addresses import is_loopback
+from loco_modelhost.api.routes import router
+from loco_modelhost.engine.engine import EngineError
+from loco_modelhost.engine.pool import Pool
+from loco_modelhost.requests.refusals import Refusal
+from loco_modelhost.store.store import Store
 
 
 def build(
@@ -45,7 +46,7 @@ def build(
     app.state.pool = Pool(most_loaded=most_loaded, most_waiting=most_waiting, parallel=parallel)
     app.include_router(router)
     _add_errors(app)
-    if _is_loopback(host):
+    if is_loopback(host):
         app.add_middleware(_HostCheck)
     return app
 
@@ -66,13 +67,6 @@ def _add_errors(app: FastAPI) -> None:
         words = {404: "404 page not found", 405: "405 method not allowed"}
         text = words.get(error.status_code, str(error.detail))
         return PlainTextResponse(text, status_code=error.status_code)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _HostCheck:

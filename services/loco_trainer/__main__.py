@@ -1,7 +1,7 @@
 """Starts the worker of queue `gpu`: python -m loco_trainer."""
 
-from loco.stages import Queue
-from loco.worker import worker_arguments
+from loco.contracts.stages import Queue
+from loco.running.worker import worker_arguments
 from loco_trainer.app import app
 
 if __name__ == "__main__":  # the pool child, a fresh interpreter, imports this file again

@@ -4,8 +4,8 @@ python -m loco_trainer
 celery -A loco_trainer.app worker --queues gpu
 """
 
+from loco.contracts.stages import Queue
+from loco.running.worker import worker_app
 from loco.settings import Settings
-from loco.stages import Queue
-from loco.worker import worker_app
 
 app = worker_app(Settings.from_environment(), Queue.GPU, module=__name__)

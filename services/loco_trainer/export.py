@@ -17,21 +17,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loco.artifacts import sha256_of, sync_folder, write_text
-from loco.errors import ExportFailed
-from loco.gpu_lock import gpu_lock
-from loco.program import Emitter, main
-from loco.results import ExportResult
-from loco.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
-from loco.stages import Stage
-from loco_trainer import base_models
-from loco_trainer.disk import require_free
-from loco_trainer.imports import hide
-from loco_trainer.threads import share_cpus
+from loco.contracts.errors import ExportFailed
+from loco.contracts.files import sha256_of, sync_folder, write_text
+from loco.contracts.results import ExportResult
+from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
+from loco.contracts.stages import Stage
+from loco.stage.gpu_lock import gpu_lock
+from loco.stage.program import Emitter, main
+from loco_trainer.bases import find
+from loco_trainer.machine.disk import require_free
+from loco_trainer.machine.imports import hide
+from loco_trainer.machine.threads import share_cpus
 
 if TYPE_CHECKING:
-    from loco_trainer.gguf_head import Contents
-    from loco_trainer.gguf_model import GgufModel
+    from loco_trainer.gguf.check import GgufModel
+    from loco_trainer.gguf.head import Contents
 
 SAMPLE_PROMPT = "What is 2 + 2?"
 _SAMPLE_TOKENS = 32
@@ -57,7 +57,7 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
 
 def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
     _adapter_folder(inputs)  # before a base is fetched
-    base = base_models.resolve(spec.base_model, "merge", inputs.models_dir, emit)
+    base = find.resolve(spec.base_model, "merge", inputs.models_dir, emit)
     require_free(out_dir, _size(base, spec), f"export to {spec.quantization}")
     temporary = out_dir / "tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -71,8 +71,8 @@ def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> E
 def _write(
     spec: ExportSpec, inputs: Inputs, base: Path, temporary: Path, emit: Emitter
 ) -> ExportResult:
-    from loco_trainer import gguf_file
-    from loco_trainer.resident import peak_ram_bytes
+    from loco_trainer.gguf import parent as gguf_file
+    from loco_trainer.machine.ram import peak_ram_bytes
 
     emit.check_stop()
     emit.progress(message="reading tokenizer and metadata", percent=0.0, last=True)
@@ -95,8 +95,9 @@ def _write(
     emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
     beside = peak_ram_bytes()
 
-    from loco_trainer import gguf_head, perplexity
-    from loco_trainer.gguf_model import loaded
+    from loco_trainer.gguf import head as gguf_head
+    from loco_trainer.gguf import perplexity
+    from loco_trainer.gguf.check import loaded
 
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
     checked = time.monotonic()
@@ -168,7 +169,7 @@ def _model_folder(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) 
 def _size(base: Path, spec: ExportSpec) -> int:
     """Upper bound of the GGUF's bytes; nothing else is written."""
     share = _SHARE_OF_16_BITS[spec.quantization]
-    return int(base_models.weight_bytes(base) * share) + _METADATA_BYTES
+    return int(find.weight_bytes(base) * share) + _METADATA_BYTES
 
 
 def _settled_digest(path: Path) -> str:
@@ -210,8 +211,8 @@ def _adapter_folder(inputs: Inputs) -> Path:
 
 def _load_tokenizer(folder: Path) -> Any:
     hide("torchao", "sklearn")
-    import_module("loco_trainer.gguf_head")
-    import_module("loco_trainer.gguf_model")
+    import_module("loco_trainer.gguf.head")
+    import_module("loco_trainer.gguf.check")
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
@@ -219,7 +220,7 @@ def _load_tokenizer(folder: Path) -> Any:
 
 def _outtype(base: Path, spec: ExportSpec) -> Literal["f16", "bf16"]:
     """The 16-bit type that keeps the base's values; an F16 export is written directly."""
-    config = base_models.read_config(base)
+    config = find.read_config(base)
     dtype = config.get("dtype") or config.get("torch_dtype")
     return "bf16" if dtype == "bfloat16" and spec.quantization != "F16" else "f16"
 
@@ -245,7 +246,7 @@ def _check(contents: "Contents", tensors: int, template: str) -> None:
 
 def _sample_prompt(base: BaseModelSpec, tokenizer: Any) -> str:
     """SAMPLE_PROMPT with the chat template's special tokens and the base's system prompt."""
-    from loco_trainer import rows
+    from loco_trainer.data import rows
 
     messages = [{"role": "user", "content": SAMPLE_PROMPT}]
     if base.system is not None:

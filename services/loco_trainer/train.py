@@ -6,6 +6,7 @@ Writes `checkpoints/` with the adapter, its config and the tokenizer, and below 
 folders to resume from. The loss counts on the assistant's answer only.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -15,21 +16,20 @@ from typing import Any
 
 import psutil
 
-from loco.gpu_lock import gpu_lock
-from loco.plan_ways import described
-from loco.plans import Shape
-from loco.program import Emitter, main
-from loco.results import TrainResult, ValidationRow
-from loco.specs import Inputs, TrainSpec
-from loco.stages import Stage
-from loco_trainer import base_models, checkpoints, engines, rows
-from loco_trainer.disk import require_free
-from loco_trainer.threads import share_cpus
-
-#: Bytes of a trained parameter in a checkpoint: float32 weight and the two moments of AdamW.
-_CHECKPOINT_BYTES = 12
-#: Checkpoints on disk at once while the newest is written.
-_CHECKPOINTS = 3
+from loco.contracts.plans import Shape
+from loco.contracts.results import TrainResult, ValidationRow
+from loco.contracts.specs import Inputs, TrainSpec
+from loco.contracts.stages import Stage
+from loco.planning.memory import checkpoint_bytes
+from loco.planning.ways import described
+from loco.stage.gpu_lock import gpu_lock
+from loco.stage.program import Emitter, main
+from loco_trainer.bases import find
+from loco_trainer.data import rows
+from loco_trainer.engines import choose
+from loco_trainer.loop import checkpoints
+from loco_trainer.machine.disk import require_free
+from loco_trainer.machine.threads import share_cpus
 
 _TRAINING = "prepare/training_data.jsonl"
 _VALIDATION = "prepare/validation_data.jsonl"
@@ -62,35 +62,38 @@ class _Wait:
 def _train(
     spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter, wait: _Wait
 ) -> TrainResult:
-    engines.keep_kernels(inputs.models_dir)
-    engine = engines.choose(spec)
-    engines.import_first(engine)
+    choose.keep_kernels(inputs.models_dir)
+    engine = choose.engine_for(spec)
+    choose.import_first(engine)
     emit.progress(message="reading the training data", percent=0.0, last=True)
     with wait:
-        known = base_models.resolve(spec.base_model, "config", inputs.models_dir, emit)
-    require_free(out_dir, _checkpoint_bytes(spec, known), "training's checkpoints")
+        known = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
+    shape = Shape.of(find.read_config(known))
+    require_free(out_dir, math.ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
     tokenizer = _tokenizer(known)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
     held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
 
-    from loco_trainer import memory, plan  # they import torch
+    from loco_trainer.loop import facts  # they import torch
+    from loco_trainer.machine import memory
 
-    lengths = plan.lengths_of(data)
-    chosen = plan.plan_for(spec, known, data, engine)
-    role: base_models.Role = "train" if chosen.precision == "4bit" else "merge"
+    lengths = facts.lengths_of(data)
+    chosen = facts.plan_for(spec, known, data, engine)
+    role: find.Role = "train" if chosen.precision == "4bit" else "merge"
     with wait:
-        base = base_models.resolve(spec.base_model, role, inputs.models_dir, emit)
+        base = find.resolve(spec.base_model, role, inputs.models_dir, emit)
     emit.log(
         f"Plan: engine {engine}, {', '.join(described(chosen, spec.step_rows))}; expected "
         f"{chosen.memory_gb:.1f} GB, {chosen.step_seconds:.2f} s a step ({chosen.why})."
     )
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
     with memory.exhaustion_explained():
-        loaded = engines.load(spec, chosen, base, emit)
+        loaded = choose.load(spec, chosen, base, emit)
     emit.check_stop()
 
-    from loco_trainer import fitting, validation  # after the engine
+    from loco_trainer.loop import fit as fitting
+    from loco_trainer.loop import validation  # after the engine
 
     folder = out_dir / "checkpoints"
     fit = fitting.Fit(
@@ -98,7 +101,7 @@ def _train(
         chosen,
         loaded,
         data.rows,
-        smaller=plan.ladder(spec, known, data),
+        smaller=facts.ladder(spec, known, data),
         folder=folder,
         emit=emit,
     )
@@ -177,20 +180,6 @@ def _mean(
     """Mean over all answer tokens."""
     tokens = sum(row.tokens for row in measured)
     return sum(row.tokens * loss(row) for row in measured) / tokens if tokens else None
-
-
-def _checkpoint_bytes(spec: TrainSpec, base: Path) -> int:
-    """Upper bound of what the checkpoints take, from the base's shape.
-
-    A LoRA pair on a linear layer of n inputs and m outputs has r * (n + m) parameters, and no
-    linear layer of a block is larger than hidden + intermediate size together.
-    """
-    shape = Shape.of(base_models.read_config(base))
-    targets = spec.lora.target_modules
-    modules = len(engines.BLOCK_LINEARS if isinstance(targets, str) else targets)
-    layer = shape.hidden_size + shape.intermediate_size
-    parameters = spec.lora.r * layer * modules * shape.num_hidden_layers
-    return parameters * _CHECKPOINT_BYTES * _CHECKPOINTS
 
 
 def _tokenizer(base: Path) -> Any:

@@ -14,18 +14,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loco import registry
-from loco.artifacts import atomic_write, sha256_of, write_text
-from loco.datasets import dataset_path
-from loco.errors import OllamaRefused, RegistrationFailed
-from loco.program import Emitter, main
-from loco.results import Comparison, EvalResult, Score
-from loco.specs import BaseModelSpec, EvalSpec, Inputs
-from loco.stages import Stage
-from loco_worker.answers import extract, extract_words, is_correct, parse
-from loco_worker.eval_items import EvalItem, load_eval_items
-from loco_worker.ollama_host import Answer, OllamaHost, full_name
-from loco_worker.significance import mcnemar_exact, wilson_interval
+from loco.contracts.errors import OllamaRefused, RegistrationFailed
+from loco.contracts.files import atomic_write, sha256_of, write_text
+from loco.contracts.results import Comparison, EvalResult, Score
+from loco.contracts.specs import BaseModelSpec, EvalSpec, Inputs
+from loco.contracts.stages import Stage
+from loco.grading.answers import extract, extract_words, is_correct, parse
+from loco.grading.eval_items import EvalItem, load_eval_items
+from loco.grading.significance import mcnemar_exact, wilson_interval
+from loco.recipes import registry
+from loco.recipes.datasets import dataset_path
+from loco.stage.program import Emitter, main
+from loco_worker.ollama.host import Answer, OllamaHost, full_name
 
 ANSWERS = "eval.jsonl"
 SUMMARY = "summary.json"

@@ -16,17 +16,17 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from loco.artifacts import atomic_write
-from loco.datasets import dataset_path
-from loco.errors import DataError
-from loco.program import Emitter, main
-from loco.results import Dropped, Overlap, PrepareResult
-from loco.specs import HeldOut, Inputs, PrepareSpec
-from loco.stages import Stage
-from loco_worker.eval_items import EvalItem, load_eval_items
-from loco_worker.overlap import OverlapIndex, normalise
-from loco_worker.rows import Empty, Malformed, Row
-from loco_worker.sources import Record, Records, held_out_problems, open_source
+from loco.contracts.errors import DataError
+from loco.contracts.files import atomic_write
+from loco.contracts.results import Dropped, Overlap, PrepareResult
+from loco.contracts.specs import HeldOut, Inputs, PrepareSpec
+from loco.contracts.stages import Stage
+from loco.grading.eval_items import EvalItem, load_eval_items
+from loco.recipes.datasets import dataset_path
+from loco.stage.program import Emitter, main
+from loco_worker.sources.overlap import OverlapIndex, normalise
+from loco_worker.sources.rows import Empty, Malformed, Row
+from loco_worker.sources.sources import Record, Records, held_out_problems, open_source
 
 TRAINING_DATA = "training_data.jsonl"
 VALIDATION_DATA = "validation_data.jsonl"
@@ -43,7 +43,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     """Reads, filters, samples and writes rows.
 
     Raises:
-        SourceUnreachable, DataError, InvalidRequest: see `loco_worker.sources.open_source`;
+        SourceUnreachable, DataError, InvalidRequest: see `loco_worker.sources.sources.open_source`;
             DataError also when no row is left.
     """
     benchmark = load_eval_items(

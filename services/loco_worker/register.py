@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from loco import registry
-from loco.artifacts import sha256_of, write_text
-from loco.errors import RegistrationFailed
-from loco.program import Emitter, main
-from loco.results import RegisterResult
-from loco.specs import Inputs, RegisterSpec, StageRun
-from loco.stages import Stage
-from loco_worker.ollama_host import OllamaHost
+from loco.contracts.errors import RegistrationFailed
+from loco.contracts.files import sha256_of, write_text
+from loco.contracts.results import RegisterResult
+from loco.contracts.specs import Inputs, RegisterSpec, StageRun
+from loco.contracts.stages import Stage
+from loco.recipes import registry
+from loco.stage.program import Emitter, main
+from loco_worker.ollama.host import OllamaHost
 
 REGISTRATION = "registration.json"
 

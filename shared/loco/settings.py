@@ -1,17 +1,20 @@
 """Settings, read once from LOCO_* variables in each process's composition root."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
-from loco.contracts import Contract
-from loco.errors import InvalidRequest
+from loco.contracts.base import Contract
+from loco.contracts.errors import InvalidRequest
 
 DEFAULT_PORT = 8321
 DEFAULT_OLLAMA = "http://127.0.0.1:11434"
+#: In the data folder while `loco up` runs: where its services listen.
+UP_FILE = "up.json"
 
 
 class Timings(Contract):
@@ -139,3 +142,12 @@ def ollama_url(host: str) -> str:
     if authority.startswith("0.0.0.0:"):
         authority = "127.0.0.1:" + authority.rpartition(":")[2]
     return f"{scheme}://{authority}{slash}{path}".rstrip("/")
+
+
+def read_up_file(data_dir: Path) -> dict[str, Any]:
+    """What a running `loco up` says about itself; empty when there is none this user may read."""
+    try:
+        content = json.loads((data_dir / UP_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

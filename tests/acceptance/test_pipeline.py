@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 #: `tiny`, smaller: what a test can wait for.
 SMALL: dict[str, Any] = {

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 
 def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 import redis
 
-from loco import redis_server
+from loco.box import redis_server
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = {"adapter": "math", "profile": "tiny"}

@@ -27,10 +27,12 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import save_file
 
-from loco.program import Emitter
-from loco_trainer import gguf_file, merge, smollm2
-from loco_trainer.gguf_model import loaded
-from loco_trainer.threads import share_cpus, usable_cpus
+from loco.stage.program import Emitter
+from loco_trainer.bases import smollm2
+from loco_trainer.gguf import parent as gguf_file
+from loco_trainer.gguf.check import loaded
+from loco_trainer.machine.threads import share_cpus, usable_cpus
+from loco_trainer.merge import lora as merge
 
 #: hidden, layers, heads, key-value heads, head size, intermediate, vocabulary
 SHAPES = {

@@ -14,8 +14,8 @@ from gpu_journal import Journal
 from gpu_stages import StageOutcome, run_stage
 from gpu_within import Within
 
-from loco.specs import TrainSpec
-from loco.stages import Stage
+from loco.contracts.specs import TrainSpec
+from loco.contracts.stages import Stage
 
 #: Under so many seconds a child is not worth starting.
 _LEAST_SECONDS = 20.0

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from loco.plans import Shape
-from loco.specs import (
+from loco.contracts.plans import Shape
+from loco.contracts.specs import (
     BaseModelSpec,
     ExportSpec,
     HuggingFaceSource,
@@ -25,7 +25,7 @@ from loco.specs import (
     StageRun,
     TrainSpec,
 )
-from loco.stages import Stage
+from loco.contracts.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Qwen3-4B's config.json, and a toy of the same architecture for trying this out without a GPU.

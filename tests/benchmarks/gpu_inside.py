@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from loco.errors import LocoError
-from loco.program import Emitter
-from loco.specs import StageRun, TrainSpec
+from loco.contracts.errors import LocoError
+from loco.contracts.specs import StageRun, TrainSpec
+from loco.stage.program import Emitter
 from loco_trainer import train
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpu_bench import Bench, OutOfTime, train_figures
 from gpu_stages import cache_environment
 
-from loco.stages import Stage
+from loco.contracts.stages import Stage
 
 #: What the recipe's own batches are: 4 bits, 2 rows a pass, activations computed again, padded.
 RECIPE = {

@@ -13,16 +13,16 @@ from typing import Any
 
 from gpu_ground import Ground
 
-from loco.specs import ExportSpec, PrepareSpec, TrainSpec
-from loco.stages import Stage
+from loco.contracts.specs import ExportSpec, PrepareSpec, TrainSpec
+from loco.contracts.stages import Stage
 
 Spec = PrepareSpec | TrainSpec | ExportSpec
 
 #: Makes the card look as large as the cap: the allocator stops there, and says so when asked.
 _CAP = """
 from pathlib import Path
-from loco_trainer import engines
-engines.keep_kernels(Path({models!r}))  # as stage train: it also settles how memory is allocated
+from loco_trainer.engines import choose
+choose.keep_kernels(Path({models!r}))  # as stage train: it also settles how memory is allocated
 import torch
 torch.cuda.set_per_process_memory_fraction({cap} / torch.cuda.get_device_properties(0).total_memory)
 """

@@ -10,8 +10,8 @@ from typing import Any
 from gpu_ground import Ground
 from gpu_stages import StageOutcome, cache_environment
 
-from loco.specs import TrainSpec
-from loco.stages import Stage
+from loco.contracts.specs import TrainSpec
+from loco.contracts.stages import Stage
 
 
 class Within:

@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from loco.client import Client
-from loco.jobs import Job, JobStatus
-from loco.results import EvalResult, PrepareResult, TrainResult
+from loco.box.stack import Stack
+from loco.client.client import Client
+from loco.contracts.jobs import Job, JobStatus
+from loco.contracts.results import EvalResult, PrepareResult, TrainResult
+from loco.contracts.stages import Stage
 from loco.settings import Settings
-from loco.stack import Stack
-from loco.stages import Stage
 
 
 def main() -> int:

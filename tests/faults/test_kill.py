@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from loco.jobs import Job, JobStatus, StageStatus, Task
-from loco.ledger import Hint, Ledger
-from loco.queue import celery_app, close_queue, send_hint
-from loco.recipes import JobRequest, resolve
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
+from loco.contracts.requests import JobRequest
+from loco.contracts.stages import Stage
+from loco.ledger.ledger import Hint, Ledger
+from loco.queue.celery_app import celery_app, close_queue, send_hint
+from loco.recipes.resolve import resolve
 from loco.settings import Settings, Timings
-from loco.stages import Stage
 
-pytestmark = [pytest.mark.faults, pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 WORKER = Path(__file__).parents[1] / "programs" / "loop_worker.py"
 TIMINGS = Timings(lease=3, renew=0.3, reap=0.5, stale_child=2, watchdog=2.5, stop_grace=3, rehint=1)

@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from loco.artifacts import write_text
-from loco.errors import OllamaUnavailable, OutOfMemory
-from loco.program import Emitter, main
-from loco.specs import Inputs, StageResult, TrainSpec
-from loco.stages import Stage
+from loco.contracts.errors import OllamaUnavailable, OutOfMemory
+from loco.contracts.files import write_text
+from loco.contracts.specs import Inputs, StageResult, TrainSpec
+from loco.contracts.stages import Stage
+from loco.stage.program import Emitter, main
 
 STEPS = 10
 

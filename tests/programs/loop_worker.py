@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
+from loco.contracts.stages import Queue, Stage
+from loco.running.worker import worker_app, worker_arguments
 from loco.settings import Settings
-from loco.stages import Queue, Stage
-from loco.worker import worker_app, worker_arguments
 
 LOOP = Path(__file__).with_name("loop.py")
 

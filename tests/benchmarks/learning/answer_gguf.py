@@ -15,11 +15,11 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from answers import MAX_TOKENS, prompt, read, written_to
-from recipes import Study
 from stage_runs import Budget, Skipped, base_folder, export
 from transformers import AutoTokenizer
 
-from loco_trainer.threads import usable_cpus
+from loco_trainer.machine.threads import usable_cpus
+from recipes import Study
 
 #: Tokens of a sequence: the longest test prompt (218) and answer fit.
 CONTEXT = 512

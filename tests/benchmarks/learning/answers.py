@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from loco_trainer.rows import prompt_text
-from loco_worker.answers import extract, is_correct
+from loco.grading.answers import extract, is_correct
+from loco_trainer.data.rows import prompt_text
 
 #: Most tokens of an answer: 1,314 of the 1,319 worked answers of GSM8K's test set are no longer.
 MAX_TOKENS = 256

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loco.recipes import load_catalog
-from loco.specs import BaseModelSpec, PrepareSpec, TrainSpec
-from loco_worker.rows import row_of
+from loco.contracts.specs import BaseModelSpec, PrepareSpec, TrainSpec
+from loco.recipes.catalog import load_catalog
+from loco_worker.sources.rows import row_of
 
 ROOT = Path(__file__).resolve().parents[3]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

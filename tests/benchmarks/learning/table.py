@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from answers import Answer, read
-from recipes import ATTENTION, BASE, RECIPES, Study
 
-from loco_worker.significance import mcnemar_exact, wilson_interval
+from loco.grading.significance import mcnemar_exact, wilson_interval
+from recipes import ATTENTION, BASE, RECIPES, Study
 
 Source = Literal["hf", "gguf"]
 TITLES: dict[Source, str] = {

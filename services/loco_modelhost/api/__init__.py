@@ -1,0 +1,1 @@
+"""Ollama's paths: requests in, streams of events out."""

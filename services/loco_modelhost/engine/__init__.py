@@ -1,0 +1,1 @@
+"""Loaded models: llama.cpp, and who waits for it."""

@@ -1,0 +1,1 @@
+"""Ollama's words: bodies, names and options of requests, and how they are refused."""

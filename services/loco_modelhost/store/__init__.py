@@ -1,0 +1,1 @@
+"""Models on disk, laid out like Ollama's own folder."""

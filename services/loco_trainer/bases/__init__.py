@@ -1,0 +1,1 @@
+"""Getting a base model: found, fetched or unpacked as a Hugging Face folder."""

@@ -1,0 +1,1 @@
+"""The streaming export: a quantized GGUF in one pass, and its check."""

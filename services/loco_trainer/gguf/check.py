@@ -1,0 +1,121 @@
+"""A GGUF loaded in llama.cpp: whether it answers, and how likely it holds given answers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import torch
+
+from loco.contracts.errors import ExportFailed
+from loco_trainer.data.rows import IGNORED, Row
+from loco_trainer.machine.threads import usable_cpus
+
+#: Tokens evaluated at once: their logits are 4 bytes a word of the vocabulary, 156 MB for Qwen3.
+_PIECE = 256
+
+
+@contextmanager
+def loaded(path: Path, *, context: int = 512) -> Iterator["GgufModel"]:
+    """Loads a GGUF and lets go of it.
+
+    Args:
+        path: the GGUF.
+        context: longest text in tokens.
+
+    Raises:
+        ExportFailed: llama.cpp cannot load the file.
+    """
+    try:
+        model = llama_cpp.Llama(
+            str(path),
+            n_ctx=context,
+            n_batch=_PIECE,
+            n_ubatch=_PIECE,
+            n_threads=usable_cpus(),
+            n_threads_batch=usable_cpus(),
+            verbose=False,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ExportFailed(
+            f"llama.cpp cannot load {path.name}: {error}",
+            hint="The attempt's log has llama.cpp's own words.",
+        ) from error
+    try:
+        yield GgufModel(model)
+    finally:
+        model.close()
+
+
+class GgufModel:
+    """A loaded GGUF."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def answer(self, prompt: str, *, tokens: int) -> tuple[str, bool]:
+        """Continues a rendered prompt greedily.
+
+        Args:
+            prompt: text with the template's special tokens.
+            tokens: most tokens to generate.
+
+        Returns:
+            The text, and whether the model ended it by itself.
+        """
+        ids = self._model.tokenize(prompt.encode(), add_bos=False, special=True)
+        generated: list[int] = []
+        for token in self._model.generate(ids, temp=0.0, repeat_penalty=1.0):
+            if llama_cpp.llama_vocab_is_eog(self._model._model.vocab, token):
+                return self._text(generated), True
+            generated.append(token)
+            if len(generated) >= tokens:
+                break
+        return self._text(generated), False
+
+    def log_probabilities(self, row: Row) -> torch.Tensor:
+        """Log-probability of each answer token of a row, float32, on the CPU."""
+        context = self._model._ctx
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context.ctx), True)
+        vocabulary = self._model.n_vocab()
+        batch = llama_cpp.llama_batch_init(_PIECE, 0, 1)
+        found = []
+        try:
+            for start in range(0, len(row.input_ids) - 1, _PIECE):
+                # the last token predicts nothing
+                piece = row.input_ids[start : min(start + _PIECE, len(row.input_ids) - 1)]
+                answers = row.labels[start + 1 : start + 1 + len(piece)]
+                _fill(batch, piece, answers, start)
+                if (code := llama_cpp.llama_decode(context.ctx, batch)) != 0:
+                    raise ExportFailed(
+                        f"llama.cpp could not evaluate a validation row (code {code}).",
+                        hint="The attempt's log has llama.cpp's own words.",
+                    )
+                wanted = torch.tensor([t for t in answers if t != IGNORED])
+                if not len(wanted):
+                    continue
+                logits = np.ctypeslib.as_array(
+                    llama_cpp.llama_get_logits(context.ctx), shape=(len(wanted), vocabulary)
+                )
+                scores = torch.from_numpy(logits).log_softmax(1)
+                found.append(scores.gather(1, wanted.view(-1, 1)).view(-1))
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        return torch.cat(found) if found else torch.empty(0)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self._model.detokenize(list(tokens)).decode(errors="replace")
+        return text
+
+
+def _fill(batch: Any, piece: Sequence[int], answers: Sequence[int], start: int) -> None:
+    """Writes tokens and places into llama.cpp's batch; logits only where an answer follows."""
+    batch.n_tokens = len(piece)
+    for place, token in enumerate(piece):
+        batch.token[place] = token
+        batch.pos[place] = start + place
+        batch.n_seq_id[place] = 1
+        batch.seq_id[place][0] = 0
+        batch.logits[place] = answers[place] != IGNORED

@@ -1,0 +1,1 @@
+"""Steps to the end: the training loop and what survives a crash."""

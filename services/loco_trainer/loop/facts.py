@@ -1,0 +1,69 @@
+"""The facts a plan follows from, as this machine and these rows have them; `loco.planning.planner` decides."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from loco.contracts.plans import Device, Engine, Lengths, Plan, Shape
+from loco.contracts.specs import TrainSpec
+from loco.planning.planner import make_plan, next_rung
+from loco.stage import hardware
+from loco_trainer.bases import find
+from loco_trainer.data.rows import IGNORED, Rows
+
+
+def plan_for(spec: TrainSpec, base: Path, rows: Rows, engine: Engine) -> Plan:
+    """The plan of a run on this machine.
+
+    Args:
+        spec: the recipe.
+        base: Hugging Face folder of the base model.
+        rows: the tokenized data.
+        engine: which engine trains.
+
+    Raises:
+        OutOfMemory: nothing fits; the hint says what would.
+        InvalidRequest: the pinned micro-batch does not divide the rows of a step.
+    """
+    shape = Shape.of(find.read_config(base))
+    return make_plan(spec, shape, lengths_of(rows), device(), engine=engine)
+
+
+def ladder(spec: TrainSpec, base: Path, rows: Rows) -> Callable[[Plan], Plan | None]:
+    """A function from a plan that ran out of memory to the next one to try, None after the last."""
+    shape, lengths, where = Shape.of(find.read_config(base)), lengths_of(rows), device()
+    return lambda plan: next_rung(plan, spec, shape, lengths, where)
+
+
+def lengths_of(rows: Rows) -> Lengths:
+    """How long the tokenized rows are."""
+    sizes = sorted(len(row.input_ids) for row in rows.rows)
+    answers = sum(label != IGNORED for row in rows.rows for label in row.labels)
+    return Lengths(
+        rows=len(sizes),
+        tokens=sum(sizes),
+        answer_tokens=answers,
+        p50=round(statistics.median(sizes)),
+        p95=sizes[-(-95 * len(sizes) // 100) - 1],
+        longest=sizes[-1],
+    )
+
+
+def device() -> Device:
+    """What this process trains on: the first GPU that torch sees, else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return hardware.cpu()
+    free, total = torch.cuda.mem_get_info(0)
+    # a share of the card this process has been limited to
+    free = min(free, int(torch.cuda.get_per_process_memory_fraction(0) * total))
+    # what this process has reserved already, and does not use, is free as well
+    free += torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)
+    major, minor = torch.cuda.get_device_capability(0)
+    return Device(
+        name=torch.cuda.get_device_name(0),
+        memory_gb=total / 1e9,
+        free_gb=free / 1e9,
+        compute_capability=major + minor / 10,
+    )

@@ -1,0 +1,289 @@
+"""The training loop: steps, checkpoints, progress, and a smaller plan where memory runs out."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from loco.contracts.errors import TrainingFailed
+from loco.contracts.plans import Plan, PlanAttempt
+from loco.contracts.results import LoggedStep
+from loco.contracts.specs import TrainSpec
+from loco.planning.batches import total_steps
+from loco.stage.program import Emitter
+from loco_trainer.data.batches import Batch, steps_of
+from loco_trainer.data.rows import Row
+from loco_trainer.engines.loaded import Loaded
+from loco_trainer.fast import fused_lora
+from loco_trainer.loop import checkpoints
+from loco_trainer.loop.adapter_state import AdapterState
+from loco_trainer.loop.passes import Passes, choose_passes
+from loco_trainer.loop.schedule import rate_factor
+from loco_trainer.machine.memory import is_exhaustion, out_of_memory, peak_gpu_gb, release
+
+#: A checkpoint is due this long after the last one…
+_CHECKPOINT_SECONDS = 5.0
+#: …or after this many times what writing one takes, so that writing stays under 5 % of the time.
+_CHECKPOINT_COST = 20.0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What an optimizer step computes on."""
+
+    #: Passes over the data when the step is done.
+    epoch: float
+    batches: list[Batch]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run of the loop did."""
+
+    log: tuple[LoggedStep, ...]
+    attempts: tuple[PlanAttempt, ...]
+    plan: Plan
+    #: Wall-clock moment (`time.time`) at which the first step was done; none was: now.
+    first_step_at: float
+    #: Seconds of the steps of this attempt, in order.
+    step_seconds: tuple[float, ...]
+    #: Tokens of this attempt's steps, padding excluded.
+    tokens: int
+    total_steps: int
+
+    @property
+    def median_step_seconds(self) -> float:
+        """Median of the steps; 0 where none was left to do."""
+        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
+
+
+class Fit:
+    """A training run: `go` does what is left of it."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        plan: Plan,
+        loaded: Loaded,
+        rows: list[Row],
+        *,
+        smaller: Callable[[Plan], Plan | None],
+        folder: Path,
+        emit: Emitter,
+    ) -> None:
+        """Sets a run up.
+
+        Args:
+            spec: the recipe.
+            plan: how the device is used at first.
+            loaded: model with adapter, from an engine.
+            rows: tokenized data.
+            smaller: the next plan to try when memory runs out; None after the last.
+            folder: checkpoints are written to `folder/checkpoint-N`.
+            emit: hears progress and checkpoints, says when to stop.
+        """
+        self._spec = spec
+        self._plan = plan
+        self._loaded = loaded
+        self._rows = rows
+        self._smaller = smaller
+        self._folder = folder
+        self._emit = emit
+        self._steps = total_steps(spec, len(rows))
+        self._adapter = AdapterState(loaded.model, spec)
+        if loaded.autocast is torch.float16:
+            self._adapter.guard_float16()
+        self._log: list[LoggedStep] = []
+        self._attempts: list[PlanAttempt] = []
+        self._seconds: list[float] = []
+        self._tokens = 0
+        self._first_step_at: float | None = None
+        self._saved_at = time.monotonic()
+        self._save_cost = 0.0
+
+    def resume(self, checkpoint: Path) -> None:
+        """Goes back to a checkpoint."""
+        state = self._adapter.load(checkpoint)
+        self._log = [LoggedStep.model_validate(entry) for entry in state["log"]]
+
+    def go(self) -> Fitted:
+        """Trains to the end, or to the step at which a stop was asked for, and leaves a checkpoint there.
+
+        Raises:
+            OutOfMemory: even the smallest plan does not fit.
+            TrainingFailed: the loss is no number any more.
+        """
+        self._loaded.model.train()
+        while len(self._log) < self._steps and not self._emit.stopping:
+            first = len(self._log) + 1
+            error = self._run_steps()
+            outcome: Literal["finished", "out_of_memory", "stopped"] = (
+                "out_of_memory"
+                if error is not None
+                else "stopped"
+                if self._emit.stopping
+                else "finished"
+            )
+            self._attempts.append(
+                PlanAttempt(
+                    plan=self._plan,
+                    first_step=first,
+                    last_step=len(self._log),
+                    peak_memory_gb=round(peak_gpu_gb(), 3),
+                    outcome=outcome,
+                )
+            )
+            if error is not None:
+                self._shrink(error)
+        return Fitted(
+            log=tuple(self._log),
+            attempts=tuple(self._attempts),
+            plan=self._plan,
+            first_step_at=self._first_step_at or time.time(),
+            step_seconds=tuple(self._seconds),
+            tokens=self._tokens,
+            total_steps=self._steps,
+        )
+
+    def _run_steps(self) -> str | None:
+        """Steps until the end or a stop; what memory said when it ran out, else None.
+
+        The words are returned, not the exception: its traceback would keep the tensors alive.
+        """
+        plan = self._plan
+        runner = choose_passes(
+            self._loaded,
+            self._adapter,
+            recorded=plan.cuda_graphs,
+            micro_batch=plan.micro_batch,
+            longest=plan.max_length,
+        )
+        steps = self._laid_out(runner)
+        self._saved_at = started = time.monotonic()
+        current = next(steps, None)
+        while current:
+            rate = self._spec.learning_rate * rate_factor(self._spec, self._steps, len(self._log))
+            try:
+                runner.start_step(sum(sum(batch.answers) for batch in current.batches))
+                for batch in current.batches:
+                    runner.run(batch)
+                norm = self._adapter.step(rate)
+            except (RuntimeError, MemoryError) as error:
+                if not is_exhaustion(error):
+                    raise
+                return str(error)
+            following = next(steps, None)  # while the GPU computes
+            loss, norm = torch.cat([runner.loss, norm.view(1)]).tolist()
+            now = time.monotonic()
+            tokens = sum(batch.tokens for batch in current.batches)
+            self._done(current.epoch, loss, norm, rate, tokens=tokens, seconds=now - started)
+            if self._emit.stopping or self._is_due(now):
+                self._save()
+            if self._emit.stopping:
+                return None
+            current, started = following, time.monotonic()
+        return None
+
+    def _laid_out(self, runner: Passes) -> Iterator["_Step"]:
+        """What is left of the steps, as tensors in RAM."""
+        rows_of_steps = steps_of(
+            self._rows,
+            step_rows=self._spec.step_rows,
+            seed=self._spec.seed,
+            first=len(self._log),
+            last=self._steps,
+        )
+        size = self._plan.micro_batch
+        for epoch, rows in rows_of_steps:
+            parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+            yield _Step(epoch, [runner.lay_out(part) for part in parts])
+
+    def _done(
+        self, epoch: float, loss: float, norm: float, rate: float, *, tokens: int, seconds: float
+    ) -> None:
+        """Books a step and tells of it."""
+        step = len(self._log) + 1
+        # with float16 an overflow skips the step and lowers the scale: that is no failure
+        overflow = self._adapter.scaler.is_enabled() and math.isfinite(loss)
+        if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
+            raise TrainingFailed(
+                f"The loss or its gradient is not a number at step {step} "
+                f"(loss {loss}, gradient norm {norm}).",
+                param="train.learning_rate",
+                hint="Lower train.learning_rate (a tenth is a good try) or raise "
+                "train.warmup_ratio, and look for odd rows in training_data.jsonl.",
+            )
+        self._first_step_at = self._first_step_at or time.time()
+        self._log.append(
+            LoggedStep(
+                step=step,
+                epoch=round(epoch, 4),
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm if math.isfinite(norm) else None,
+            )
+        )
+        self._seconds.append(seconds)
+        self._tokens += tokens
+        self._emit.progress(
+            last=step >= self._steps,
+            message="training",
+            step=step,
+            total_steps=self._steps,
+            percent=round(100 * step / self._steps, 2),
+            epoch=round(epoch, 4),
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=self._log[-1].grad_norm,
+            tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
+            gpu_memory_gb=round(peak_gpu_gb(), 3),
+            eta_seconds=round(statistics.fmean(self._seconds) * (self._steps - step), 1),
+        )
+
+    def _is_due(self, now: float) -> bool:
+        """Whether a checkpoint is worth its time; the end has none, the adapter itself follows."""
+        if len(self._log) >= self._steps:
+            return False
+        return now - self._saved_at >= max(_CHECKPOINT_SECONDS, _CHECKPOINT_COST * self._save_cost)
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        step = len(self._log)
+        folder = self._folder / f"checkpoint-{step}"
+        state: dict[str, Any] = {
+            "global_step": step,
+            "log": [entry.model_dump() for entry in self._log],
+        }
+        self._adapter.save(folder, state)
+        checkpoints.seal(folder)
+        checkpoints.prune(self._folder)
+        self._saved_at = time.monotonic()
+        self._save_cost = self._saved_at - started
+        self._emit.checkpoint(folder, step=step)
+
+    def _shrink(self, words: str) -> None:
+        """Takes the next smaller plan. No step is lost: a step changes the adapter when it is whole.
+
+        Raises:
+            OutOfMemory: there is none.
+        """
+        plan = self._smaller(self._plan)
+        if plan is None:
+            raise out_of_memory(words)
+        self._emit.log(
+            f"Out of memory at step {len(self._log) + 1} with {self._plan.micro_batch} rows a "
+            f"forward pass; going on from step {len(self._log)} with {plan.micro_batch} * "
+            f"{plan.accumulation} rows"
+            + (", activations computed again." if plan.gradient_checkpointing else ".")
+        )
+        self._adapter.gradient.zero_()
+        fused_lora.forget(self._loaded.model)
+        if plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
+            self._loaded.recompute()
+        self._plan = plan
+        release()

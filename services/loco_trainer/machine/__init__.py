@@ -1,0 +1,1 @@
+"""What this machine has: memory, disk, CPUs, its GPU's abilities."""

@@ -1,0 +1,1 @@
+"""Base + adapter, one tensor at a time."""

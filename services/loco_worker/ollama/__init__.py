@@ -1,0 +1,1 @@
+"""Ollama as the stages use it."""

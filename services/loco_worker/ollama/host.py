@@ -1,0 +1,238 @@
+"""An Ollama server, here or remote: the `ollama` client, and raw HTTP for what the client can't do.
+
+Raw are: asking for a blob before sending it (the client always sends), progress of the upload, the
+fields `truncate` and `_debug_render_only`, and the fields of /api/show that the client drops.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+import httpx
+import ollama
+
+from loco.contracts.errors import OllamaRefused, OllamaUnavailable
+
+#: Loading a model of several gigabytes happens inside a request.
+_TIMEOUT = httpx.Timeout(600, connect=10)
+_CHUNK_BYTES = 1 << 20
+#: Pauses before a busy server (503) is asked again, in seconds.
+_BUSY_PAUSES = (1, 2, 4, 8)
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+class Answer(NamedTuple):
+    """What a model answered."""
+
+    text: str
+    thinking: str
+    #: `stop` when the model ended by itself, `length` when it was cut at num_predict.
+    done_reason: str
+    #: Generated tokens.
+    tokens: int
+    prompt_tokens: int
+    #: Wall-clock seconds of the request.
+    seconds: float
+
+
+class OllamaHost:
+    """An Ollama server.
+
+    Every call raises OllamaUnavailable when nothing answers there (or it stays busy) and
+    OllamaRefused when it answers with an error.
+
+    Args:
+        url: base URL, e.g. `http://127.0.0.1:11434`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        # a proxy must not be asked for this machine's own addresses
+        trust_env = urlsplit(self.url).hostname not in _LOOPBACK
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=trust_env)
+        self._client = ollama.Client(host=self.url, timeout=_TIMEOUT, trust_env=trust_env)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+        self._client.close()  # type: ignore[no-untyped-call]
+
+    def version(self) -> str:
+        """The server's version."""
+        with self._speaking("say its version"):
+            return str(_json(self._http.get("/api/version")).get("version", "unknown"))
+
+    def digests(self) -> dict[str, str]:
+        """Full model name (with tag) to digest, of all models there."""
+        with self._speaking("list its models"):
+            return {m.model: m.digest or "" for m in self._client.list().models if m.model}
+
+    def has_blob(self, digest: str) -> bool:
+        """Whether the server has the blob `sha256:…`."""
+        with self._speaking(f"look for blob {digest}"):
+            response = self._http.head(f"/api/blobs/{digest}")
+            if response.status_code == httpx.codes.NOT_FOUND:
+                return False
+            response.raise_for_status()
+            return True
+
+    def upload(self, path: Path, digest: str, sent: Callable[[int], None]) -> None:
+        """Sends a file as the blob `sha256:…`.
+
+        Args:
+            path: the file.
+            digest: of its content; the server checks it.
+            sent: called with the number of bytes sent so far; what it raises ends the upload.
+        """
+        # a length, not chunks: proxies in front of a remote server often refuse those
+        headers = {"content-length": str(path.stat().st_size)}
+        with self._speaking(f"take blob {digest}"):
+            response = self._http.post(
+                f"/api/blobs/{digest}", content=_chunks(path, sent), headers=headers
+            )
+            response.raise_for_status()
+
+    def create(
+        self,
+        model: str,
+        *,
+        files: Mapping[str, str],
+        system: str | None,
+        parameters: Mapping[str, Any],
+        status: Callable[[str], None],
+    ) -> None:
+        """Creates a model from blobs.
+
+        Args:
+            model: its name.
+            files: file name to blob digest.
+            system: system prompt; none: the template's own.
+            parameters: options of the Modelfile, e.g. `stop`.
+            status: called with each line the server says meanwhile.
+        """
+        with self._speaking(f"create {model}"):
+            for response in self._client.create(
+                model, files=dict(files), system=system, parameters=dict(parameters), stream=True
+            ):
+                status(response.status or "")
+
+    def pull(self, model: str, progress: Callable[[str, int, int], None]) -> None:
+        """Has the server fetch a model from its library.
+
+        Args:
+            model: its name.
+            progress: called with status, bytes done and bytes in all (0: not known yet).
+        """
+        with self._speaking(f"pull {model}"):
+            for response in self._client.pull(model, stream=True):
+                progress(response.status or "", response.completed or 0, response.total or 0)
+
+    def show(self, model: str) -> dict[str, Any]:
+        """Template, parameters, system, modelfile, capabilities of a model."""
+        with self._speaking(f"show {model}"):
+            return _json(self._http.post("/api/show", json={"model": model}))
+
+    def copy(self, source: str, destination: str) -> None:
+        """Points a name at an existing model."""
+        with self._speaking(f"copy {source} to {destination}"):
+            self._client.copy(source, destination)
+
+    def chat(self, model: str, prompt: str, options: Mapping[str, Any]) -> Answer:
+        """One turn, without thinking and without cutting the prompt."""
+        started = time.monotonic()
+        body = self._chat(model, prompt, options)
+        message = body.get("message", {})
+        return Answer(
+            text=message.get("content", ""),
+            thinking=message.get("thinking") or "",
+            done_reason=body.get("done_reason", ""),
+            tokens=body.get("eval_count", 0),
+            prompt_tokens=body.get("prompt_eval_count", 0),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def rendered(self, model: str, prompt: str) -> str | None:
+        """The text a prompt becomes before the model sees it; None: the server can't say."""
+        # num_predict: a server that does not know the field generates, which must stay short
+        body = self._chat(model, prompt, {"num_predict": 1}, _debug_render_only=True)
+        text = (body.get("_debug_info") or {}).get("rendered_template")
+        return str(text) if text is not None else None
+
+    def _chat(
+        self, model: str, prompt: str, options: Mapping[str, Any], **more: Any
+    ) -> dict[str, Any]:
+        request = {
+            "model": model,
+            "messages": [{"role": "user", "content": prompt}],
+            "stream": False,
+            "think": False,
+            "truncate": False,
+            "options": dict(options),
+            **more,
+        }
+        with self._speaking(f"answer with {model}"):
+            for pause in (*_BUSY_PAUSES, None):
+                response = self._http.post("/api/chat", json=request)
+                if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
+                    break
+                time.sleep(pause)
+            return _json(response)
+
+    @contextmanager
+    def _speaking(self, doing: str) -> Iterator[None]:
+        """Turns the errors of both clients into ours."""
+        try:
+            yield
+        except (httpx.TransportError, ConnectionError) as error:
+            raise self._unavailable(f"No Ollama answers at {self.url}: {error}") from error
+        except httpx.HTTPStatusError as error:
+            raise self._refused(doing, error.response.status_code, _said(error.response)) from error
+        except ollama.ResponseError as error:
+            raise self._refused(doing, error.status_code, error.error) from error
+
+    def _refused(self, doing: str, status: int, said: str) -> OllamaUnavailable | OllamaRefused:
+        if status == httpx.codes.SERVICE_UNAVAILABLE:
+            return self._unavailable(f"Ollama at {self.url} is busy: {said}")
+        return OllamaRefused(
+            f"Ollama at {self.url} did not {doing}: {said}",
+            hint="Its own log says more; `loco doctor` checks the server.",
+        )
+
+    def _unavailable(self, message: str) -> OllamaUnavailable:
+        return OllamaUnavailable(
+            message,
+            hint="Start it (`ollama serve`), or point OLLAMA_HOST at one that runs; "
+            "`loco up` starts a stand-in where none answers.",
+        )
+
+
+def full_name(model: str) -> str:
+    """A model name with its tag, as the server lists it."""
+    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    response.raise_for_status()
+    body: dict[str, Any] = response.json()
+    return body
+
+
+def _said(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}: {response.text[:200]}"
+
+
+def _chunks(path: Path, sent: Callable[[int], None]) -> Iterator[bytes]:
+    done = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            done += len(chunk)
+            sent(done)

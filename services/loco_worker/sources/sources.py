@@ -1,0 +1,195 @@
+"""Where rows come from: a hub data set, a file, or a generator."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from loco.contracts.errors import DataError, InvalidRequest, SourceUnreachable
+from loco.contracts.files import sha256_of
+from loco.contracts.specs import (
+    ArithmeticSource,
+    HuggingFaceSource,
+    Inputs,
+    JsonlSource,
+    ReasoningGymSource,
+    Source,
+)
+from loco.grading.eval_items import EvalItem, parse_line, read_lines
+from loco.recipes.datasets import dataset_path
+from loco_worker.sources import arithmetic, gym
+from loco_worker.sources.rows import Row, bare_row, row_of, worked_row
+
+OFFLINE_CHOICES = (
+    "Sources that need no hub: jsonl (a file here), reasoning-gym and arithmetic (generated); "
+    'e.g. "prepare": {"source": {"kind": "reasoning-gym"}}.'
+)
+_DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class Record(Protocol):
+    """Something that becomes a row, or says why it can't."""
+
+    def __call__(self) -> Row:
+        """The row; raises `Malformed` or `Empty`."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of a source."""
+
+    #: The source in words.
+    description: str
+    records: Iterator[Record]
+    #: Number of records; None: a generator, without end.
+    size: int | None
+
+
+def open_source(source: Source, inputs: Inputs, seed: int) -> Records:
+    """The records of a source.
+
+    Args:
+        source: its spec.
+        inputs: says where files may lie.
+        seed: seed of generators.
+
+    Raises:
+        SourceUnreachable: the hub cannot be reached; nothing is put in its place.
+        DataError: a line of a file isn't JSON (file and line are named), or no such file.
+        InvalidRequest: reasoning-gym has no such task.
+    """
+    if isinstance(source, HuggingFaceSource):
+        return _hub(source)
+    if isinstance(source, JsonlSource):
+        return _file(source, inputs)
+    return Records(_in_words(source), _generated(source, seed), None)
+
+
+def held_out_problems(
+    source: ReasoningGymSource | ArithmeticSource, seed: int
+) -> Iterator[tuple[EvalItem, str | None]]:
+    """Generated eval problems without end, each with what identifies it to its generator."""
+    if isinstance(source, ArithmeticSource):
+        for number, made in enumerate(arithmetic.problems(f"held-out {seed}"), start=1):
+            yield (
+                EvalItem(
+                    id=f"h{number:04}",
+                    question=made.question,
+                    answer=str(made.answer),
+                    kind=made.kind,
+                ),
+                made.key,
+            )
+        return
+    for number, posed in enumerate(gym.problems(source.tasks, f"held-out {seed}"), start=1):
+        item = EvalItem(
+            id=f"h{number:04}", question=posed.question, answer=posed.answer, kind=posed.task
+        )
+        yield item, None
+
+
+def _generated(source: ReasoningGymSource | ArithmeticSource, seed: int) -> Iterator[Record]:
+    if isinstance(source, ArithmeticSource):
+        for number, made in enumerate(arithmetic.problems(seed), start=1):
+            yield _arithmetic_record(number, made)
+        return
+    for number, posed in enumerate(gym.problems(source.tasks, seed), start=1):
+        yield _gym_record(number, posed)
+
+
+def _arithmetic_record(number: int, made: arithmetic.Problem) -> Record:
+    answer = f"{made.work}\n#### {made.answer}"
+    return lambda: worked_row(number, made.question, answer, made.key)
+
+
+def _gym_record(number: int, posed: gym.GymProblem) -> Record:
+    if posed.worked is not None:
+        worked = posed.worked
+        return lambda: worked_row(number, posed.question, worked)
+    return lambda: bare_row(number, posed.question, posed.answer)
+
+
+def _file(source: JsonlSource, inputs: Inputs) -> Records:
+    path = dataset_path(source.path, inputs.adapter_dir, inputs.dataset_dirs)
+    # read whole and parsed first: a broken line at the end must fail before anything is written
+    values = [
+        (number, parse_line(path, number, line))
+        for number, line in enumerate(read_lines(path), start=1)
+        if line.strip()
+    ]
+    records = (_value_record(number, value) for number, value in values)
+    return Records(f"{path.name} (sha256 {sha256_of(path)[:12]})", records, len(values))
+
+
+def _value_record(number: int, value: Any) -> Record:
+    return lambda: row_of(number, value)
+
+
+def _hub(source: HuggingFaceSource) -> Records:
+    name = source.dataset
+    if not _DATASET_ID.fullmatch(name) or Path(name).exists():
+        raise InvalidRequest(
+            f"{name!r} is not the id of a hub data set.",
+            param="prepare.source.dataset",
+            hint='Ids look like "openai/gsm8k"; for a file use source kind jsonl.',
+        )
+    # imported here: the package takes seconds to load and offline jobs don't need it
+    import datasets  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    try:
+        table = datasets.load_dataset(
+            name, source.config, split=source.split, revision=source.revision
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise SourceUnreachable(
+            f"The hub has no data set {name!r} that may be read from here: {error}",
+            param="prepare.source.dataset",
+            hint=f"Check the id; private ones need HF_TOKEN. {OFFLINE_CHOICES}",
+        ) from error
+    except (OSError, HfHubHTTPError) as error:
+        # ConnectionError, timeouts and the hub's offline mode are all OSErrors
+        raise SourceUnreachable(
+            f"Could not read data set {name!r} from the hub: {error}",
+            param="prepare.source",
+            hint=f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {OFFLINE_CHOICES}",
+        ) from error
+    except ValueError as error:
+        # an unknown configuration or split: the message lists those there are
+        raise InvalidRequest(
+            f"Data set {name!r}: {error}",
+            param="prepare.source",
+            hint="Set source.config and source.split to what the data set has.",
+        ) from error
+    description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
+    return table_records(
+        table, table.column_names, f"{description} (fingerprint {table._fingerprint})"
+    )
+
+
+def table_records(table: Iterable[Any], columns: list[str], description: str) -> Records:
+    """The records of a table of question/answer or chat columns.
+
+    Raises:
+        DataError: it has neither; names the columns it has.
+    """
+    chat = {"conversations", "messages"} & set(columns)
+    if not chat and not {"question", "answer"} <= set(columns):
+        raise DataError(
+            f"{description} has the columns {', '.join(columns)}; needed are question and answer, "
+            "or conversations or messages.",
+            param="prepare.source",
+            hint="Take another data set or configuration, or convert it to a jsonl file.",
+        )
+    values = list(table)
+    records = (_value_record(number, value) for number, value in enumerate(values, start=1))
+    return Records(description, records, len(values))
+
+
+def _in_words(source: ReasoningGymSource | ArithmeticSource) -> str:
+    if isinstance(source, ArithmeticSource):
+        return "arithmetic generator"
+    mixture = ", ".join(f"{name} {weight:g}" for name, weight in sorted(source.tasks.items()))
+    return f"reasoning-gym {version('reasoning-gym')}: {mixture}"

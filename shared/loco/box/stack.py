@@ -1,0 +1,372 @@
+"""Everything locollm needs on one machine, as child processes of this one.
+
+Redis, the model host where no Ollama answers, the API and both workers; used by `loco up`, by
+`loco demo` and by the acceptance tests:
+
+    with Stack(settings, say=print) as stack:
+        stack.wait_ready()
+        ...                     # stack.server is the API's address
+"""
+
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+
+from loco.box import redis_server
+from loco.box.redis_server import RedisServer
+from loco.box.service import Service
+from loco.contracts.errors import Conflict, InvalidRequest, LocoError, RedisUnavailable
+from loco.contracts.files import write_text
+from loco.ledger.ledger import Ledger
+from loco.settings import DEFAULT_OLLAMA, UP_FILE, Settings
+
+LOCK = "up.lock"
+
+_TEND_SECONDS = 0.2
+_PROBE_SECONDS = 2.0
+_REDIS_TRIES = 6
+_REDIS_PAUSE_SECONDS = 1.0
+#: A child that ends with this code before it was ready has a wrong setting: no use to try again.
+_EXIT_SETTINGS = 2
+#: Answers the model host generates at once: on a CPU several one-thread answers beat one on many.
+_MOST_PARALLEL = 4
+_LOOPBACK = "127.0.0.1"
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (read, not bound)
+
+Say = Callable[[str, str], None]
+
+
+class Stack:
+    """The processes of one data folder.
+
+    One thread starts, tends and stops all of them, because a child dies with the thread that
+    forked it.
+
+    Attributes:
+        server: address of the API.
+        redis_url: the ledger's Redis.
+        ollama_host: where register and eval go.
+    """
+
+    def __init__(self, settings: Settings, *, say: Say | None = None) -> None:
+        """Takes the settings; `say(name, text)` hears every event."""
+        self._given = settings
+        self._say = say or (lambda _name, _text: None)
+        self._services: list[Service] = []
+        self._redis: RedisServer | None = None
+        self._redis_again_at = 0.0
+        self._lock: int | None = None
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._started = threading.Event()
+        self._ready = threading.Event()
+        self._error: LocoError | None = None
+        self._thread = threading.Thread(target=self._run, name="stack")
+        self.server = ""
+        self.redis_url = ""
+        self.ollama_host = settings.ollama_host
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether anything may still run."""
+        return self._thread.is_alive()
+
+    @property
+    def error(self) -> LocoError | None:
+        """What ended the stack, if it was not `stop`."""
+        return self._error
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping.is_set()
+
+    def start(self) -> None:
+        """Starts everything; returns once all processes are there (they may not answer yet).
+
+        Raises:
+            LocoError: something is missing or in the way; nothing is left running.
+        """
+        self._thread.start()
+        while self._thread.is_alive() and not self._started.wait(0.05):
+            pass
+        if not self._started.is_set():
+            self._thread.join()
+            raise self._error or LocoError("The stack was stopped while it started.")
+
+    def wait_ready(self, seconds: float = 120) -> bool:
+        """Waits until /readyz says that every part answers.
+
+        Returns:
+            False when that took longer than `seconds` or the stack ended.
+        """
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
+            if self._ready.wait(0.05):
+                return True
+        return False
+
+    def request_stop(self, *, now: bool = False) -> None:
+        """Has everything stopped: drained first, or killed right away with `now`."""
+        self._stopping.set()
+        if now:
+            self._hurry.set()
+
+    def stop(self) -> None:
+        """Stops everything and waits for it."""
+        self.request_stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # The stack's thread
+
+    def _run(self) -> None:
+        try:
+            self._start()
+            self._started.set()
+            while not self._stopping.wait(_TEND_SECONDS):
+                self._tend()
+        except LocoError as error:
+            self._error = error
+        except Exception as error:  # noqa: BLE001 (kept for the caller, who raises it)
+            self._error = LocoError(f"{type(error).__name__}: {error}")
+            self._error.__cause__ = error
+        finally:
+            self._stop()
+
+    def _start(self) -> None:
+        given = self._given
+        if not given.train_python.is_file():
+            raise InvalidRequest(
+                f"No training environment: {given.train_python} is missing.",
+                param="LOCO_TRAIN_PYTHON",
+                hint="`make setup` builds it; or set LOCO_TRAIN_PYTHON to its Python.",
+            )
+        given.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _take_lock(given.data_dir)
+        port = _checked_port(given.host, given.port)
+        self.server = f"http://{_reachable(given.host)}:{port}"
+        self._start_redis()
+        ollama = self._ollama()
+        settings = given.model_copy(
+            update={"port": port, "redis_url": self.redis_url, "ollama_host": self.ollama_host}
+        )
+        environment = {**os.environ, **settings.environment(), "PYTHONUNBUFFERED": "1"}
+        drain = settings.timings.renew + settings.timings.stop_grace + 15
+        python, train = sys.executable, str(settings.train_python)
+        self._services = [
+            *ollama,
+            self._service("api", [python, "-m", "loco_api"], environment, 15),
+            self._service("worker", [python, "-m", "loco_worker"], environment, drain),
+            self._service("trainer", [train, "-m", "loco_trainer"], environment, drain),
+        ]
+        for service in self._services:
+            service.start()
+            self._say(service.name, f"started (process {service.pid}, log {service.log})")
+        self._write_up_file()
+
+    def _service(
+        self, name: str, command: list[str], environment: dict[str, str], stop_seconds: float
+    ) -> Service:
+        log = self._given.data_dir / "logs" / f"{name}.log"
+        return Service(name, command, environment=environment, log=log, stop_seconds=stop_seconds)
+
+    def _start_redis(self) -> None:
+        if self._given.redis_url:
+            self.redis_url = self._given.redis_url
+            ledger = Ledger.connect(self.redis_url, namespace=self._given.namespace)
+            try:
+                ledger.ping()
+            except RedisUnavailable as error:
+                raise RedisUnavailable(
+                    error.message,
+                    hint="LOCO_REDIS_URL names it: start it, or unset LOCO_REDIS_URL and "
+                    "`loco up` brings a server of its own.",
+                ) from error
+            finally:
+                ledger.close()
+            self._say("redis", "answers, as LOCO_REDIS_URL says")
+            return
+        folder = self._given.data_dir / "redis"
+        for attempt in range(1, _REDIS_TRIES + 1):
+            try:
+                self._redis = redis_server.start(folder, redis_server.free_port())
+                break
+            except RedisUnavailable:
+                # perhaps somebody took the port just then, or the server of a killed `loco up`
+                # is still closing its files
+                if attempt == _REDIS_TRIES or self._stopping.wait(_REDIS_PAUSE_SECONDS):
+                    raise
+        assert self._redis is not None
+        self.redis_url = self._redis.url
+        self._say("redis", f"{self.redis_url} (process {self._redis.process.pid}, data {folder})")
+
+    def _ollama(self) -> list[Service]:
+        """The stand-in for Ollama, if one is needed."""
+        host = self._given.ollama_host
+        if ollama_answers(host):
+            self._say("ollama", f"answers at {host}")
+            return []
+        given = host != DEFAULT_OLLAMA
+        address = urlsplit(host)
+        loopback = address.hostname in (_LOOPBACK, "localhost", "::1")
+        if given and not loopback:
+            self._say("ollama", f"none answers at {host}; register and eval will wait for it")
+            return []
+        port = address.port if given and address.port else redis_server.free_port()
+        self.ollama_host = f"http://{_LOOPBACK}:{port}"
+        self._say(
+            "ollama", f"none answers at {host}: our model host stands in at {self.ollama_host}"
+        )
+        command = [str(self._given.train_python), "-m", "loco_modelhost", "--host", _LOOPBACK]
+        command += ["--port", str(port), "--data-dir", str(self._given.data_dir / "modelhost")]
+        command += ["--parallel", str(min(_MOST_PARALLEL, os.cpu_count() or 1))]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        return [self._service("modelhost", command, environment, 10)]
+
+    def _tend(self) -> None:
+        changed = self._tend_redis()
+        for service in self._services:
+            if not self._ready.is_set() and service.exit_code == _EXIT_SETTINGS:
+                raise LocoError(
+                    f"{service.name}: {service.last_words()}", hint=f"See {service.log}"
+                )
+            event = service.tend()
+            if event:
+                changed = True
+                self._say(service.name, event)
+        if changed:
+            self._write_up_file()
+        if not self._ready.is_set():
+            self._probe()
+
+    def _tend_redis(self) -> bool:
+        redis = self._redis
+        if redis is None or redis.is_running or time.monotonic() < self._redis_again_at:
+            return False
+        self._say("redis", f"ended ({redis.process.returncode}); starting it again on its data")
+        port = urlsplit(redis.url).port
+        assert port is not None
+        try:
+            self._redis = redis_server.start(self._given.data_dir / "redis", port)
+        except RedisUnavailable as error:
+            self._redis_again_at = time.monotonic() + _REDIS_PAUSE_SECONDS
+            self._say("redis", f"{error.message} {error.hint or ''}")
+            return False
+        self._say("redis", f"started again (process {self._redis.process.pid})")
+        return True
+
+    def _probe(self) -> None:
+        readiness = _readiness(self.server)
+        if readiness is None:
+            return
+        down = {name for name, check in readiness["checks"].items() if check["status"] != "ok"}
+        elsewhere = {"ollama"} if all(s.name != "modelhost" for s in self._services) else set()
+        if not down - elsewhere:
+            self._ready.set()
+            self._say("ready", self.server)
+
+    def _stop(self) -> None:
+        order = [["trainer", "worker"], ["api"], ["modelhost"]]
+        for names in order:
+            group = [s for s in self._services if s.name in names]
+            for service in group:
+                service.terminate()
+            for service in group:
+                by_itself = service.wait(cut_short=self._hurry.is_set)
+                self._say(service.name, "stopped" if by_itself else "did not stop in time, killed")
+        if self._redis is not None:
+            self._redis.stop()
+            self._say("redis", "stopped")
+        if self._lock is not None:
+            (self._given.data_dir / UP_FILE).unlink(missing_ok=True)
+            os.close(self._lock)
+
+    def _write_up_file(self) -> None:
+        """Tells the `loco` commands of this machine where everything is."""
+        document = {
+            "server": self.server,
+            "redis_url": self.redis_url,
+            "ollama_host": self.ollama_host,
+            "pid": os.getpid(),
+            "pids": {
+                **({"redis": self._redis.process.pid} if self._redis else {}),
+                **{s.name: s.pid for s in self._services},
+            },
+        }
+        path = self._given.data_dir / UP_FILE
+        write_text(path, json.dumps(document, indent=2) + "\n")
+        path.chmod(0o600)  # a Redis URL may carry a password
+
+
+def ollama_answers(host: str) -> bool:
+    """Whether something like Ollama answers at a base URL."""
+    try:
+        with httpx.Client(trust_env=False, timeout=_PROBE_SECONDS) as http:
+            return http.get(f"{host}/").is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _readiness(server: str) -> dict[str, Any] | None:
+    try:
+        with httpx.Client(trust_env=False, timeout=2 * _PROBE_SECONDS) as http:
+            answer = http.get(f"{server}/readyz")
+            document = answer.json() if answer.is_success else None
+    except (httpx.HTTPError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _take_lock(data_dir: Path) -> int:
+    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise Conflict(
+            f"Another `loco up` runs on {data_dir}.",
+            hint="Use it (`loco jobs`), stop it, or give this one its own --data-dir and --port.",
+        ) from error
+    return descriptor
+
+
+def _checked_port(host: str, port: int) -> int:
+    """The port to listen at; 0 asks for a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Conflict(
+                f"Cannot listen at {host} port {port}: {error.strerror}.",
+                param="LOCO_PORT",
+                hint="Something else listens there; choose another with --port (0: any free one).",
+            ) from error
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def _reachable(host: str) -> str:
+    """How this machine reaches a server that listens at `host`."""
+    if host in _ANY_ADDRESS:
+        return _ANY_ADDRESS[host]
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,284 @@
+"""Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts, eval."""
+
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from loco.cli import watch as cli_watch
+from loco.cli.console import client, note, show, show_json, stderr, stdout, table
+from loco.cli.overrides import parse_assignments, parse_metadata
+from loco.cli.summary import STYLES, comparison_table, headline, render
+from loco.client.client import Client
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import InvalidRequest, NotFound
+from loco.contracts.figures import duration, size
+from loco.contracts.jobs import Job, JobStatus
+from loco.contracts.requests import DEFAULT_PROFILE
+from loco.contracts.results import EvalResult
+from loco.contracts.stages import Stage
+from loco.recipes.resolve import merge
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+ProfileOption = Annotated[str, typer.Option("--profile", help="Profile of the recipe.")]
+NoReuseOption = Annotated[
+    bool, typer.Option("--no-reuse", help="Run stages again whose inputs match an earlier run.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands in the order in which help lists them."""
+    for command in (submit, jobs, job, watch, cancel, retry, artifacts):
+        app.command()(command)
+    app.command("eval")(evaluate)
+
+
+def submit(
+    context: typer.Context,
+    adapter: Annotated[str, typer.Argument(help="Name of the adapter, see `loco adapters`.")],
+    *,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    stages: Annotated[
+        str | None, typer.Option(help="Consecutive stages, like `export,register,eval`.")
+    ] = None,
+    from_job: Annotated[
+        str | None, typer.Option(help="Job whose outputs stand in for the stages left out.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every stage.")] = None,
+    no_reuse: NoReuseOption = False,
+    priority: Annotated[int, typer.Option(help="-100 to 100; higher runs first.")] = 0,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours; may be repeated.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Field of a stage, like train.epochs=5."),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Submit a job. With --wait, the exit code says how it ended."""
+    asked: dict[str, Any] = {
+        "from_job": from_job,
+        "base_model": base_model,
+        "seed": seed,
+        "reuse": False if no_reuse else None,
+        "priority": priority or None,
+        "metadata": parse_metadata(metadata or []) or None,
+    }
+    overrides = merge(
+        {name: value for name, value in asked.items() if value is not None},
+        parse_assignments(assignments or []),
+    )
+    with client(context) as loco:
+        accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
+        if not wait:
+            _show_job(accepted, as_json=as_json)
+            note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
+            return 0
+        return _see_to_the_end(loco, accepted, as_json=as_json)
+
+
+def jobs(
+    context: typer.Context,
+    status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Only jobs of this adapter.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, newest first."""
+    with client(context) as loco:
+        pages = loco.jobs(status=status, adapter=adapter, page_size=min(limit, 100))
+        found = list(islice(pages, limit))
+    if as_json:
+        show_json(found)
+        return
+    rows = table(
+        "job", "adapter", "profile", "status", "stage", "age", "took", right=("age", "took")
+    )
+    for entry in found:
+        rows.add_row(
+            entry.id,
+            entry.adapter,
+            entry.profile,
+            Text(entry.status.value, style=STYLES[entry.status]),
+            _current_stage(entry),
+            duration((datetime.now(UTC) - entry.created_at).total_seconds()),
+            _took(entry),
+        )
+    show(rows) if found else note("No jobs.")
+
+
+def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+    """Show a job: its stages, results and errors."""
+    with client(context) as loco:
+        _show_job(loco.job(job_id), as_json=as_json)
+
+
+def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
+    """Show a job's progress until it has ended. The exit code says how it ended."""
+    with client(context) as loco:
+        return _see_to_the_end(loco, loco.job(job_id), as_json=as_json)
+
+
+def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+    """Cancel a job in any state. A running training leaves a checkpoint."""
+    with client(context) as loco:
+        cancelled = loco.cancel(job_id)
+    if as_json:
+        show_json(cancelled)
+    elif cancelled.is_terminal:
+        show(headline(cancelled))
+    else:
+        show(f"Job {cancelled.id} stops at its next safe point.")
+
+
+def retry(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+    """Have a failed or cancelled job go on from the stage that ended it."""
+    with client(context) as loco:
+        retried = loco.retry(job_id)
+    show_json(retried) if as_json else show(headline(retried))
+    note(f"It goes on. Follow it with `loco watch {retried.id}`.")
+
+
+def artifacts(
+    context: typer.Context,
+    job_id: JobArgument,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Only these, NAME or STAGE/NAME."),
+    ] = None,
+    download: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, metavar="DIR", help="Bring them to DIR/STAGE/NAME."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the files a job committed, or download them (a broken download goes on)."""
+    with client(context) as loco:
+        found = _named(loco.artifacts(job_id), names or [], job_id)
+        for artifact in found if download else ():
+            note(f"{artifact.stage}/{artifact.name} {size(artifact.size)}")
+            target = _below(download or Path(), artifact)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            loco.download(job_id, f"{artifact.stage}/{artifact.name}", target)
+    if as_json:
+        show_json(found)
+        return
+    rows = table("artifact", "size", "sha256", right=("size",))
+    for artifact in found:
+        rows.add_row(f"{artifact.stage}/{artifact.name}", size(artifact.size), artifact.sha256)
+    show(rows) if found else note("No stage has committed yet.")
+
+
+def evaluate(
+    context: typer.Context,
+    adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    profile: ProfileOption = DEFAULT_PROFILE,
+    no_reuse: NoReuseOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure the newest registered model of an adapter against its base model."""
+    with client(context) as loco:
+        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], reuse=not no_reuse)
+        ended = _follow(loco, accepted)
+    task = ended.stage(Stage.EVAL)
+    if as_json:
+        show_json(ended)
+    elif ended.status is JobStatus.SUCCEEDED and task is not None and task.result is not None:
+        show(comparison_table(EvalResult.model_validate(task.result, extra="ignore")))
+    else:
+        show(render(ended))
+    return _exit_code(ended)
+
+
+def _submit(loco: Client, adapter: str, **request: Any) -> Job:
+    # --set may name any field of the request; the server knows which there are
+    return loco.submit(adapter, **request)
+
+
+def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
+    ended = seen if seen.is_terminal else _follow(loco, seen)
+    _show_job(ended, as_json=as_json)
+    return _exit_code(ended)
+
+
+def _follow(loco: Client, started: Job) -> Job:
+    """Shows progress on standard error until the job has ended."""
+    try:
+        return cli_watch.follow(loco, started.id, stderr())
+    except KeyboardInterrupt:
+        note(
+            f"Job {started.id} goes on. `loco watch {started.id}` shows it again, "
+            f"`loco cancel {started.id}` ends it."
+        )
+        raise
+
+
+def _show_job(shown: Job, *, as_json: bool) -> None:
+    show_json(shown) if as_json else stdout().print(render(shown))
+
+
+def _exit_code(ended: Job) -> int:
+    return 0 if ended.status is JobStatus.SUCCEEDED else 1
+
+
+def _stages(words: str | None) -> list[Stage] | None:
+    if words is None:
+        return None
+    stages = []
+    for word in words.split(","):
+        try:
+            stages.append(Stage(word.strip()))
+        except ValueError as error:
+            raise InvalidRequest(
+                f"--stages: no stage {word.strip()!r}. Stages: {', '.join(Stage)}.",
+                param="--stages",
+                hint="Name consecutive ones, like --stages export,register,eval.",
+            ) from error
+    return stages
+
+
+def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[Artifact]:
+    def fits(artifact: Artifact, name: str) -> bool:
+        return name in (artifact.name, f"{artifact.stage}/{artifact.name}")
+
+    for name in names:
+        if not any(fits(artifact, name) for artifact in found):
+            raise NotFound(
+                f"Job {job_id} has no artifact {name!r}.",
+                param="name",
+                hint=f"`loco artifacts {job_id}` lists what it has.",
+            )
+    return [a for a in found if not names or any(fits(a, name) for name in names)]
+
+
+def _below(folder: Path, artifact: Artifact) -> Path:
+    """Where an artifact goes: never outside the folder, whatever a server calls it."""
+    target = (folder / artifact.stage / artifact.name).resolve()
+    if not target.is_relative_to(folder.resolve() / artifact.stage):
+        raise InvalidRequest(f"The server calls an artifact {artifact.name!r}; it is left alone.")
+    return target
+
+
+def _current_stage(entry: Job) -> str:
+    if entry.is_terminal:
+        return entry.error.stage.value if entry.error else ""
+    waiting = next((task for task in entry.stages if not task.status.is_terminal), None)
+    if waiting is None:
+        return ""
+    percent = waiting.progress.percent if waiting.progress else None
+    return waiting.stage.value + (f" {percent:.0f} %" if percent is not None else "")
+
+
+def _took(entry: Job) -> str:
+    if entry.started_at is None or entry.finished_at is None:
+        return ""
+    return duration((entry.finished_at - entry.started_at).total_seconds())

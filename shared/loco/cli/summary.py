@@ -1,0 +1,261 @@
+"""What a job came to, on one screen: stages, losses, GGUF, scores, and the model now served.
+
+`loco submit --wait`, `loco watch`, `loco job` and `loco demo` print it:
+
+    Console().print(render(job))
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loco.contracts.figures import duration, share, size, sparkline
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
+from loco.contracts.results import (
+    Comparison,
+    EvalResult,
+    ExportResult,
+    PrepareResult,
+    RegisterResult,
+    Score,
+    TrainResult,
+)
+from loco.contracts.specs import StageResult
+from loco.contracts.stages import Stage
+
+STYLES: dict[str, str] = {
+    "succeeded": "green",
+    "reused": "green",
+    "failed": "bold red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "queued": "default",
+    "pending": "dim",
+}
+
+_ResultT = TypeVar("_ResultT", bound=StageResult)
+
+
+def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
+    """The summary of a job, ended or not.
+
+    Args:
+        job: the job.
+        adapters_dir: the adapters folder when it is on this machine: paths are then absolute.
+    """
+    parts: list[RenderableType] = [headline(job), stage_table(job)]
+    if gguf := _gguf(job, adapters_dir):
+        parts += ["", gguf]
+    if evaluated := _result(job.stage(Stage.EVAL), EvalResult):
+        parts += ["", comparison_table(evaluated)]
+    if served := _served(job):
+        parts += ["", served]
+    if failure := _failure(job):
+        parts += ["", failure]
+    return Group(*parts)
+
+
+def headline(job: Job) -> Text:
+    """One line: the job, what it builds, how it ended and how long it took."""
+    text = Text.assemble(
+        ("Job ", "bold"),
+        (job.id, "bold"),
+        f"  {job.adapter} ({job.profile})  ",
+        (job.status.value, STYLES[job.status]),
+    )
+    if job.finished_at is not None:
+        text.append(f" in {duration(_seconds(job.created_at, job.finished_at))}")
+    elif job.cancel_requested:
+        text.append(", cancel asked for", style="yellow")
+    return text
+
+
+def stage_table(job: Job) -> Table:
+    """A row a stage: status, time, outcome in words."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for task in job.stages:
+        table.add_row(
+            task.stage.value,
+            Text(task.status.value, style=STYLES[task.status]),
+            stage_time(task),
+            Text(outcome(task)),
+        )
+    return table
+
+
+def stage_time(task: Task) -> str:
+    """How long a stage took, all attempts together; empty while it runs or when it was reused."""
+    if task.status is StageStatus.REUSED or not task.started_at or not task.finished_at:
+        return ""
+    return duration(_seconds(task.started_at, task.finished_at))
+
+
+def outcome(task: Task) -> str:
+    """What a stage came to, in a few words."""
+    if task.error is not None and not task.status.is_committed:
+        return task.error.message
+    if task.result is None:
+        return ""
+    words = {
+        Stage.PREPARE: _prepare,
+        Stage.TRAIN: _train,
+        Stage.EXPORT: _export,
+        Stage.REGISTER: _register,
+        Stage.EVAL: _eval,
+    }[task.stage](task)
+    return f"{words} (from {task.reused_from})" if task.reused_from else words
+
+
+def comparison_table(result: EvalResult) -> Table:
+    """Base against adapter on each set, with 95 % Wilson intervals and the exact McNemar p."""
+    table = Table(
+        title=f"{result.base_model} (base) against {result.candidate} (adapter)",
+        title_justify="left",
+        title_style="bold",
+        caption="with 95 % Wilson intervals and the exact McNemar p",
+        caption_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    table.add_column("set", no_wrap=True)
+    for name in ("base", "adapter", "gain", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for comparison in result.comparisons:
+        table.add_row(
+            comparison.set.replace("_", " "),
+            _score(comparison.base),
+            _score(comparison.candidate),
+            Text(_points(comparison.gain), style="green" if comparison.gain > 0 else "yellow"),
+            p_value(comparison.p_value),
+        )
+    return table
+
+
+def p_value(p: float) -> str:
+    """A probability to two digits; tiny ones as a bound."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def _score(score: Score) -> str:
+    """Like `51/100, 51 % (41-61)`."""
+    return (
+        f"{score.correct}/{score.total}, {share(score.accuracy)} "
+        f"({100 * score.low:.0f}-{100 * score.high:.0f})"
+    )
+
+
+def _points(gain: float) -> str:
+    return f"{100 * gain:+.0f} pts"
+
+
+def _result(task: Task | None, model: type[_ResultT]) -> _ResultT | None:
+    """A committed result; None where there is none or another version wrote a different one."""
+    if task is None or task.result is None:
+        return None
+    try:
+        return model.model_validate(task.result, extra="ignore")
+    except ValidationError:
+        return None
+
+
+_OTHER_VERSION = "done; `loco job --json` shows the result"
+
+
+def _prepare(task: Task) -> str:
+    result = _result(task, PrepareResult)
+    if result is None:
+        return _OTHER_VERSION
+    dropped = ", ".join(f"{n} {why}" for why, n in result.dropped if n)
+    held_out = f", {result.held_out} held out" if result.held_out else ""
+    left_out = f"; left out {dropped}" if dropped else ""
+    return f"{result.kept} of {result.read} rows{held_out}{left_out}"
+
+
+def _train(task: Task) -> str:
+    result = _result(task, TrainResult)
+    if result is None:
+        return _OTHER_VERSION
+    curve = sparkline([step.loss for step in result.log])
+    resumed = f", from step {result.resumed_from_step}" if result.resumed_from_step else ""
+    return (
+        f"loss {result.first_loss:.3f} → {result.last_loss:.3f} {curve} in {result.total_steps} "
+        f"steps{resumed}, {result.tokens_per_second:.0f} tokens/s, {result.engine} on {result.device}"
+    )
+
+
+def _export(task: Task) -> str:
+    result = _result(task, ExportResult)
+    if result is None:
+        return _OTHER_VERSION
+    return f"{result.quantization} GGUF, {size(result.size)}, {result.tensors} tensors"
+
+
+def _register(task: Task) -> str:
+    result = _result(task, RegisterResult)
+    if result is None:
+        return _OTHER_VERSION
+    return result.candidate + (f", now {result.promoted}" if result.promoted else "")
+
+
+def _eval(task: Task) -> str:
+    result = _result(task, EvalResult)
+    return _OTHER_VERSION if result is None else "; ".join(map(_comparison, result.comparisons))
+
+
+def _comparison(comparison: Comparison) -> str:
+    base, candidate = comparison.base, comparison.candidate
+    return f"{comparison.set} {share(base.accuracy)} → {share(candidate.accuracy)}"
+
+
+def _gguf(job: Job, adapters_dir: Path | None) -> RenderableType | None:
+    found = [a for task in job.stages for a in task.artifacts if a.name.endswith(".gguf")]
+    if not found:
+        return None
+    gguf = found[-1]
+    path = f"{adapters_dir / gguf.path}" if adapters_dir else f"adapters/{gguf.path}"
+    return _fields([("GGUF", path), ("size", size(gguf.size)), ("sha256", gguf.sha256)])
+
+
+def _served(job: Job) -> RenderableType | None:
+    result = _result(job.stage(Stage.REGISTER), RegisterResult)
+    if result is None or job.status is not JobStatus.SUCCEEDED:
+        return None
+    model = (result.promoted or result.candidate).removesuffix(":latest")
+    return _fields(
+        [("Served", f"{model} at {result.ollama_host}"), ("try", f"ollama run {model}")],
+    )
+
+
+def _failure(job: Job) -> RenderableType | None:
+    error = job.error
+    if job.status is JobStatus.CANCELLED:
+        return _fields([("Next", f"loco retry {job.id} goes on where it stopped")])
+    if error is None:
+        return None
+    rows = [("Error", f"{error.stage}: {error.message}")]
+    if error.hint:
+        rows.append(("fix", error.hint))
+    rows.append(("next", f"loco retry {job.id} goes on from {error.stage}"))
+    return _fields(rows)
+
+
+def _fields(rows: list[tuple[str, str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(label, Text(value))
+    return table
+
+
+def _seconds(start: datetime, stop: datetime) -> float:
+    return (stop - start).total_seconds()

@@ -1,0 +1,201 @@
+"""Live progress of a job: a table that redraws itself on a terminal, plain lines elsewhere.
+
+loco watch 20261122-143722-4f9a2c
+"""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from loco.cli.summary import STYLES, headline, outcome, stage_time
+from loco.client.client import Client
+from loco.contracts.figures import duration, sparkline
+from loco.contracts.jobs import Job, JobEvent, StageStatus, Task
+from loco.contracts.program_events import Progress
+from loco.contracts.stages import Stage
+
+#: Seconds between two progress lines of a stage where nothing redraws.
+LINE_SECONDS = 5.0
+
+_REDRAWS_PER_SECOND = 4
+
+
+class View(Protocol):
+    """Something that shows a job's events."""
+
+    def on_event(self, event: JobEvent) -> None:
+        """Shows one event."""
+
+
+def follow(client: Client, job_id: str, console: Console) -> Job:
+    """Shows a job's progress from its start on until it has ended, and returns it then.
+
+    Args:
+        client: where the job runs.
+        job_id: the job.
+        console: a terminal gets the live table, anything else plain lines.
+    """
+    view, screen = _view(client, job_id, console)
+    with screen:
+        return client.wait(job_id, on_event=view.on_event)
+
+
+def _view(
+    client: Client, job_id: str, console: Console
+) -> tuple[View, AbstractContextManager[object]]:
+    if not console.is_terminal:
+        return LineView(console), nullcontext()
+    table = TableView(client, client.job(job_id))
+    live = Live(
+        console=console,
+        get_renderable=table.renderable,
+        refresh_per_second=_REDRAWS_PER_SECOND,
+        transient=True,
+    )
+    return table, live
+
+
+class TableView:
+    """The job as a table: one row a stage, and the curve of its loss."""
+
+    def __init__(self, client: Client, job: Job) -> None:
+        self._client = client
+        self._job = job
+        self._progress: dict[Stage, Progress] = {}
+        self._losses: dict[Stage, list[float]] = {}
+        self._heard: dict[Stage, float] = {}
+        self._log = ""
+
+    def on_event(self, event: JobEvent) -> None:
+        """Takes one event in; the next redraw shows it."""
+        if event.type == "stage.log":
+            self._log = str(event.data.get("message", ""))
+        elif event.type != "stage.progress":
+            self._job = self._client.job(self._job.id)
+            if event.type == "stage.running" and event.stage is not None:
+                # a new attempt starts its counts and its curve again
+                self._progress.pop(event.stage, None)
+                self._losses.pop(event.stage, None)
+        elif event.stage is not None:
+            progress = Progress.model_validate(event.data, extra="ignore")
+            self._progress[event.stage] = progress
+            self._heard[event.stage] = time.monotonic()
+            if progress.loss is not None:
+                self._losses.setdefault(event.stage, []).append(progress.loss)
+
+    def renderable(self) -> RenderableType:
+        """The table as it is now."""
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for _ in range(4):
+            table.add_column(no_wrap=True, overflow="ellipsis")
+        for task in self._job.stages:
+            status = Text(task.status.value, style=STYLES[task.status])
+            table.add_row(task.stage.value, status, self._time(task), Text(self._words(task)))
+        log = Text(self._log, style="dim", no_wrap=True, overflow="ellipsis")
+        return Group(headline(self._job), table, log)
+
+    def _time(self, task: Task) -> str:
+        progress = self._progress.get(task.stage)
+        if task.status is not StageStatus.RUNNING or progress is None:
+            return stage_time(task)
+        since = time.monotonic() - self._heard[task.stage]
+        return duration((progress.elapsed_seconds or 0) + since)
+
+    def _words(self, task: Task) -> str:
+        if task.status.is_terminal or task.error is not None:
+            return outcome(task)
+        progress = self._progress.get(task.stage)
+        if task.status is not StageStatus.RUNNING:
+            return ""
+        if progress is None:
+            return "starting"
+        parts = [
+            bar(progress.percent),
+            in_words(progress.model_copy(update={"percent": None})),
+            sparkline(self._losses.get(task.stage, [])),
+        ]
+        return "  ".join(filter(None, parts))
+
+
+class LineView:
+    """The job as lines for a log file: each change, and progress every few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._printed: dict[Stage, datetime] = {}
+
+    def on_event(self, event: JobEvent) -> None:
+        """Prints what is worth a line."""
+        if event.type == "snapshot" or event.type.endswith(".queued"):
+            return
+        if event.stage is None:
+            self._print("job", event.type.removeprefix("job."))
+        elif event.type == "stage.progress":
+            last = self._printed.get(event.stage)
+            if last is None or (event.at - last).total_seconds() >= LINE_SECONDS:
+                self._printed[event.stage] = event.at
+                self._print(
+                    event.stage, in_words(Progress.model_validate(event.data, extra="ignore"))
+                )
+        elif event.type == "stage.log":
+            self._print(event.stage, str(event.data.get("message", "")))
+        else:
+            self._printed.pop(event.stage, None)
+            self._print(event.stage, " ".join(filter(None, (_kind(event), _details(event)))))
+
+    def _print(self, subject: str, words: str) -> None:
+        if words:
+            self._console.print(f"{subject:<9} {words}", markup=False, soft_wrap=True)
+
+
+def in_words(progress: Progress) -> str:
+    """A progress reading in one line."""
+    parts = []
+    if progress.total_steps:
+        parts.append(f"step {progress.step or 0}/{progress.total_steps}")
+    elif progress.percent is not None:
+        parts.append(f"{progress.percent:.0f} %")
+    if progress.message:
+        parts.append(progress.message)
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if progress.gpu_memory_gb:
+        parts.append(f"{progress.gpu_memory_gb:.1f} GB GPU")
+    if progress.eta_seconds:
+        parts.append(f"{duration(progress.eta_seconds)} left")
+    return ", ".join(parts)
+
+
+def bar(percent: float | None, width: int = 20) -> str:
+    """A bar of the work done; empty when it is not known."""
+    if percent is None:
+        return ""
+    percent = min(max(percent, 0), 100)
+    done = round(percent / 100 * width)
+    return "━" * done + "╌" * (width - done) + f" {percent:3.0f} %"
+
+
+def _kind(event: JobEvent) -> str:
+    return event.type.rpartition(".")[2]
+
+
+def _details(event: JobEvent) -> str:
+    data = event.data
+    if event.type == "stage.checkpoint":
+        return f"at step {data.get('step')}"
+    error = data.get("error")
+    if isinstance(error, dict):
+        return f"({error.get('message')})"
+    if data.get("reused_from"):
+        return f"from {data['reused_from']}"
+    if event.type == "stage.running" and data.get("worker"):
+        return f"on {data['worker']}, attempt {data.get('attempt')}"
+    return ""

@@ -1,0 +1,1 @@
+"""The client of a locollm server, for scripts and for the command line."""

@@ -1,0 +1,315 @@
+"""The client of a locollm server, for scripts and for the command line.
+
+    from loco import Client
+
+    with Client("http://neurocore:8321") as loco:
+        job = loco.submit("math", profile="tiny", wait=True)
+        loco.download(job.id, "gguf/unsloth.Q4_K_M.gguf", "math.gguf")
+
+Every method raises the classes of `loco.contracts.errors` that the server raised, and `ServerUnreachable`
+when none answers.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypedDict, Unpack
+
+from loco.client.download import download
+from loco.client.events import START, Deadline, Follower, read_job
+from loco.client.http import Transport, path_of
+from loco.contracts.addresses import hostname, is_loopback
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import InvalidRequest, NotFound
+from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
+from loco.contracts.previews import Preview
+from loco.contracts.stages import Stage
+from loco.settings import DEFAULT_PORT, Settings, read_up_file
+
+#: Written by a running `loco up` into its data folder; `server` is its address.
+
+
+class Overrides(TypedDict, total=False):
+    """What a submit may change besides adapter, profile and stages."""
+
+    from_job: str
+    base_model: str
+    prepare: Mapping[str, Any]
+    train: Mapping[str, Any]
+    export: Mapping[str, Any]
+    register: Mapping[str, Any]
+    eval: Mapping[str, Any]
+    seed: int
+    reuse: bool
+    priority: int
+    metadata: Mapping[str, str]
+
+
+class Client:
+    """Talks to one server. Use it in a `with` block, or `close` it.
+
+    Args:
+        server: base URL; none: LOCO_SERVER, the `loco up` of this folder, or 127.0.0.1:8321.
+        api_key: none: LOCO_API_KEY.
+        timeout: seconds for a connection and for each answer.
+        patience: seconds that `wait` and `events` bear a server that does not answer.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        *,
+        patience: float = 120.0,
+    ) -> None:
+        key = api_key or os.environ.get("LOCO_API_KEY")
+        self._transport = Transport(server or default_server(), key, timeout=timeout)
+        self._patience = patience
+
+    @property
+    def server(self) -> str:
+        """Base URL of the server."""
+        return self._transport.server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def submit(
+        self,
+        adapter: str,
+        *,
+        profile: str = "default",
+        stages: Sequence[Stage | str] | None = None,
+        wait: bool = False,
+        idempotency_key: str | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Job:
+        """Asks for a job. Sent again after a lost answer, it is still one job.
+
+        Args:
+            adapter: name of the adapter.
+            profile: profile of its recipe.
+            stages: consecutive stages; none: all.
+            wait: return the ended job instead of the accepted one.
+            idempotency_key: the same key returns the same job; none: a fresh one.
+            overrides: the other fields of the request, e.g. `train={"epochs": 5}`.
+        """
+        body: dict[str, Any] = {"adapter": adapter, "profile": profile, **overrides}
+        if stages is not None:
+            body["stages"] = [str(stage) for stage in stages]
+        answer = self._transport.request(
+            "POST",
+            "/jobs",
+            body=body,
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+            repeatable=True,
+        )
+        job = _job(answer)
+        return self.wait(job.id) if wait else job
+
+    def plan(
+        self,
+        adapter: str,
+        *,
+        profile: str = "default",
+        device: Mapping[str, Any] | None = None,
+        stages: Sequence[Stage | str] | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Preview:
+        """What such a job would take; nothing is started.
+
+        Args:
+            adapter: name of the adapter.
+            profile: profile of its recipe.
+            device: plan for this one, e.g. `{"name": "RTX 3070", "memory_gb": 8}`; none: the worker's.
+            stages: consecutive stages; none: all.
+            overrides: as for `submit`.
+
+        Raises:
+            OutOfMemory: it does not fit; the hint says what would.
+        """
+        body: dict[str, Any] = {"adapter": adapter, "profile": profile, **overrides}
+        if device is not None:
+            body["device"] = dict(device)
+        if stages is not None:
+            body["stages"] = [str(stage) for stage in stages]
+        answer = self._transport.request("POST", "/plan", body=body, repeatable=True)
+        return Preview.model_validate(answer, extra="ignore")
+
+    def job(self, job_id: str) -> Job:
+        """A job as it is now."""
+        return read_job(self._transport, path_of("jobs", job_id))
+
+    def jobs(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        adapter: str | None = None,
+        page_size: int = 50,
+    ) -> Iterator[Job]:
+        """The jobs, newest first; pages are fetched as they are needed."""
+        after: str | None = None
+        while True:
+            page = self._transport.get(
+                "/jobs",
+                after=after,
+                limit=page_size,
+                status=None if status is None else str(status),
+                adapter=adapter,
+            )
+            jobs = [_job(entry) for entry in page["data"]]
+            yield from jobs
+            if not page["has_more"] or not jobs:
+                return
+            after = jobs[-1].id
+
+    def task(self, task_id: str) -> Task:
+        """One stage of a job by its task ID."""
+        answer = self._transport.get(path_of("tasks", task_id))
+        return Task.model_validate(answer, extra="ignore")
+
+    def wait(
+        self,
+        job_id: str,
+        timeout: float | None = None,
+        on_event: Callable[[JobEvent], None] | None = None,
+    ) -> Job:
+        """The job once it has ended, however it ended. Survives a restart of the server.
+
+        Args:
+            job_id: the job.
+            timeout: seconds; none: as long as it takes.
+            on_event: called with every event from the first one on.
+
+        Raises:
+            TimeoutError: it has not ended within `timeout`; it goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        follower = self._follower(job_id, START, deadline)
+        try:
+            for event in follower.events():
+                if on_event is not None:
+                    on_event(event)
+        except Deadline as error:
+            raise TimeoutError(f"Job {job_id} has not ended within {timeout} s.") from error
+        assert follower.job is not None
+        return follower.job
+
+    def events(self, job_id: str, *, after: str = START) -> Iterator[JobEvent]:
+        """The job's events after the one of ID `after`, live, until the job has ended."""
+        return self._follower(job_id, after, None).events()
+
+    def cancel(self, job_id: str) -> Job:
+        """Asks for a job's end. An ended job stays as it is."""
+        path = f"{path_of('jobs', job_id)}/cancel"
+        return _job(self._transport.request("POST", path, repeatable=True))
+
+    def retry(self, job_id: str) -> Job:
+        """Has a failed or cancelled job go on from the stage that ended it."""
+        path = f"{path_of('jobs', job_id)}/retry"
+        return _job(self._transport.request("POST", path, repeatable=False))
+
+    def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
+        """The files the job's stages have committed so far."""
+        page = self._transport.get(f"{path_of('jobs', job_id)}/artifacts")
+        return tuple(Artifact.model_validate(entry, extra="ignore") for entry in page["data"])
+
+    def download(self, job_id: str, artifact_name: str, path: str | Path) -> Path:
+        """Brings an artifact here; goes on where an earlier call was cut off.
+
+        Args:
+            job_id: the job.
+            artifact_name: as `artifacts` says, `STAGE/NAME` where two stages have the same name.
+            path: file to write, or a folder to put it in.
+
+        Returns:
+            The file, whose SHA-256 is the committed one.
+        """
+        artifact = self._artifact(job_id, artifact_name)
+        target = Path(path)
+        if target.is_dir():
+            target = target / artifact.name.rpartition("/")[2]
+        return download(self._transport, job_id, artifact, target)
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """The adapters of the server."""
+        return list(self._transport.get("/adapters")["data"])
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        """One adapter: its recipe, what it resolves to, and its registered `versions`."""
+        return dict(self._transport.get(path_of("adapters", name)))
+
+    def workers(self) -> list[WorkerInfo]:
+        """The workers heard of in the last minute."""
+        page = self._transport.get("/workers")
+        return [WorkerInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
+
+    def ready(self) -> dict[str, Any]:
+        """Whether the server can take and run jobs, part by part (also when it cannot)."""
+        answers = frozenset({503})
+        return dict(self._transport.request("GET", "/readyz", repeatable=True, answers=answers))
+
+    def version(self) -> dict[str, Any]:
+        """The server's version."""
+        return dict(self._transport.get("/version"))
+
+    def _follower(self, job_id: str, after: str, deadline: float | None) -> Follower:
+        return Follower(
+            self._transport, job_id, after=after, patience=self._patience, deadline=deadline
+        )
+
+    def _artifact(self, job_id: str, name: str) -> Artifact:
+        artifacts = self.artifacts(job_id)
+        found = [a for a in artifacts if name in (a.name, f"{a.stage}/{a.name}")]
+        if not found:
+            here = ", ".join(a.name for a in artifacts) or "none yet"
+            raise NotFound(
+                f"Job {job_id} has no artifact {name!r}. Artifacts: {here}.",
+                param="artifact_name",
+                hint=f"List them with `loco artifacts {job_id}`.",
+            )
+        if len(found) > 1:
+            raise InvalidRequest(
+                f"Several stages of job {job_id} have an artifact {name!r}.",
+                param="artifact_name",
+                hint="Say which: " + " or ".join(f"{a.stage}/{a.name}" for a in found) + ".",
+            )
+        return found[0]
+
+
+def default_server(environment: Mapping[str, str] = os.environ) -> str:
+    """The server meant when none is named.
+
+    LOCO_SERVER, else the address a running `loco up` left in the data folder, else the default
+    port of this machine.
+
+    Raises:
+        InvalidRequest: the left address is not on this machine; a key must not follow it there.
+    """
+    if server := environment.get("LOCO_SERVER"):
+        return server
+    up = read_up_file(Settings.from_environment(environment).data_dir)
+    server = up.get("server")
+    if not server:
+        return f"http://127.0.0.1:{DEFAULT_PORT}"
+    if not is_loopback(hostname(server)):
+        raise InvalidRequest(
+            f"The `loco up` of this folder listens at {server}.",
+            param="server",
+            hint=f"If that is right: export LOCO_SERVER={server}",
+        )
+    return str(server)
+
+
+def _job(answer: Any) -> Job:
+    return Job.model_validate(answer, extra="ignore")

@@ -1,0 +1,223 @@
+"""How the client talks HTTP: addresses, keys, repeats, and errors as the server raised them.
+
+What may be repeated is repeated: a request that never reached a server, an answer that was cut
+off, and a 502, 503 or 504, with growing pauses. What may not (a POST without an idempotency key) is
+repeated only when no connection came about at all.
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from loco.contracts.addresses import hostname, is_loopback
+from loco.contracts.errors import InvalidRequest, LocoError, ServerUnreachable, from_payload
+
+#: Pauses between repeats, in seconds. Their sum is what a user waits when nothing answers.
+PAUSES = (0.1, 0.3, 0.9)
+
+#: Seconds within which a server takes a connection; a machine that is off never does.
+CONNECT_SECONDS = 5.0
+
+#: Answers of a proxy or of a server that is starting: the same request may work in a moment.
+PASSING = frozenset({502, 503, 504})
+
+#: A server's Retry-After is followed up to so many seconds.
+LONGEST_RETRY_AFTER = 5.0
+
+Params = Mapping[str, str | int | None]
+
+
+class Transport:
+    """One server and key, over one pool of connections."""
+
+    def __init__(self, server: str, api_key: str | None, *, timeout: float) -> None:
+        self.server = checked_server(server)
+        self._timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
+        headers = {"Accept": "application/json", "User-Agent": "loco-client"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._http = httpx.Client(
+            base_url=self.server,
+            headers=headers,
+            timeout=self._timeout,
+            # The key goes to the configured server only, wherever an answer points.
+            follow_redirects=False,
+            # A proxy of the environment cannot reach this machine's own loopback.
+            trust_env=not is_loopback(hostname(self.server)),
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def get(self, path: str, **params: str | int | None) -> Any:
+        """The decoded JSON of a GET."""
+        return self.request("GET", path, params=params, repeatable=True)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        repeatable: bool,
+        answers: frozenset[int] = frozenset(),
+    ) -> Any:
+        """The decoded JSON of an answer.
+
+        Args:
+            method: HTTP method.
+            path: path below the server's address, already quoted (see `path_of`).
+            params: query; None values are left out.
+            body: sent as JSON when not None.
+            headers: further headers.
+            repeatable: whether sending it twice does what sending it once does.
+            answers: statuses of 400 and more that are answers here, not errors.
+
+        Raises:
+            ServerUnreachable: nothing answered, or it stopped answering.
+            LocoError: the class the server raised.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                response = self._http.request(
+                    method,
+                    path,
+                    params={k: v for k, v in (params or {}).items() if v is not None},
+                    json=body,
+                    headers=headers,
+                )
+            except httpx.HTTPError as error:
+                absent = isinstance(error, httpx.ConnectTimeout)  # waited for long enough
+                may_repeat = repeatable or isinstance(error, httpx.ConnectError)
+                if pause is None or absent or not may_repeat:
+                    raise self.unreachable(error) from error
+                time.sleep(pause)
+                continue
+            status = response.status_code
+            if status in answers:
+                return self._json(response)
+            if pause is not None and repeatable and status in PASSING:
+                time.sleep(max(pause, _retry_after(response)))
+                continue
+            return self._decoded(response)
+        raise AssertionError("the last round returns or raises")
+
+    @contextmanager
+    def stream(
+        self, path: str, *, headers: Mapping[str, str], read_timeout: float | None = None
+    ) -> Iterator[httpx.Response]:
+        """An answer whose body is read piece by piece. Never repeated here: the caller knows how.
+
+        Args:
+            path: as in `request`.
+            headers: further headers.
+            read_timeout: seconds without a byte before it counts as broken.
+
+        Raises:
+            ServerUnreachable: nothing answered, or the stream broke while it was read.
+            LocoError: the class the server raised.
+        """
+        limits = self._timeout.as_dict()
+        timeout = httpx.Timeout(**{**limits, "read": read_timeout or limits["read"]})
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise self._error(response)
+                yield response
+        except httpx.HTTPError as error:
+            raise self.unreachable(error) from error
+
+    def unreachable(self, error: httpx.HTTPError) -> ServerUnreachable:
+        """A transport error in words."""
+        reason = str(error) or type(error).__name__
+        hint = (
+            "Start it with `loco up`, or point LOCO_SERVER (--server) at the machine where it runs."
+            if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            else "Look at the server's log; it may be restarting."
+        )
+        return ServerUnreachable(f"No answer from {self.server}: {reason}.", hint=hint)
+
+    def _decoded(self, response: httpx.Response) -> Any:
+        if not response.is_success:
+            raise self._error(response)
+        return self._json(response)
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise self._foreign(response) from error
+
+    def _error(self, response: httpx.Response) -> LocoError:
+        if response.is_redirect:
+            return LocoError(
+                f"{self.server} redirects to {response.headers.get('Location')}.",
+                hint="Set LOCO_SERVER (--server) to the address it redirects to, if you trust it.",
+            )
+        try:
+            payload = json.loads(response.content)
+        except ValueError:
+            payload = None
+        if not isinstance(payload, dict) or not isinstance(payload.get("error"), dict):
+            return self._foreign(response)
+        error = from_payload(payload, fallback=f"HTTP {response.status_code}")
+        if response.status_code in PASSING and type(error) is LocoError:
+            # a code this version does not know: the status still says that it passes
+            return ServerUnreachable(error.message, hint=error.hint)
+        return error
+
+    def _foreign(self, response: httpx.Response) -> LocoError:
+        """What answers is not locollm (or something in between answers for it)."""
+        request = response.request
+        message = f"{request.method} {request.url}: HTTP {response.status_code}, not from locollm."
+        hint = "Check LOCO_SERVER (--server): another program or a proxy answers there."
+        if response.status_code in PASSING:
+            return ServerUnreachable(message, hint=hint)
+        return LocoError(message, hint=hint)
+
+
+def path_of(*segments: str) -> str:
+    """A URL path of segments from users: each is quoted, so none can leave its place.
+
+    Raises:
+        InvalidRequest: a segment is empty or a dot segment.
+    """
+    for segment in segments:
+        if segment in ("", ".", ".."):
+            raise InvalidRequest(f"{segment!r} is not a name or an ID.")
+    return "/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def checked_server(server: str) -> str:
+    """The base URL of a server, without a trailing slash.
+
+    Raises:
+        InvalidRequest: not an http or https URL.
+    """
+    try:
+        parts = urlsplit(server if "://" in server else f"http://{server}")
+        plain = not re.search(r"[\s@]", server)  # no blanks, and no password in an address
+        if plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts.geturl().rstrip("/")
+    except ValueError:
+        pass
+    raise InvalidRequest(
+        f"{server!r} is not the address of a server.",
+        param="server",
+        hint="Give LOCO_SERVER (--server) like http://neurocore:8321.",
+    )
+
+
+def _retry_after(response: httpx.Response) -> float:
+    value = response.headers.get("Retry-After", "")
+    return min(float(value), LONGEST_RETRY_AFTER) if value.isdigit() else 0.0

@@ -1,0 +1,263 @@
+"""Every error a user can meet. The message says what is wrong, the hint says what to do.
+
+An error travels as `{"error": {"code", "message", "param", "hint"}}` and is the same class again
+in the client (`from_payload`).
+"""
+
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationError
+
+from loco.contracts.base import Contract
+
+
+class ErrorBody(Contract):
+    """What the API says about an error."""
+
+    code: str = Field(description="Stable word for programs.")
+    message: str = Field(description="What is wrong, for people.")
+    param: str | None = Field(None, description="The field or header at fault, if one is.")
+    hint: str | None = Field(None, description="What to do about it.")
+
+
+class LocoError(Exception):
+    """Something went wrong inside locollm.
+
+    Attributes:
+        code: stable word for programs.
+        status: HTTP status the API answers with.
+        user_fault: whether a changed request or setting mends it.
+        retryable: whether the same attempt may succeed later.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    user_fault: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.hint = hint
+        #: HTTP headers the answer carries besides (`WWW-Authenticate`, `Content-Range`).
+        self.headers: dict[str, str] = {}
+
+    @property
+    def body(self) -> ErrorBody:
+        """The error as the API sends it."""
+        return ErrorBody(code=self.code, message=self.message, param=self.param, hint=self.hint)
+
+
+class InvalidRequest(LocoError):
+    """A field of the request, recipe or spec has a wrong value."""
+
+    code = "invalid_request"
+    status = 422
+    user_fault = True
+
+
+class NotFound(LocoError):
+    """There is no such job, task, artifact or route."""
+
+    code = "not_found"
+    status = 404
+    user_fault = True
+
+
+class UnknownAdapter(NotFound):
+    """There is no adapter of that name."""
+
+    code = "unknown_adapter"
+
+
+class UnknownProfile(InvalidRequest):
+    """The recipe has no profile of that name."""
+
+    code = "unknown_profile"
+
+
+class UnknownBaseModel(InvalidRequest):
+    """The catalog has no base model of that name."""
+
+    code = "unknown_base_model"
+
+
+class StageGap(InvalidRequest):
+    """The stage list leaves out a stage that a later one builds on."""
+
+    code = "stage_gap"
+
+
+class Conflict(LocoError):
+    """The request does not fit the present state."""
+
+    code = "conflict"
+    status = 409
+    user_fault = True
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used with another body."""
+
+    code = "idempotency_conflict"
+
+
+class Unauthorized(LocoError):
+    """No valid API key came with the request."""
+
+    code = "unauthorized"
+    status = 401
+    user_fault = True
+
+
+class Forbidden(LocoError):
+    """The server answers only its own machine until an API key exists."""
+
+    code = "forbidden"
+    status = 403
+    user_fault = True
+
+
+class RangeNotSatisfiable(LocoError):
+    """The asked byte range lies outside the artifact."""
+
+    code = "range_not_satisfiable"
+    status = 416
+    user_fault = True
+
+
+class BodyTooLarge(LocoError):
+    """The body of the request is larger than the server reads."""
+
+    code = "body_too_large"
+    status = 413
+    user_fault = True
+
+
+class TooManyStreams(LocoError):
+    """The server follows as many jobs live as it can: poll, or try again later."""
+
+    code = "too_many_streams"
+    status = 503
+    retryable = True
+
+
+class DataError(InvalidRequest):
+    """The training or eval data cannot be used (the message names file and line)."""
+
+    code = "bad_data"
+
+
+class SourceUnreachable(LocoError):
+    """A hub or file source could not be read."""
+
+    code = "source_unreachable"
+    status = 503
+    user_fault = True
+
+
+class DiskFull(LocoError):
+    """There is not enough free disk for what a stage will write."""
+
+    code = "disk_full"
+    status = 507
+    user_fault = True
+
+
+class OutOfMemory(LocoError):
+    """The GPU or the machine ran out of memory."""
+
+    code = "out_of_memory"
+    status = 422
+    user_fault = True
+
+
+class TrainingFailed(LocoError):
+    """Training diverged or the engine cannot run here."""
+
+    code = "training_failed"
+
+
+class ExportFailed(LocoError):
+    """The exported GGUF is missing something or does not generate."""
+
+    code = "export_failed"
+
+
+class OllamaUnavailable(LocoError):
+    """No Ollama answers at the configured address."""
+
+    code = "ollama_unavailable"
+    status = 503
+    retryable = True
+
+
+class OllamaRefused(LocoError):
+    """Ollama answered with an error."""
+
+    code = "ollama_refused"
+
+
+class RegistrationFailed(LocoError):
+    """Ollama answered, but the model it holds is not what was exported."""
+
+    code = "registration_failed"
+
+
+class RedisUnavailable(LocoError):
+    """The ledger's Redis does not answer."""
+
+    code = "redis_unavailable"
+    status = 503
+    retryable = True
+
+
+class WorkerCrashed(LocoError):
+    """A stage program was killed or died without saying why."""
+
+    code = "worker_crashed"
+    retryable = True
+
+
+class ServerUnreachable(LocoError):
+    """No locollm API answers at the client's server address."""
+
+    code = "server_unreachable"
+    status = 503
+    retryable = True
+
+
+def _subclasses(cls: type[LocoError]) -> list[type[LocoError]]:
+    return [cls] + [s for c in cls.__subclasses__() for s in _subclasses(c)]
+
+
+def from_payload(payload: Any, *, fallback: str) -> LocoError:
+    """The error an API answer carries, as the class that was raised there.
+
+    Args:
+        payload: decoded JSON of the answer, of any shape.
+        fallback: message when the payload is not an error of ours.
+    """
+    error = payload.get("error") if isinstance(payload, dict) else None
+    if not isinstance(error, dict):
+        return LocoError(fallback)
+    known = {c.code: c for c in reversed(_subclasses(LocoError))}
+    cls = known.get(str(error.get("code")), LocoError)
+    return cls(
+        str(error.get("message", fallback)), param=error.get("param"), hint=error.get("hint")
+    )
+
+
+def invalid(error: ValidationError, *, where: str = "") -> InvalidRequest:
+    """A pydantic error as one of ours: the first fault, its field, and what is allowed there."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]).replace("register_", "register")
+    place = f"{where}: {field}" if where else field
+    hint = None
+    if first["type"] == "extra_forbidden":
+        message = f"{place}: unknown field."
+        hint = "Check the spelling; GET /openapi.json and docs/recipes.md list every field."
+    else:
+        message = f"{place}: {first['msg']} (got {first['input']!r:.80})."
+    return InvalidRequest(message, param=field, hint=hint)

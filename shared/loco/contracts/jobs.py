@@ -1,0 +1,166 @@
+"""Jobs and stages as the ledger keeps them and the API shows them."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field, computed_field
+
+from loco.contracts.artifacts import Artifact
+from loco.contracts.base import Contract
+from loco.contracts.plans import Device
+from loco.contracts.program_events import Progress
+from loco.contracts.specs import JobSpec
+from loco.contracts.stages import Stage
+
+
+class JobStatus(StrEnum):
+    """Where a job is."""
+
+    #: Accepted; no stage has started.
+    QUEUED = "queued"
+    #: A stage has started.
+    RUNNING = "running"
+    #: Every stage committed.
+    SUCCEEDED = "succeeded"
+    #: A stage failed for good; `retry` goes on from it.
+    FAILED = "failed"
+    #: Stopped on request.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class StageStatus(StrEnum):
+    """Where a stage is."""
+
+    #: An earlier stage has not committed yet.
+    PENDING = "pending"
+    #: Waits for a worker.
+    QUEUED = "queued"
+    #: A worker holds its lease.
+    RUNNING = "running"
+    #: Committed.
+    SUCCEEDED = "succeeded"
+    #: Committed by pointing at an earlier run with the same inputs.
+    REUSED = "reused"
+    #: Failed for good.
+    FAILED = "failed"
+    #: Stopped on request.
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the stage has ended."""
+        return self not in (StageStatus.PENDING, StageStatus.QUEUED, StageStatus.RUNNING)
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether its result and artifacts stand."""
+        return self in (StageStatus.SUCCEEDED, StageStatus.REUSED)
+
+
+class Failure(Contract):
+    """Why a stage failed."""
+
+    code: str = Field(description="Stable word for programs.")
+    message: str = Field(description="What went wrong.")
+    hint: str | None = Field(None, description="What to do about it.")
+    stage: Stage = Field(description="The stage that failed.")
+    attempt: int = Field(description="The attempt that failed, from 1.")
+    user_fault: bool = Field(description="Whether a changed request or setting mends it.")
+
+
+class Checkpoint(Contract):
+    """A checkpoint a later attempt can resume from."""
+
+    path: str = Field(description="Folder relative to the adapters folder.")
+    step: int = Field(description="Optimizer steps it holds.")
+
+
+class Task(Contract):
+    """One stage of one job. Its ID is stable over attempts."""
+
+    task_id: str = Field(description="`JOB_ID-STAGE`.")
+    job_id: str = Field(description="The job it belongs to.")
+    stage: Stage = Field(description="The stage it runs.")
+    status: StageStatus = Field(description="Where it is.")
+    attempt: int = Field(0, description="Executions so far.")
+    crashes: int = Field(
+        0, description="Attempts that died without a word since the last progress."
+    )
+    worker: str | None = Field(None, description="Worker of the running or last attempt.")
+    progress: Progress | None = Field(None, description="The newest progress reading.")
+    result: dict[str, Any] | None = Field(
+        None, description="What the stage measured, once committed."
+    )
+    error: Failure | None = Field(None, description="Why the last attempt failed.")
+    artifacts: tuple[Artifact, ...] = Field((), description="The files it committed.")
+    checkpoints: tuple[Checkpoint, ...] = Field((), description="Newest first.")
+    reused_from: str | None = Field(None, description="Job whose committed stage was taken over.")
+    queued_at: datetime | None = Field(None, description="When it began to wait for a worker.")
+    started_at: datetime | None = Field(None, description="When its last attempt started.")
+    finished_at: datetime | None = Field(None, description="When it ended.")
+
+
+class Job(Contract):
+    """One run of an adapter's stages."""
+
+    id: str = Field(description="Time of acceptance and a random part; also the model's tag.")
+    object: str = Field("job", description="Always `job`.")
+    adapter: str = Field(description="The adapter that is built.")
+    profile: str = Field(description="The profile of its recipe.")
+    status: JobStatus = Field(description="Where it is.")
+    priority: int = Field(0, description="Higher runs first.")
+    metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")
+    cancel_requested: bool = Field(False, description="Whether somebody asked for a stop.")
+    created_at: datetime = Field(description="When it was accepted.")
+    started_at: datetime | None = Field(None, description="When its first stage started.")
+    finished_at: datetime | None = Field(None, description="When it ended.")
+    stages: tuple[Task, ...] = Field(description="Its tasks, in the order in which they run.")
+    error: Failure | None = Field(None, description="Why it failed.")
+    spec: JobSpec = Field(description="What it does, every default filled in.")
+
+    @computed_field(description="Whether the job has ended.")  # type: ignore[prop-decorator]
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.status.is_terminal
+
+    def stage(self, stage: Stage) -> Task | None:
+        """The job's task for a stage, or None when the stage is not part of the job."""
+        return next((t for t in self.stages if t.stage is stage), None)
+
+
+class JobEvent(Contract):
+    """One entry of a job's event stream."""
+
+    id: str = Field(description="Stream ID; `Last-Event-ID` resumes after it.")
+    type: str = Field(
+        description="`job.submitted`, `job.STATUS`, `stage.STATUS`, `stage.progress`, "
+        "`stage.checkpoint`, `stage.log`, `stage.retry`, `snapshot`."
+    )
+    at: datetime = Field(description="When it happened.")
+    stage: Stage | None = Field(None, description="The stage it is about, if one.")
+    data: dict[str, Any] = Field(
+        {}, description="What happened: a progress reading, a failure; of `snapshot` the job."
+    )
+
+
+class WorkerInfo(Contract):
+    """A worker that has been heard of in the last minute."""
+
+    id: str = Field(description="Its name.")
+    queue: str = Field(description="The queue it serves: `cpu` or `gpu`.")
+    host: str = Field(description="The machine it runs on.")
+    pid: int = Field(description="Its process there.")
+    device: str = Field(description="`cpu`, or the GPU it is pinned to.")
+    hardware: Device | None = Field(
+        None,
+        description="What a worker of queue `gpu` trains on, as last looked at while it was idle.",
+    )
+    task_id: str | None = Field(None, description="What it runs now.")
+    seen_at: datetime = Field(description="When it was last heard of.")

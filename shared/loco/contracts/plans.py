@@ -1,0 +1,169 @@
+"""The nouns of a training plan: a model's shape, the rows' lengths, the device, and the plan itself.
+
+`loco.planning.planner` chooses a plan from the other three; `loco_trainer.train` carries it out.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, computed_field
+
+from loco.contracts.base import Contract
+
+Precision = Literal["4bit", "bf16", "fp16", "fp32"]
+Engine = Literal["unsloth", "peft"]
+
+
+class Shape(Contract):
+    """What memory and arithmetic follow from, under the names of a Hugging Face config.json."""
+
+    model_type: str = Field(description="Architecture, e.g. `qwen3` or `llama`.")
+    hidden_size: int = Field(ge=1, description="Width of the residual stream.")
+    intermediate_size: int = Field(ge=1, description="Width inside the MLP.")
+    num_hidden_layers: int = Field(ge=1, description="Transformer blocks.")
+    num_attention_heads: int = Field(ge=1, description="Query heads.")
+    num_key_value_heads: int = Field(ge=1, description="Key and value heads.")
+    head_dim: int = Field(ge=1, description="Width of one head.")
+    vocab_size: int = Field(ge=1, description="Rows of the embedding.")
+    tie_word_embeddings: bool = Field(description="Whether the output layer is the embedding.")
+    sliding_window: int | None = Field(
+        None, description="Tokens a layer looks back at most, where some layer has such a limit."
+    )
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """The shape in a config.json (its `text_config`, where it has one).
+
+        Raises:
+            KeyError: it is no decoder's config.
+        """
+        config = config.get("text_config") or config
+        heads = config["num_attention_heads"]
+        hidden = config["hidden_size"]
+        return cls(
+            model_type=config.get("model_type", "unknown"),
+            hidden_size=hidden,
+            intermediate_size=config.get("intermediate_size") or 4 * hidden,
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            vocab_size=config["vocab_size"],
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            # Qwen's configs name a window that they do not use
+            sliding_window=config.get("sliding_window")
+            if config.get("use_sliding_window", True)
+            else None,
+        )
+
+    @property
+    def linear_parameters(self) -> dict[str, int]:
+        """Parameters of one block's linear layers, by their usual names."""
+        query = self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": self.hidden_size * query,
+            "k_proj": self.hidden_size * key,
+            "v_proj": self.hidden_size * key,
+            "o_proj": query * self.hidden_size,
+            "gate_proj": self.hidden_size * self.intermediate_size,
+            "up_proj": self.hidden_size * self.intermediate_size,
+            "down_proj": self.intermediate_size * self.hidden_size,
+        }
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding and, where it is apart, the output layer."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model (norms left out)."""
+        blocks = self.num_hidden_layers * sum(self.linear_parameters.values())
+        return blocks + self.embedding_parameters
+
+
+class Lengths(Contract):
+    """How long the tokenized rows are."""
+
+    rows: int = Field(ge=1, description="Rows trained on.")
+    tokens: int = Field(ge=1, description="Tokens of all rows.")
+    answer_tokens: int = Field(ge=1, description="Tokens the loss counts on.")
+    p50: int = Field(ge=1, description="Median row, in tokens.")
+    p95: int = Field(ge=1, description="95 % of the rows are no longer, in tokens.")
+    longest: int = Field(ge=1, description="Longest row, in tokens.")
+
+    @property
+    def mean(self) -> float:
+        """Mean row, in tokens."""
+        return self.tokens / self.rows
+
+
+class Device(Contract):
+    """What a worker trains on."""
+
+    name: str = Field(description="`cpu` or the GPU's name.")
+    memory_gb: float = Field(gt=0, description="Memory, 10^9 bytes: the GPU's, or the machine's.")
+    free_gb: float = Field(ge=0, description="Memory that is free, 10^9 bytes.")
+    compute_capability: float | None = Field(None, description="Of an NVIDIA GPU, e.g. 8.6.")
+    cores: int | None = Field(None, ge=1, description="Cores of a CPU that may be used.")
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.name != "cpu"
+
+
+class Plan(Contract):
+    """How a training run uses its device. None of it changes what is learnt, but the precision."""
+
+    engine: Engine = Field(description="Which engine trains.")
+    precision: Precision = Field(description="How the frozen base is held.")
+    micro_batch: int = Field(ge=1, description="Rows a forward pass.")
+    accumulation: int = Field(ge=1, description="Forward passes an optimizer step.")
+    gradient_checkpointing: bool = Field(
+        description="Activations are computed again in the backward pass: slower, far less memory."
+    )
+    padding_free: bool = Field(
+        description="The rows of a forward pass are laid end to end instead of padded."
+    )
+    cuda_graphs: bool = Field(
+        False, description="Forward passes of like size are recorded once and replayed."
+    )
+    max_length: int = Field(ge=1, description="Longest row met, in tokens.")
+    memory_gb: float = Field(
+        ge=0, description="Expected peak of reserved memory, 10^9 bytes, without the CUDA context."
+    )
+    step_seconds: float = Field(ge=0, description="Expected seconds of an optimizer step.")
+    train_seconds: float = Field(ge=0, description="Expected seconds of stage train, whole.")
+    why: str = Field("", description="Why this plan, in words.")
+
+
+class PlanAttempt(Contract):
+    """A plan that was tried, and how far it came."""
+
+    plan: Plan = Field(description="What was tried.")
+    first_step: int = Field(description="First optimizer step of this try.")
+    last_step: int = Field(
+        description="Last optimizer step it finished; one less than the first: none."
+    )
+    peak_memory_gb: float = Field(
+        description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU."
+    )
+    outcome: Literal["finished", "out_of_memory", "stopped"] = Field(description="How it ended.")
+
+
+class Memory(Contract):
+    """Expected peak of reserved memory by what takes it, 10^9 bytes."""
+
+    weights_gb: float = Field(description="The frozen base.")
+    adapter_gb: float = Field(description="The adapter, its gradients and AdamW's moments.")
+    activations_gb: float = Field(description="What the backward pass needs of the largest batch.")
+    logits_gb: float = Field(description="Logits of the answer tokens of one chunk.")
+    workspace_gb: float = Field(description="Dequantized layers, matrix library, rounding.")
+
+    @computed_field(description="The sum.")  # type: ignore[prop-decorator]
+    @property
+    def peak_gb(self) -> float:
+        """The sum."""
+        parts = (self.weights_gb, self.adapter_gb, self.activations_gb, self.logits_gb)
+        return round(sum(parts) + self.workspace_gb, 3)

@@ -1,0 +1,80 @@
+"""The nouns of `POST /plan`: what is asked, and what a job would take."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.plans import Device, Lengths, Memory, Plan
+from loco.contracts.requests import JobRequest
+from loco.contracts.stages import Stage
+
+
+class AskedDevice(Contract):
+    """A device to plan for instead of the worker's: "what if I had an 8 GB card"."""
+
+    name: str = Field("GPU", description="Name of the GPU, or `cpu`.", examples=["RTX 3070"])
+    memory_gb: float = Field(gt=0, le=10_000, description="Its memory, 10^9 bytes.")
+    compute_capability: float | None = Field(
+        None, gt=0, description="Of an NVIDIA GPU, e.g. 8.6; none: what its name says."
+    )
+
+
+class PlanRequest(JobRequest):
+    """The body of `POST /plan`: a job's, and optionally a device to plan for."""
+
+    device: AskedDevice | None = Field(
+        None, description="Device to plan for; none: that of the worker that would train."
+    )
+
+
+class Needs(Contract):
+    """What a stage needs of the machine."""
+
+    stage: Stage = Field(description="The stage.")
+    ram_gb: float = Field(description="RAM, 10^9 bytes.")
+    disk_gb: float = Field(description="Disk it fills, 10^9 bytes; downloads come besides.")
+    download_gb: float = Field(description="Weights to fetch that are not here yet, 10^9 bytes.")
+
+
+class StageTime(Contract):
+    """How long a stage is expected to take."""
+
+    stage: Stage = Field(description="The stage.")
+    seconds: float | None = Field(None, description="Expected seconds; none: nothing is known.")
+    basis: Literal["runs", "model", "unknown"] = Field(
+        description="`runs`: measured in earlier ones; `model`: computed; `unknown`: neither."
+    )
+    runs: int = Field(0, description="Earlier runs that the figure comes from.")
+
+
+class Alternative(Contract):
+    """A way that was not taken."""
+
+    name: str = Field(description="What it stands for.")
+    plan: Plan = Field(description="The plan it would be.")
+    memory: Memory = Field(description="What would take its memory.")
+    fits: bool = Field(description="Whether it fits with the margin.")
+    times: float = Field(description="Seconds of an optimizer step over those of the chosen plan.")
+
+
+class Preview(Contract):
+    """What a job would take."""
+
+    adapter: str = Field(description="The adapter that would be built.")
+    profile: str = Field(description="The profile of its recipe.")
+    base_model: str = Field(description="The model that would be fine-tuned.")
+    device: Device = Field(description="What it would train on.")
+    device_from: str = Field(description="How the device is known.")
+    lengths: Lengths = Field(description="How long the training rows are expected to be.")
+    lengths_from: str = Field(description="How the lengths are known.")
+    total_steps: int = Field(description="Optimizer steps.")
+    plan: Plan = Field(description="How it would be trained.")
+    memory: Memory = Field(description="What takes the memory of the plan.")
+    margin_gb: float = Field(description="Memory left free beside the expected peak, 10^9 bytes.")
+    history_runs: int = Field(description="Earlier runs that corrected the plan's seconds.")
+    alternatives: tuple[Alternative, ...] = Field(description="Ways not taken, for comparison.")
+    stages: tuple[StageTime, ...] = Field(description="Expected seconds, stage by stage.")
+    total_seconds: float = Field(description="Sum of the stages whose seconds are known.")
+    needs: tuple[Needs, ...] = Field(description="RAM and disk, stage by stage.")
+    notes: tuple[str, ...] = Field(description="What else to know before submitting.")

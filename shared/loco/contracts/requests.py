@@ -1,0 +1,65 @@
+"""What a user asks for: the body of `POST /jobs`, before a recipe fills in the rest."""
+
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from loco.contracts.base import Contract
+from loco.contracts.specs import LARGEST_SEED
+from loco.contracts.stages import Stage
+
+DEFAULT_PROFILE = "default"
+#: Levels of mappings and lists in an override; a spec has four.
+_DEEPEST = 20
+
+
+class JobRequest(Contract):
+    """The body of `POST /jobs`."""
+
+    adapter: str = Field(description="Name of an adapter.", examples=["math"])
+    profile: str = Field(DEFAULT_PROFILE, description="Profile of the recipe.", examples=["tiny"])
+    stages: tuple[Stage, ...] | None = Field(
+        None, description="Consecutive stages to run; none: all five."
+    )
+    from_job: str | None = Field(
+        None,
+        description="Job whose outputs stand in for the stages left out; none: the newest that fits.",
+    )
+    base_model: str | None = Field(None, description="Name of a base model of the catalog.")
+    prepare: dict[str, Any] = Field({}, description="Overrides of the prepare spec.")
+    train: dict[str, Any] = Field({}, description="Overrides of the train spec.")
+    export: dict[str, Any] = Field({}, description="Overrides of the export spec.")
+    register_: dict[str, Any] = Field(
+        {}, alias="register", description="Overrides of the register spec."
+    )
+    eval: dict[str, Any] = Field({}, description="Overrides of the eval spec.")
+    seed: int | None = Field(
+        None, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none."
+    )
+    reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    metadata: dict[
+        Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
+    ] = Field(
+        {},
+        max_length=32,
+        description="Yours; not interpreted. At most 32 keys of 64 characters, values of 512.",
+    )
+
+    @field_validator("prepare", "train", "export", "register_", "eval")
+    @classmethod
+    def _is_plain_json(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Python's JSON parser lets more through than JSON and UTF-8 can carry on."""
+        if _is_deeper(overrides, _DEEPEST):
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        try:
+            json.dumps(overrides, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise ValueError(f"not plain JSON: {error}") from error
+        return overrides
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(entry, levels - 1) for entry in inner)

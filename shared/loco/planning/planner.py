@@ -1,0 +1,240 @@
+"""Chooses how a recipe is trained on a device: the fastest way whose memory fits.
+
+Pure arithmetic over `loco.contracts.plans`: no torch, no GPU. The API shows its answer before anything is
+spent, and the trainer carries out the same answer for the facts it finds.
+"""
+
+from dataclasses import dataclass
+
+from loco.contracts.errors import OutOfMemory
+from loco.contracts.plans import Device, Engine, Lengths, Memory, Plan, Shape
+from loco.contracts.specs import TrainSpec
+from loco.planning.batches import cut, largest_pass
+from loco.planning.memory import peak_memory
+from loco.planning.rates import rates
+from loco.planning.time import start_seconds, step_seconds, train_seconds
+from loco.planning.ways import Way, described, own_splits, smaller, ways
+
+__all__ = [
+    "Estimate",
+    "estimate",
+    "estimates",
+    "make_plan",
+    "margin_gb",
+    "next_rung",
+    "peak_memory",
+    "plan_of",
+]
+
+#: Room left beside the expected peak: the model's own error, and what the allocator cannot join.
+_MARGIN_PART = 0.08
+#: The CUDA context, cuBLAS and loaded kernels, which torch's allocator does not count, 10^9 bytes.
+_CONTEXT_GB = 0.4
+#: Fields of a recipe that pin a choice.
+_PINS = ("load_in_4bit", "micro_batch", "gradient_checkpointing", "padding_free", "cuda_graphs")
+#: Ways within so much of the fastest count as equally fast.
+_TIE = 0.02
+#: 16-bit weights, the ones the adapter will be merged into, are worth so much more time a step.
+_PRECISION_WORTH = 0.10
+#: Most tokens of a forward pass that is worth recording: larger ones are not bound by launches.
+_GRAPHED_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a way is expected to take."""
+
+    way: Way
+    memory: Memory
+    step_seconds: float
+    start_seconds: float
+
+    def fits(self, device: Device) -> bool:
+        """Whether it fits with the margin."""
+        return self.memory.peak_gb + margin_gb(self.memory.peak_gb, device) <= device.free_gb
+
+    def fits_barely(self, device: Device) -> bool:
+        """Whether it fits without the margin."""
+        return self.memory.peak_gb <= device.free_gb
+
+
+def margin_gb(peak_gb: float, device: Device) -> float:
+    """Room that a plan leaves beside its expected peak, 10^9 bytes."""
+    return _MARGIN_PART * peak_gb + (_CONTEXT_GB if device.is_gpu else 0.0)
+
+
+def make_plan(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> Plan:
+    """The plan of a run.
+
+    On a GPU the fastest way that fits with the margin; 16 bits before 4 bits where they are nearly
+    as fast, as they touch the result. On a CPU the recipe's own batches. Where nothing fits with the
+    margin, the recipe's own batches, or the smallest way, if either fits without it.
+
+    Raises:
+        OutOfMemory: nothing fits; the hint says what would.
+        InvalidRequest: the pinned micro-batch does not divide the rows of a step.
+    """
+    found = estimates(spec, shape, lengths, device, engine=engine)
+    fitting = [e for e in found if e.fits(device)]
+    own = [
+        estimate(way, spec, shape, lengths, device)
+        for way in own_splits(spec, shape, device, engine=engine)
+    ]
+    if not device.is_gpu and own[0].fits(device):
+        why = "the recipe's own batches; more rows a pass gain little"
+        return plan_of(own[0], spec, lengths, why)
+    if fitting:
+        return plan_of(_fastest(fitting), spec, lengths, _why(found, fitting, device))
+    smallest = min(found, key=lambda e: (e.memory.peak_gb, e.way.simplicity))
+    for last in (*own, smallest):
+        if last.fits_barely(device):
+            return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
+    raise _too_large(spec, shape, lengths, device, engine=engine, smallest=smallest)
+
+
+def next_rung(
+    plan: Plan, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device
+) -> Plan | None:
+    """The plan to go on with after memory ran out: half the rows a pass.
+
+    With one row a pass already, activations are recomputed, then nothing is recorded; after that
+    there is None. The rows of an optimizer step stay the same. Pins say where the ladder begins, not
+    where it ends.
+    """
+    way = smaller(Way.of(plan), spec)
+    if way is None:
+        return None
+    found = estimate(way, spec, shape, lengths, device)
+    return plan_of(found, spec, lengths, "memory ran out with the plan before")
+
+
+def estimates(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> list[Estimate]:
+    """Every way that can be gone with what it takes; wide precisions first."""
+    able = ways(spec, shape, device, engine=engine)
+    worthwhile = [
+        way
+        for way in able
+        if not way.cuda_graphs or largest_pass(way, spec, lengths) <= _GRAPHED_TOKENS
+    ]
+    # a pin on recording may leave none
+    return [estimate(way, spec, shape, lengths, device) for way in worthwhile or able]
+
+
+def estimate(way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device) -> Estimate:
+    """What a way is expected to take, by the model alone."""
+    return Estimate(
+        way=way,
+        memory=peak_memory(way, spec, shape, lengths, device),
+        step_seconds=step_seconds(way, spec, shape, lengths, device),
+        start_seconds=start_seconds(way, shape, device),
+    )
+
+
+def _fastest(found: list[Estimate]) -> Estimate:
+    """The simplest of those that are as fast as the fastest, and of these the smallest.
+
+    The wide precision comes first in `found`, and wins unless 4 bits are faster by more than
+    `_PRECISION_WORTH`.
+    """
+    widest = [e for e in found if e.way.precision == found[0].way.precision]
+    best = min(e.step_seconds for e in found)
+    if min(e.step_seconds for e in widest) <= best * (1 + _PRECISION_WORTH):
+        found = widest
+    limit = min(e.step_seconds for e in found) * (1 + _TIE)
+    return min(
+        (e for e in found if e.step_seconds <= limit),
+        key=lambda e: (e.way.simplicity, e.memory.peak_gb),
+    )
+
+
+def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Plan:
+    """The plan of an estimated way.
+
+    Args:
+        found: the way and what it takes.
+        spec: the recipe.
+        lengths: of the rows.
+        why: why it was chosen, in words.
+    """
+    way, step = found.way, found.step_seconds
+    whole = train_seconds(spec, lengths, start=found.start_seconds, step=step)
+    return Plan(
+        engine=way.engine,
+        precision=way.precision,
+        micro_batch=way.micro_batch,
+        accumulation=spec.step_rows // way.micro_batch,
+        gradient_checkpointing=way.gradient_checkpointing,
+        padding_free=way.padding_free,
+        cuda_graphs=way.cuda_graphs,
+        max_length=lengths.longest,
+        memory_gb=found.memory.peak_gb,
+        step_seconds=round(step, 4),
+        train_seconds=round(whole, 1),
+        why=why,
+    )
+
+
+def _why(found: list[Estimate], fitting: list[Estimate], device: Device) -> str:
+    free = f"{device.free_gb:.1f} GB are free"
+    words = f"the fastest of {len(fitting)} ways that fit of {len(found)}; {free}"
+    if found[0].way.precision != fitting[0].way.precision:
+        least = min(e.memory.peak_gb for e in found if e.way.precision == found[0].way.precision)
+        words += f", 16-bit weights would take {least + margin_gb(least, device):.1f}"
+    if device.is_gpu and not rates(device).known:
+        words += f"; the rates of {device.name} are guessed"
+    return words
+
+
+def _too_large(
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    engine: Engine,
+    smallest: Estimate,
+) -> OutOfMemory:
+    """The refusal, with what would fit."""
+    needed = smallest.memory.peak_gb + margin_gb(smallest.memory.peak_gb, device)
+    where = "the GPU" if device.is_gpu else "this machine"
+    free = [f"unset train.{name}" for name in _PINS if getattr(spec, name) is not None]
+    pinless = spec.model_copy(update=dict.fromkeys(_PINS))
+    least = min(
+        (e.memory.peak_gb for e in estimates(pinless, shape, lengths, device, engine=engine)),
+    )
+    choices: list[str] = []
+    param = "base_model"
+    if free and least + margin_gb(least, device) <= device.free_gb:
+        choices.append(" or ".join(free))
+        param = free[0].removeprefix("unset ")
+    elif length := _length_that_fits(pinless, shape, lengths, device, engine=engine):
+        choices.append(f"set train.max_length to {length} (the longest row has {lengths.longest})")
+        param = "train.max_length"
+    choices.append(f"use {where} with {needed:.1f} GB free, or a smaller base model")
+    detail = ", ".join(described(smallest.way, spec.step_rows))
+    return OutOfMemory(
+        f"{spec.base_model.name} does not fit: the smallest way to train it ({detail}) needs "
+        f"{needed:.1f} GB with a margin, and {device.free_gb:.1f} GB of {device.name} are free.",
+        param=param,
+        hint=_sentence("; ".join(choices)),
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:] + "."
+
+
+def _length_that_fits(
+    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+) -> int | None:
+    """The longest `max_length` that fits, a multiple of 64; None: not even 64 tokens do."""
+    for longest in range((lengths.longest - 1) // 64 * 64, 63, -64):
+        shorter = cut(lengths, longest)
+        found = estimates(spec, shape, shorter, device, engine=engine)
+        if any(e.fits(device) for e in found):
+            return longest
+    return None

@@ -1,0 +1,1 @@
+"""Accepts a job and rings the worker: Celery messages are hints, the ledger decides."""

@@ -1,0 +1,185 @@
+"""Recipes: from adapters/NAME/adapter.yaml, a profile and a request to a resolved `JobSpec`.
+
+A recipe holds the defaults of every stage and named profiles that override them; the request
+overrides both. The catalog adapters/base_models.yaml names the base models that may be used.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownProfile
+from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
+from loco.contracts.specs import NAME_PATTERN, JobSpec
+from loco.contracts.stages import Stage
+from loco.recipes.catalog import base_model
+from loco.recipes.documents import read_yaml, validated
+
+RECIPE = "adapter.yaml"
+
+
+class Recipe(Contract):
+    """The content of adapters/NAME/adapter.yaml."""
+
+    name: str = Field(description="Name of the adapter, equal to its folder's.")
+    description: str = Field(description="What the adapter is good at, one line.")
+    base_model: str = Field(description="Name in the catalog of base models.")
+    model_name: str = Field(description="Name of the built model in Ollama.")
+    prepare: dict[str, Any] = Field({}, description="Settings of stage prepare.")
+    train: dict[str, Any] = Field({}, description="Settings of stage train.")
+    export: dict[str, Any] = Field({}, description="Settings of stage export.")
+    register_: dict[str, Any] = Field(
+        {}, alias="register", description="Settings of stage register."
+    )
+    eval: dict[str, Any] = Field({}, description="Settings of stage eval.")
+    profiles: dict[str, dict[str, Any]] = Field(
+        {}, description="Name to overrides: `base_model` and the stage sections."
+    )
+
+    @property
+    def profile_names(self) -> tuple[str, ...]:
+        """The profiles a request may name."""
+        return (DEFAULT_PROFILE, *(p for p in self.profiles if p != DEFAULT_PROFILE))
+
+
+def adapter_names(adapters_dir: Path) -> list[str]:
+    """Names of the adapters that have a recipe, sorted."""
+    return sorted(p.parent.name for p in adapters_dir.glob(f"*/{RECIPE}"))
+
+
+def load_recipe(adapters_dir: Path, name: str) -> Recipe:
+    """The recipe of an adapter.
+
+    Raises:
+        UnknownAdapter: no such adapter, or the name could never be one.
+        InvalidRequest: the recipe's YAML or a field of it is wrong.
+    """
+    if not re.fullmatch(NAME_PATTERN, name) or not (adapters_dir / name / RECIPE).is_file():
+        here = ", ".join(adapter_names(adapters_dir)) or "none"
+        raise UnknownAdapter(
+            f"No adapter {name!r}. Adapters here: {here}.",
+            param="adapter",
+            hint=f"Name one of them, or write {RECIPE} in a folder of that name.",
+        )
+    path = adapters_dir / name / RECIPE
+    recipe = validated(Recipe, read_yaml(path), where=f"{name}/{RECIPE}")
+    if recipe.name != name:
+        raise InvalidRequest(
+            f"{name}/{RECIPE}: name is {recipe.name!r}, the folder is {name!r}.",
+            param="name",
+            hint="Make them equal.",
+        )
+    return recipe
+
+
+def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
+    """The spec a request means, every default filled in.
+
+    Raises:
+        UnknownAdapter, UnknownProfile, UnknownBaseModel, StageGap: see there.
+        InvalidRequest: an override has an unknown field or a wrong value; `param` names it.
+    """
+    recipe = load_recipe(adapters_dir, request.adapter)
+    if request.profile not in recipe.profile_names:
+        raise UnknownProfile(
+            f"Adapter {recipe.name!r} has no profile {request.profile!r}. "
+            f"Profiles: {', '.join(recipe.profile_names)}.",
+            param="profile",
+            hint="Name one of them.",
+        )
+    profile = recipe.profiles.get(request.profile, {})
+    unknown = set(profile) - {"base_model", "seed", *(s.value for s in Stage)}
+    if unknown:
+        raise InvalidRequest(
+            f"{recipe.name}/{RECIPE}: profile {request.profile!r} has unknown fields "
+            f"{', '.join(sorted(unknown))}.",
+            param=f"profiles.{request.profile}",
+        )
+    for stage in Stage:
+        if not isinstance(profile.get(stage.value) or {}, Mapping):
+            raise InvalidRequest(
+                f"{recipe.name}/{RECIPE}: profile {request.profile!r}: {stage} must be a mapping.",
+                param=f"profiles.{request.profile}.{stage}",
+                hint=f"Write {stage}: {{field: value}}.",
+            )
+    base = base_model(
+        adapters_dir, request.base_model or profile.get("base_model") or recipe.base_model
+    )
+    seed = request.seed if request.seed is not None else profile.get("seed", 0)
+    document: dict[str, Any] = {
+        "adapter": recipe.name,
+        "profile": request.profile,
+        "stages": _checked_stages(request.stages),
+        "from_job": request.from_job,
+        "reuse": request.reuse,
+        "seed": seed,
+    }
+    common: dict[Stage, dict[str, Any]] = {
+        Stage.PREPARE: {"seed": seed},
+        Stage.TRAIN: {"seed": seed, "base_model": base},
+        Stage.EXPORT: {"base_model": base, "model_name": recipe.model_name},
+        Stage.REGISTER: {"base_model": base, "model_name": recipe.model_name},
+        Stage.EVAL: {"base_model": base, "seed": seed},
+    }
+    for stage in Stage:
+        field = "register_" if stage is Stage.REGISTER else stage.value
+        asked = getattr(request, field)
+        for fixed in ("base_model", "model_name"):
+            if fixed in asked:
+                raise InvalidRequest(
+                    f"{stage}.{fixed} follows from the recipe.",
+                    param=f"{stage}.{fixed}",
+                    hint="Set base_model at the top of the request."
+                    if fixed == "base_model"
+                    else "Copy the adapter's folder to make one of another name.",
+                )
+        if stage is Stage.REGISTER:  # it looks for the file that export names by its type
+            exported = document[Stage.EXPORT.value]
+            common[stage] |= {k: v for k, v in exported.items() if k == "quantization"}
+        document[stage.value] = merge(
+            merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
+            asked,
+        )
+    job = validated(JobSpec, document, where="")
+    served = {  # the Modelfile says what register sends to Ollama
+        field: getattr(job.register_, field)
+        for field in ("temperature", "num_ctx", "num_predict")
+        if field not in document[Stage.EXPORT.value]
+    }
+    return job.model_copy(update={"export": job.export.model_copy(update=served)})
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`override` laid over `base`, mapping by mapping.
+
+    A mapping that changes its `kind` (a data source) replaces the old one whole.
+    """
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            replaced = "kind" in value and value["kind"] != old.get("kind")
+            merged[key] = dict(value) if replaced else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _checked_stages(asked: tuple[Stage, ...] | None) -> tuple[Stage, ...]:
+    order = tuple(Stage)
+    if asked is None:
+        return order
+    if not asked:
+        raise InvalidRequest("stages is empty.", param="stages", hint="Leave it out to run all.")
+    start, stop = order.index(asked[0]), order.index(asked[-1])
+    if asked != order[start : stop + 1]:
+        raise StageGap(
+            f"stages {', '.join(asked)} are not consecutive.",
+            param="stages",
+            hint=f"Stages run in the order {', '.join(order)}; name a run without holes.",
+        )
+    return asked

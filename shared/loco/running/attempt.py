@@ -1,0 +1,184 @@
+"""What one attempt of a stage reads and where it writes: inputs, fingerprint, folder.
+
+adapters/NAME/runs/JOB_ID/spec.json                the resolved JobSpec
+adapters/NAME/runs/JOB_ID/STAGE/a<token>/spec.json the StageRun, enough to replay the stage
+                                         stage.log environment.json result.json and the files
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from loco.contracts.artifacts import Artifact, describe
+from loco.contracts.errors import LocoError, NotFound
+from loco.contracts.files import sha256_of, write_text
+from loco.contracts.jobs import Job, Task
+from loco.contracts.specs import EvalSpec, Inputs, JsonlSource, PrepareSpec, StageRun
+from loco.contracts.stages import STAGE_VERSIONS, Stage
+from loco.ledger.ledger import Claim, Ledger
+from loco.settings import Settings
+
+SPEC = "spec.json"
+RESULT = "result.json"
+LOG = "stage.log"
+#: What stays of an attempt that did not commit.
+_RECORDS = (SPEC, RESULT, LOG, "environment.json")
+
+logger = logging.getLogger(__name__)
+
+
+def attempt_folder(settings: Settings, claim: Claim) -> Path:
+    """The folder only this attempt writes to; made, with the job's spec beside it."""
+    run = settings.adapters_dir / claim.job.adapter / "runs" / claim.job_id
+    folder = run / claim.stage / f"a{claim.token}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (run / SPEC).exists():
+        write_text(run / SPEC, claim.job.spec.model_dump_json(indent=2, by_alias=True) + "\n")
+    return folder
+
+
+def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
+    """The content of the attempt's spec.json.
+
+    Raises:
+        NotFound: an earlier stage this one builds on has no committed outputs any more.
+    """
+    job = claim.job
+    earlier = earlier_tasks(ledger, job, claim.stage)
+    task = job.stage(claim.stage)
+    checkpoints = [settings.adapters_dir / c.path for c in (task.checkpoints if task else ())]
+    return StageRun(
+        stage=claim.stage,
+        spec=job.spec.part(claim.stage).model_dump(mode="json"),
+        inputs=Inputs(
+            job_id=job.id,
+            adapter=job.adapter,
+            adapter_dir=settings.adapters_dir / job.adapter,
+            models_dir=settings.models_dir,
+            locks_dir=settings.locks_dir,
+            dataset_dirs=settings.dataset_dirs,
+            ollama_host=settings.ollama_host,
+            files={
+                f"{stage}/{a.name}": _present(settings.adapters_dir, a)
+                for stage, t in earlier.items()
+                for a in t.artifacts
+            },
+            results={stage: t.result or {} for stage, t in earlier.items()},
+            resume=tuple(c for c in checkpoints if c.is_dir()),
+        ),
+    )
+
+
+def earlier_tasks(ledger: Ledger, job: Job, stage: Stage) -> dict[Stage, Task]:
+    """The committed tasks a stage may read from: the job's own, then those it builds on."""
+    return {s: t for s, t in ledger.outputs(job).items() if s in stage.predecessors}
+
+
+def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
+    """SHA-256 over everything that decides what a stage writes.
+
+    That is its spec, its program's version, the content of the files it reads, and for eval the
+    model in Ollama. Two attempts with one fingerprint can stand in for each other.
+
+    Args:
+        run: the attempt's spec and inputs.
+        earlier: the tasks the inputs come from.
+        spec: `run.spec`, validated.
+    """
+    document = {
+        "stage": run.stage,
+        "version": STAGE_VERSIONS[run.stage],
+        "spec": run.spec,
+        "artifacts": {
+            f"{stage}/{a.name}": a.sha256
+            for stage, task in earlier.items()
+            for a in task.artifacts
+            if stage is not Stage.REGISTER
+        },
+        "files": [_digest(path) for path in _read_beside(run.inputs, spec)],
+    }
+    if run.stage is Stage.EVAL:
+        registered = run.inputs.results.get(Stage.REGISTER, {})
+        document["model"] = [registered.get("candidate"), registered.get("digest")]
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def collect(
+    settings: Settings, folder: Path, stage: Stage
+) -> tuple[dict[str, Any], list[Artifact]]:
+    """The result a stage program left, and its files as artifacts.
+
+    Raises:
+        LocoError: the result names a file that is not there or lies outside the folder.
+    """
+    result = json.loads((folder / RESULT).read_bytes())
+    artifacts = []
+    for name, relative in sorted(result["files"].items()):
+        path = (folder / relative).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+        if not inside or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise LocoError(
+                f"Stage {stage} names the file {name!r} at {relative!r}, "
+                f"which is not a file inside its folder {folder}.",
+                hint="This is a fault of the stage program; please report it.",
+            )
+        artifacts.append(describe(settings.adapters_dir, path, name=name, stage=stage))
+    return result, artifacts
+
+
+def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
+    """Frees the disk that superseded attempts of a stage take; their records stay.
+
+    Args:
+        folder: the attempt that runs or has committed.
+        resume: checkpoints that are still wanted.
+    """
+    wanted = tuple(resume)
+    for other in folder.parent.iterdir():
+        if other == folder:
+            continue
+        for entry in other.iterdir():
+            if entry.name in _RECORDS or any(w.is_relative_to(entry) for w in wanted):
+                continue
+            try:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            except OSError as error:
+                logger.warning("%s is left over: %s", entry, error)
+
+
+def intact(adapters_dir: Path, artifacts: tuple[Artifact, ...]) -> bool:
+    """Whether all files are there with the recorded size and content."""
+    paths = [(adapters_dir / a.path, a) for a in artifacts]
+    if not all(p.is_file() and p.stat().st_size == a.size for p, a in paths):
+        return False
+    return all(sha256_of(p) == a.sha256 for p, a in paths)
+
+
+def _present(adapters_dir: Path, artifact: Artifact) -> Path:
+    path = adapters_dir / artifact.path
+    if not path.is_file():
+        raise NotFound(
+            f"{artifact.path}, written by stage {artifact.stage}, is gone.",
+            hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
+        )
+    return path
+
+
+def _read_beside(inputs: Inputs, spec: Any) -> list[Path]:
+    """Files a stage reads that are no artifacts: the benchmark and a local source."""
+    paths = []
+    if isinstance(spec, PrepareSpec | EvalSpec):
+        paths.append(inputs.adapter_dir / spec.benchmark)
+    if isinstance(spec, PrepareSpec) and isinstance(spec.source, JsonlSource):
+        # an absolute path replaces the folder it is joined to
+        paths += [f / spec.source.path for f in (inputs.adapter_dir, *inputs.dataset_dirs)]
+    return paths
+
+
+def _digest(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None

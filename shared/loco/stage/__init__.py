@@ -1,0 +1,1 @@
+"""The frame every stage program runs in."""

@@ -1,0 +1,130 @@
+"""Artifacts over HTTP: whole, by range, by condition, and hostile paths."""
+
+import hashlib
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from loco.contracts.stages import Stage
+
+pytestmark = pytest.mark.redis
+
+CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes: several chunks
+SHA = hashlib.sha256(CONTENT).hexdigest()
+NAME = "gguf/unsloth.Q4_K_M.gguf"
+
+
+@pytest.fixture
+def http_client(live_api) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_api.url, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def job_id(http_client, hands) -> str:
+    """A job whose prepare stage has committed two files."""
+    answer = http_client.post("/jobs", json={"adapter": "math", "profile": "tiny"})
+    files = {NAME: CONTENT, "empty.jsonl": b""}
+    hands.commit(hands.claim(Stage.PREPARE), {}, files)
+    return str(answer.json()["id"])
+
+
+@pytest.fixture
+def url(job_id) -> str:
+    return f"/jobs/{job_id}/artifacts/prepare/{NAME}"
+
+
+def test_the_list_names_size_and_digest(http_client, job_id):
+    listed = http_client.get(f"/jobs/{job_id}/artifacts").json()
+    assert [a["name"] for a in listed["data"]] == [NAME, "empty.jsonl"]
+    assert (listed["data"][0]["size"], listed["data"][0]["sha256"]) == (len(CONTENT), SHA)
+
+
+def test_a_whole_file(http_client, url, job_id):
+    answer = http_client.get(url)
+    assert answer.status_code == 200
+    assert answer.content == CONTENT
+    assert answer.headers["ETag"] == f'"{SHA}"'
+    assert answer.headers["Content-Length"] == str(len(CONTENT))
+    assert answer.headers["Content-Type"] == "application/vnd.gguf"
+    assert answer.headers["Accept-Ranges"] == "bytes"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="unsloth.Q4_K_M.gguf"'
+    assert http_client.get(f"/jobs/{job_id}/artifacts/{NAME}").content == CONTENT
+    assert http_client.get(f"/jobs/{job_id}/artifacts/empty.jsonl").content == b""
+
+
+def test_head_has_the_headers_and_no_body(http_client, url):
+    answer = http_client.head(url)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["Content-Length"] == str(len(CONTENT))
+    assert answer.headers["ETag"] == f'"{SHA}"'
+    part = http_client.head(url, headers={"Range": "bytes=0-9"})
+    assert (part.status_code, part.headers["Content-Length"]) == (206, "10")
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=300000-700000", 300_000, 700_001),
+        ("bytes=1023990-", 1_023_990, 1_024_000),
+        ("bytes=-10", 1_023_990, 1_024_000),
+        ("bytes=1023990-9999999", 1_023_990, 1_024_000),
+    ],
+)
+def test_a_range(http_client, url, asked, start, stop):
+    answer = http_client.get(url, headers={"Range": asked})
+    assert answer.status_code == 206
+    assert answer.content == CONTENT[start:stop]
+    assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(CONTENT)}"
+    assert answer.headers["Content-Length"] == str(stop - start)
+
+
+def test_a_range_outside_the_file(http_client, url):
+    answer = http_client.get(url, headers={"Range": f"bytes={len(CONTENT)}-"})
+    assert answer.status_code == 416
+    assert answer.headers["Content-Range"] == f"bytes */{len(CONTENT)}"
+    assert answer.json()["error"]["code"] == "range_not_satisfiable"
+
+
+@pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=0-1,5-6", "lines=1-2", "nonsense"])
+def test_what_is_no_single_range_gets_the_whole_file(http_client, url, asked):
+    answer = http_client.get(url, headers={"Range": asked})
+    assert (answer.status_code, len(answer.content)) == (200, len(CONTENT))
+
+
+def test_if_range_serves_the_range_only_of_the_same_file(http_client, url):
+    same = http_client.get(url, headers={"Range": "bytes=0-9", "If-Range": f'"{SHA}"'})
+    assert (same.status_code, same.content) == (206, CONTENT[:10])
+    other = http_client.get(url, headers={"Range": "bytes=0-9", "If-Range": '"other"'})
+    assert (other.status_code, other.content) == (200, CONTENT)
+
+
+@pytest.mark.parametrize("tags", [f'"{SHA}"', f'"x", W/"{SHA}"', "*"])
+def test_if_none_match_saves_the_download(http_client, url, tags):
+    answer = http_client.get(url, headers={"If-None-Match": tags, "Range": "bytes=0-9"})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert answer.headers["ETag"] == f'"{SHA}"'
+    assert http_client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
+
+
+def test_a_file_that_was_deleted_or_changed_is_said_to_be_gone(
+    http_client, url, hands, adapters_dir
+):
+    (path,) = adapters_dir.glob(f"math/runs/*/prepare/*/{NAME}")
+    path.write_bytes(b"short")
+    answer = http_client.get(url)
+    assert answer.status_code == 404
+    assert "no longer" in answer.json()["error"]["message"]
+    path.unlink()
+    assert http_client.get(url).status_code == 404
+
+
+def test_a_ledger_entry_that_leads_outside_is_not_followed(http_client, url, adapters_dir):
+    (path,) = adapters_dir.glob(f"math/runs/*/prepare/*/{NAME}")
+    secret = adapters_dir.parent / "secret"
+    secret.write_bytes(CONTENT)
+    path.unlink()
+    path.symlink_to(secret)
+    assert http_client.get(url).status_code == 404

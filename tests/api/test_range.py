@@ -1,0 +1,131 @@
+"""Byte ranges and artifact paths of the API."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import NotFound, RangeNotSatisfiable
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
+from loco.contracts.requests import JobRequest
+from loco.contracts.stages import Stage
+from loco.recipes.resolve import resolve
+from loco_api.artifacts import find, parse_range
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=0-99", (0, 100)),
+        ("bytes=10-19", (10, 20)),
+        ("bytes=90-", (90, 100)),
+        ("bytes=90-1000", (90, 100)),
+        ("bytes=-1", (99, 100)),
+        ("bytes=-1000", (0, 100)),
+        ("bytes= 5-6 ", (5, 7)),
+    ],
+)
+def test_a_single_range_is_served(header, expected):
+    assert parse_range(header, 100) == expected
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "bytes",
+        "bytes=",
+        "bytes=-",
+        "bytes=5-4",
+        "bytes=a-b",
+        "bytes=0-1,3-4",
+        "items=0-1",
+        "bytes=0x1-2",
+        "bytes=1-²",
+        "bytes=--1",
+        "bytes=" + "9" * 30 + "-",
+    ],
+)
+def test_what_is_no_single_range_means_the_whole_file(header):
+    assert parse_range(header, 100) is None
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0"])
+def test_a_range_outside_the_file_is_an_error_that_says_its_size(header):
+    with pytest.raises(RangeNotSatisfiable, match="100 bytes") as caught:
+        parse_range(header, 100)
+    assert caught.value.headers == {"Content-Range": "bytes */100"}
+
+
+@pytest.mark.parametrize("header", ["bytes=0-", "bytes=-5", "bytes=0-0"])
+def test_an_empty_file_has_no_range(header):
+    with pytest.raises(RangeNotSatisfiable):
+        parse_range(header, 0)
+
+
+def artifact(stage, name):
+    return Artifact(
+        name=name, stage=stage, path="x", size=1, sha256="0" * 64, media_type="text/plain"
+    )
+
+
+@pytest.fixture
+def job(adapters_dir):
+    tasks = [
+        (Stage.PREPARE, StageStatus.SUCCEEDED, ["training_data.jsonl", "notes.txt"]),
+        (Stage.TRAIN, StageStatus.REUSED, ["checkpoints/adapter_config.json", "notes.txt"]),
+        (Stage.EXPORT, StageStatus.RUNNING, ["gguf/half.gguf"]),
+    ]
+    return Job(
+        id="j",
+        adapter="math",
+        profile="tiny",
+        status=JobStatus.RUNNING,
+        created_at=datetime.now(UTC),
+        spec=resolve(adapters_dir, JobRequest(adapter="math", profile="tiny")),
+        stages=tuple(
+            Task(
+                task_id=f"j-{stage}",
+                job_id="j",
+                stage=stage,
+                status=status,
+                artifacts=tuple(artifact(stage, name) for name in names),
+            )
+            for stage, status, names in tasks
+        ),
+    )
+
+
+def test_a_path_is_stage_and_name_or_a_name_of_one_stage(job):
+    assert find(job, "train/notes.txt").stage is Stage.TRAIN
+    assert find(job, "training_data.jsonl").stage is Stage.PREPARE
+    assert find(job, "checkpoints/adapter_config.json").stage is Stage.TRAIN
+
+
+def test_a_name_of_two_stages_is_refused_with_both(job):
+    with pytest.raises(NotFound) as caught:
+        find(job, "notes.txt")
+    assert caught.value.hint == "Ask for prepare/notes.txt or train/notes.txt."
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        ".",
+        "..",
+        "x",
+        "prepare",
+        "prepare/",
+        "/prepare/notes.txt",
+        "export/gguf/half.gguf",
+        "../prepare/notes.txt",
+        "prepare/../train/notes.txt",
+        "/etc/passwd",
+        "train/notes.txt\x00",
+    ],
+)
+def test_everything_else_is_not_found(job, path):
+    with pytest.raises(NotFound):
+        find(job, path)

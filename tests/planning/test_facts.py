@@ -1,0 +1,101 @@
+"""Whether a base is on this machine: the same folders as the trainer's, and only when whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.specs import BaseModelSpec
+from loco.planning.facts import is_here
+from loco.recipes.base_files import missing_weights, user_hub_cache
+
+VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
+BASE = BaseModelSpec(
+    name="toy",
+    kind="hub",
+    train="team/toy-4bit",
+    merge="team/toy",
+    ollama="toy",
+    parameters_billion=0.1,
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without a cache."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def keep(cache: Path, *files: str, main: str = "c1") -> Path:
+    """Puts a snapshot of team/toy into a cache."""
+    model = cache / "models--team--toy"
+    folder = model / "snapshots" / "c1"
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(main)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"XDG_CACHE_HOME": "{}/x"},
+        {"HF_HOME": "{}/hf"},
+        {"HF_HOME": "~/hf", "XDG_CACHE_HOME": "{}/x"},
+        {"HF_HOME": "$HOME/hf", "HUGGINGFACE_HUB_CACHE": "{}/older"},
+        {"HF_HOME": "{}/hf", "HF_HUB_CACHE": "{}/hub", "HUGGINGFACE_HUB_CACHE": "{}/older"},
+    ],
+)
+def test_the_users_cache_is_where_the_hubs_library_keeps_it(
+    variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    said = subprocess.run(
+        [sys.executable, "-c", "from huggingface_hub import constants as c; print(c.HF_HUB_CACHE)"],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert str(user_hub_cache()) == said
+    assert not is_here(BASE, BASE.merge, tmp_path / "models")
+    keep(Path(said), "model.safetensors")
+    assert is_here(BASE, BASE.merge, tmp_path / "models")
+    assert not is_here(BASE, BASE.train, tmp_path / "models")
+
+
+def test_the_labs_own_cache_counts_too(tmp_path: Path) -> None:
+    keep(tmp_path / "models" / "hub", "model.safetensors")
+    assert is_here(BASE, BASE.merge, tmp_path / "models")
+
+
+@pytest.mark.parametrize(("files", "main"), [(["config.json"], "c1"), (["x.safetensors"], "c2")])
+def test_a_snapshot_that_the_trainer_would_not_take_is_not_here(
+    files: list[str], main: str, tmp_path: Path
+) -> None:
+    keep(tmp_path / "models" / "hub", *files, main=main)
+    assert not is_here(BASE, BASE.merge, tmp_path / "models")
+
+
+def test_a_part_of_the_weights_is_not_here(tmp_path: Path) -> None:
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    folder = keep(tmp_path / "models" / "hub", shards[0])
+    index = folder / "model.safetensors.index.json"
+    assert missing_weights(folder) == [index.name]
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}))
+    assert missing_weights(folder) == [shards[1]]
+    assert not is_here(BASE, BASE.merge, tmp_path / "models")
+    (folder / shards[1]).write_bytes(b"x")
+    assert is_here(BASE, BASE.merge, tmp_path / "models")
+    index.write_text("{")
+    assert missing_weights(folder) == [index.name]

@@ -1,0 +1,221 @@
+"""From a recipe, a profile and a request to a resolved spec."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from loco.contracts.errors import (
+    InvalidRequest,
+    StageGap,
+    UnknownAdapter,
+    UnknownBaseModel,
+    UnknownProfile,
+)
+from loco.contracts.requests import JobRequest
+from loco.contracts.specs import JobSpec
+from loco.contracts.stages import Stage
+from loco.recipes.catalog import load_catalog
+from loco.recipes.resolve import adapter_names, load_recipe, merge, resolve
+
+Resolve = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def ask(adapters_dir: Path) -> Resolve:
+    def ask(**fields: object) -> JobSpec:
+        return resolve(adapters_dir, JobRequest.model_validate({"adapter": "math", **fields}))
+
+    return ask
+
+
+@pytest.fixture
+def rewrite(adapters_dir: Path) -> Callable[..., None]:
+    """Changes fields of the recipe of math."""
+    path = adapters_dir / "math" / "adapter.yaml"
+
+    def rewrite(**fields: object) -> None:
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **fields}))
+
+    return rewrite
+
+
+class TestMathRecipe:
+    def test_default_is_the_brief(self, ask: Resolve) -> None:
+        spec = ask()
+        train = spec.train
+        assert train.base_model.train == "unsloth/Qwen3-4B-unsloth-bnb-4bit"
+        assert train.base_model.ollama == "qwen3:4b"
+        assert (train.lora.r, train.lora.alpha) == (16, 32)
+        assert train.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+        assert (train.learning_rate, train.epochs, train.max_length) == (2e-4, 3, 1024)
+        assert train.batch_size * train.gradient_accumulation == 8
+        assert spec.prepare.source.kind == "huggingface"
+        assert spec.prepare.examples == 200
+        assert spec.export.quantization == spec.register_.quantization == "Q4_K_M"
+        assert spec.register_.model_name == "locollm-math"
+        assert spec.stages == tuple(Stage)
+
+    def test_tiny_needs_no_hub(self, ask: Resolve) -> None:
+        spec = ask(profile="tiny")
+        assert spec.prepare.source.kind == "arithmetic"
+        assert {spec.train.base_model.kind, spec.export.base_model.kind} == {"smollm2-wheel"}
+        assert spec.prepare.held_out is not None
+        assert spec.prepare.held_out.count == 100
+
+    def test_survives_a_round_trip_as_json(self, ask: Resolve) -> None:
+        for profile in ("default", "tiny"):
+            spec = ask(profile=profile)
+            assert JobSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+
+
+class TestOverrides:
+    def test_request_goes_over_profile_goes_over_recipe(self, ask: Resolve) -> None:
+        spec = ask(profile="tiny", train={"epochs": 7, "lora": {"r": 4}})
+        assert spec.train.epochs == 7
+        assert spec.train.lora.r == 4
+        assert spec.train.lora.alpha == 32, "a nested mapping is merged, not replaced"
+        assert spec.train.lora.target_modules == "all-linear"
+        assert spec.train.batch_size == 8
+
+    def test_another_kind_of_source_replaces_the_old_one(self, ask: Resolve) -> None:
+        spec = ask(prepare={"source": {"kind": "jsonl", "path": "x.jsonl"}})
+        assert spec.prepare.source.model_dump() == {"kind": "jsonl", "path": "x.jsonl"}
+        spec = ask(prepare={"source": {"split": "test"}})
+        assert (spec.prepare.source.kind, spec.prepare.source.split) == ("huggingface", "test")
+
+    def test_one_seed_for_every_stage_that_sets_none(self, ask: Resolve) -> None:
+        spec = ask(seed=11, train={"seed": 12})
+        assert (spec.seed, spec.prepare.seed, spec.train.seed, spec.eval.seed) == (11, 11, 12, 11)
+
+    def test_register_looks_for_what_export_writes(self, ask: Resolve) -> None:
+        spec = ask(export={"quantization": "Q8_0"})
+        assert spec.register_.quantization == "Q8_0"
+
+    def test_another_base_model_is_used_throughout(self, ask: Resolve) -> None:
+        spec = ask(base_model="smollm2-135m-instruct")
+        names = {p.base_model.name for p in (spec.train, spec.export, spec.register_, spec.eval)}
+        assert names == {"smollm2-135m-instruct"}
+
+    def test_inputs_are_left_as_they_were(self) -> None:
+        base = {"a": {"b": 1}}
+        assert merge(base, {"a": {"c": 2}, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
+        assert base == {"a": {"b": 1}}
+
+
+class TestStageLists:
+    def test_any_run_without_holes(self, ask: Resolve) -> None:
+        assert ask(stages=("train", "export")).stages == (Stage.TRAIN, Stage.EXPORT)
+
+    @pytest.mark.parametrize(
+        "stages", [("prepare", "export"), ("export", "train"), ("train", "train")]
+    )
+    def test_holes_and_disorder_are_refused(self, ask: Resolve, stages: tuple[str, ...]) -> None:
+        with pytest.raises(StageGap) as caught:
+            ask(stages=stages)
+        assert caught.value.param == "stages"
+        assert "prepare, train, export, register, eval" in str(caught.value.hint)
+
+    def test_none_at_all(self, ask: Resolve) -> None:
+        with pytest.raises(InvalidRequest):
+            ask(stages=())
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "name",
+        ["maths", "", ".", "..", "../math", "math/", "/etc", "MATH", "math\n", "a\0b", "x" * 64],
+    )
+    def test_unknown_and_hostile_adapters(self, ask: Resolve, name: str) -> None:
+        with pytest.raises(UnknownAdapter, match="Adapters here: math") as caught:
+            ask(adapter=name)
+        assert caught.value.param == "adapter"
+
+    def test_unknown_profile_names_those_there_are(self, ask: Resolve) -> None:
+        with pytest.raises(UnknownProfile, match="Profiles: default, tiny"):
+            ask(profile="huge")
+
+    def test_unknown_base_model_names_those_there_are(self, ask: Resolve) -> None:
+        with pytest.raises(UnknownBaseModel, match="qwen3-4b, smollm2-135m-instruct"):
+            ask(base_model="gpt")
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"train": {"epochs": -1}}, "train.epochs"),
+            ({"train": {"learning_rate": "fast"}}, "train.learning_rate"),
+            ({"train": {"lora": {"r": 0}}}, "train.lora.r"),
+            ({"train": {"lora": 5}}, "train.lora"),
+            ({"train": {"epoch": 1}}, "train.epoch"),
+            ({"prepare": {"examples": 0}}, "prepare.examples"),
+            ({"export": {"quantization": "Q2"}}, "export.quantization"),
+            ({"register": {"temperature": None}}, "register.temperature"),
+            ({"train": {"base_model": "gpt"}}, "train.base_model"),
+            ({"register": {"model_name": "x"}}, "register.model_name"),
+        ],
+    )
+    def test_the_wrong_field_is_named(
+        self, ask: Resolve, fields: dict[str, object], param: str
+    ) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            ask(**fields)
+        assert caught.value.param == param
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"unknown": 1},
+            {"stages": ["bake"]},
+            {"seed": -1},
+            {"train": {"epochs": float("inf")}},
+            {"priority": 101},
+            {"metadata": {str(i): "" for i in range(33)}},
+        ],
+    )
+    def test_the_request_itself_is_strict(self, fields: dict[str, object]) -> None:
+        with pytest.raises(ValidationError):
+            JobRequest.model_validate({"adapter": "math", **fields})
+
+
+class TestRecipeFiles:
+    def test_adapters_are_folders_with_a_recipe(self, adapters_dir: Path) -> None:
+        (adapters_dir / "empty").mkdir()
+        assert adapter_names(adapters_dir) == ["math"]
+
+    @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\x00"])
+    def test_broken_yaml_is_said(self, adapters_dir: Path, text: str) -> None:
+        (adapters_dir / "math" / "adapter.yaml").write_text(text)
+        with pytest.raises(InvalidRequest, match=r"adapter\.yaml"):
+            load_recipe(adapters_dir, "math")
+
+    def test_the_name_is_the_folders(
+        self, adapters_dir: Path, rewrite: Callable[..., None]
+    ) -> None:
+        rewrite(name="other")
+        with pytest.raises(InvalidRequest, match="'other'"):
+            load_recipe(adapters_dir, "math")
+
+    @pytest.mark.parametrize(
+        "profile",
+        [{"trian": {}}, {"train": 5}, {"train": {"epochz": 1}}, {"seed": "x"}, {"base_model": "x"}],
+    )
+    def test_wrong_profiles_are_said(
+        self, ask: Resolve, rewrite: Callable[..., None], profile: dict[str, object]
+    ) -> None:
+        rewrite(profiles={"mine": profile})
+        with pytest.raises(InvalidRequest):
+            ask(profile="mine")
+
+    @pytest.mark.parametrize("entry", ["5", "", "{kind: hub}", "{kind: cloud, train: x}"])
+    def test_a_wrong_catalog_names_the_entry(self, adapters_dir: Path, entry: str) -> None:
+        (adapters_dir / "base_models.yaml").write_text(f"broken: {entry}\n")
+        with pytest.raises(InvalidRequest, match=r"base_models\.yaml: broken"):
+            load_catalog(adapters_dir)
+
+    def test_no_catalog_says_where_it_should_be(self, adapters_dir: Path) -> None:
+        (adapters_dir / "base_models.yaml").unlink()
+        with pytest.raises(InvalidRequest) as caught:
+            load_catalog(adapters_dir)
+        assert "LOCO_ADAPTERS_DIR" in str(caught.value.hint)

@@ -1,0 +1,155 @@
+"""Publishing: whole files at the well-known places, and the newest job wins."""
+
+import os
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.artifacts import describe
+from loco.contracts.jobs import StageStatus, Task
+from loco.contracts.stages import Stage
+from loco.running import publish as publishing
+from loco.running.publish import publish
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def committed(
+    adapters: Path, job: str, stage: Stage, files: dict[str, str], *, minutes: int = 0
+) -> Task:
+    folder = adapters / "math" / "runs" / job / stage / "a1"
+    artifacts = []
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        artifacts.append(describe(adapters, path, name=name, stage=stage))
+    return Task(
+        task_id=f"{job}-{stage}",
+        job_id=job,
+        stage=stage,
+        status=StageStatus.SUCCEEDED,
+        artifacts=tuple(artifacts),
+        finished_at=NOON + timedelta(minutes=minutes),
+    )
+
+
+def test_well_known_files_are_links_and_others_stay_in_the_run(tmp_path: Path) -> None:
+    task = committed(
+        tmp_path, "j1", Stage.PREPARE, {"training_data.jsonl": "rows", "held_out.jsonl": "h"}
+    )
+    assert publish(tmp_path, "math", task)
+    place = tmp_path / "math" / "training_data.jsonl"
+    assert place.read_text() == "rows"
+    assert place.samefile(tmp_path / task.artifacts[0].path)
+    assert not (tmp_path / "math" / "held_out.jsonl").exists()
+
+
+def test_publishing_twice_is_the_same_as_once(tmp_path: Path) -> None:
+    task = committed(
+        tmp_path, "j1", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "g", "Modelfile": "FROM x"}
+    )
+    assert publish(tmp_path, "math", task)
+    assert publish(tmp_path, "math", task)
+    names = sorted(p.relative_to(tmp_path / "math").as_posix() for p in _files(tmp_path / "math"))
+    assert names == [
+        ".publish.lock",
+        "Modelfile",
+        "gguf/unsloth.Q4_K_M.gguf",
+        "runs/j1/export/a1/Modelfile",
+        "runs/j1/export/a1/gguf/unsloth.Q4_K_M.gguf",
+    ]
+
+
+def test_checkpoints_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    first = committed(
+        tmp_path, "j1", Stage.TRAIN, {"checkpoints/adapter.st": "1", "checkpoints/only_old": "x"}
+    )
+    second = committed(tmp_path, "j2", Stage.TRAIN, {"checkpoints/adapter.st": "2"}, minutes=1)
+    publish(tmp_path, "math", first)
+    publish(tmp_path, "math", second)
+    place = tmp_path / "math" / "checkpoints"
+    assert [p.name for p in place.iterdir()] == ["adapter.st"]
+    assert (place / "adapter.st").read_text() == "2"
+    assert not list((tmp_path / "math").glob(".checkpoints*"))
+
+
+def test_an_older_job_never_replaces_a_newer_one(tmp_path: Path) -> None:
+    old = committed(tmp_path, "j1", Stage.PREPARE, {"training_data.jsonl": "old"})
+    new = committed(tmp_path, "j2", Stage.PREPARE, {"training_data.jsonl": "new"}, minutes=5)
+    assert publish(tmp_path, "math", new)
+    assert not publish(tmp_path, "math", old)
+    assert (tmp_path / "math" / "training_data.jsonl").read_text() == "new"
+
+
+def test_files_are_copied_where_links_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    task = committed(tmp_path, "j1", Stage.TRAIN, {"checkpoints/a": "1"})
+    monkeypatch.setattr(os, "link", refuse)
+    publish(tmp_path, "math", task)
+    assert (tmp_path / "math" / "checkpoints" / "a").read_text() == "1"
+
+
+def test_without_an_atomic_exchange_the_folder_is_still_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_exchange", lambda *_: False)
+    for minute, job in enumerate(("j1", "j2")):
+        task = committed(tmp_path, job, Stage.TRAIN, {"checkpoints/a": job}, minutes=minute)
+        publish(tmp_path, "math", task)
+    assert (tmp_path / "math" / "checkpoints" / "a").read_text() == "j2"
+    assert not list((tmp_path / "math").glob(".checkpoints*"))
+
+
+def test_a_missing_file_leaves_the_published_one(tmp_path: Path) -> None:
+    good = committed(tmp_path, "j1", Stage.PREPARE, {"training_data.jsonl": "good"})
+    publish(tmp_path, "math", good)
+    bad = committed(tmp_path, "j2", Stage.PREPARE, {"training_data.jsonl": "bad"}, minutes=1)
+    (tmp_path / bad.artifacts[0].path).unlink()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, "math", bad)
+    assert (tmp_path / "math" / "training_data.jsonl").read_text() == "good"
+    assert not list((tmp_path / "math").glob(".*.part"))
+
+
+def test_a_reader_always_finds_a_whole_checkpoint(tmp_path: Path) -> None:
+    tasks = [
+        committed(
+            tmp_path,
+            f"j{i}",
+            Stage.TRAIN,
+            {f"checkpoints/{part}": str(i) for part in "abcdef"},
+            minutes=i,
+        )
+        for i in range(40)
+    ]
+    publish(tmp_path, "math", tasks[0])
+    place = tmp_path / "math" / "checkpoints"
+    seen: list[tuple[str, ...]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            before = place.stat().st_ino
+            names = tuple(sorted(os.listdir(place)))
+            # a folder replaced while it was listed may have lost files; the one at the place has not
+            if place.stat().st_ino == before:
+                seen.append(names)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for task in tasks[1:]:
+        publish(tmp_path, "math", task)
+    done.set()
+    reader.join()
+    assert set(seen) == {tuple("abcdef")}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file()]

@@ -1,0 +1,70 @@
+"""The facts a plan follows from, collected where training runs."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.plans import Lengths, Shape
+from loco.contracts.specs import TrainSpec
+from loco_trainer.bases.find import read_config
+from loco_trainer.data.rows import IGNORED, Row, Rows
+from loco_trainer.loop import facts
+
+
+def rows(*sizes: int) -> Rows:
+    """Rows of so many tokens, of which the last three are the answer."""
+    made = [Row(list(range(n)), [IGNORED] * (n - 3) + list(range(n - 3, n))) for n in sizes]
+    return Rows(made, cut=0, dropped=0)
+
+
+def test_lengths_are_those_of_the_tokenized_rows() -> None:
+    assert facts.lengths_of(rows(*range(4, 104))) == Lengths(
+        rows=100, tokens=sum(range(4, 104)), answer_tokens=300, p50=54, p95=98, longest=103
+    )
+    one = facts.lengths_of(rows(7))
+    assert (one.p50, one.p95, one.longest) == (7, 7, 7)
+
+
+def test_the_device_is_this_machine() -> None:
+    import torch
+
+    found = facts.device()
+    assert found.is_gpu == torch.cuda.is_available()
+    assert 0 < found.free_gb <= found.memory_gb * 1.01
+    if not found.is_gpu:
+        assert found.cores == len(os.sched_getaffinity(0))
+
+
+def test_the_catalog_describes_the_model_as_its_own_config_does(smollm2, smollm2_dir) -> None:
+    assert Shape.of(smollm2.config) == Shape.of(read_config(smollm2_dir))
+
+
+def test_a_plan_follows_from_folder_rows_and_machine(toy_spec: TrainSpec, toy_dir: Path) -> None:
+    pinned = toy_spec.model_copy(update={"micro_batch": 1})
+    found = facts.plan_for(pinned, toy_dir, rows(10, 20, 30), "peft")
+    assert (found.micro_batch, found.accumulation) == (1, toy_spec.step_rows)
+    assert found.max_length == 30
+    assert found.memory_gb > 0
+    assert json.loads(found.model_dump_json())["why"]
+
+
+def test_a_pin_that_does_not_divide_is_refused_before_anything_is_loaded(
+    toy_spec: TrainSpec, toy_dir: Path
+) -> None:
+    wrong = toy_spec.model_copy(update={"micro_batch": toy_spec.step_rows + 1})
+    with pytest.raises(InvalidRequest, match="does not divide"):
+        facts.plan_for(wrong, toy_dir, rows(10, 20), "peft")
+
+
+def test_the_ladder_of_a_run_ends(toy_spec: TrainSpec, toy_dir: Path) -> None:
+    found = facts.plan_for(toy_spec, toy_dir, rows(10, 20, 30), "peft")
+    smaller = facts.ladder(toy_spec, toy_dir, rows(10, 20, 30))
+    seen = [found]
+    while below := smaller(seen[-1]):
+        seen.append(below)
+    assert seen[-1].micro_batch == 1
+    assert seen[-1].gradient_checkpointing
+    assert all(p.micro_batch * p.accumulation == toy_spec.step_rows for p in seen)

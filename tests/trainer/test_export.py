@@ -1,0 +1,187 @@
+"""Stage export on the toy model, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFReader
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from loco.contracts.errors import DiskFull, ExportFailed
+from loco.contracts.files import sha256_of
+from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
+from loco.recipes import resolve as recipes
+from loco.stage.program import Stopped
+from loco_trainer import export, train
+from loco_trainer.data import rows
+from loco_trainer.gguf import head as gguf_head
+from loco_trainer.gguf.check import loaded
+from loco_trainer.machine import disk
+from loco_trainer.machine.threads import usable_cpus
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained_cache() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def trained(
+    toy_spec: TrainSpec,
+    inputs: Inputs,
+    tmp_path_factory: pytest.TempPathFactory,
+    recorder: Any,
+    trained_cache: dict[str, Path],
+) -> Inputs:
+    """The inputs of export."""
+    if not trained_cache:
+        out = tmp_path_factory.mktemp("trained")
+        result = train.run(toy_spec, inputs, out, recorder)
+        trained_cache |= {f"train/{name}": out / path for name, path in result.files.items()}
+    return inputs.model_copy(update={"files": trained_cache})
+
+
+@pytest.fixture
+def spec(toy: BaseModelSpec) -> ExportSpec:
+    return ExportSpec(base_model=toy, model_name="locollm-toy", quantization="F16", num_ctx=512)
+
+
+@pytest.mark.slow
+def test_an_f16_export_continues_as_the_merged_model(
+    spec: ExportSpec, trained: Inputs, toy_dir: Path, tmp_path: Path, recorder: Any
+) -> None:
+    result = export.run(spec, trained, tmp_path, recorder)
+    gguf = tmp_path / result.files["gguf/unsloth.F16.gguf"]
+    folder = trained.files["train/checkpoints/adapter_model.safetensors"].parent
+    base = AutoModelForCausalLM.from_pretrained(toy_dir, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(toy_dir)
+    for question in [
+        "What is 5 + 6?",
+        "What is 11 + 16?",
+        "Ann has 2 apples and gets 1. How many now?",
+    ]:
+        messages = [
+            {"role": "system", "content": "You answer sums."},
+            {"role": "user", "content": question},
+        ]
+        prompt = rows.prompt_text(messages, tokenizer)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=24, do_sample=False)[0][ids.input_ids.shape[1] :]
+        with loaded(gguf) as opened:
+            text = opened.answer(prompt, tokens=24)[0]
+        assert text == tokenizer.decode(out, skip_special_tokens=True)
+    assert result.sample_prompt == export.SAMPLE_PROMPT
+    assert result.sample_answer
+
+
+@pytest.mark.slow
+def test_the_files_and_the_figures(
+    spec: ExportSpec, trained: Inputs, toy_dir: Path, tmp_path: Path, recorder: Any
+) -> None:
+    spec = spec.model_copy(update={"quantization": "Q8_0", "temperature": 0.5})
+    result = export.run(spec, trained, tmp_path, recorder)
+    gguf = tmp_path / "gguf" / "unsloth.Q8_0.gguf"
+    assert result.files == {
+        "gguf/unsloth.Q8_0.gguf": "gguf/unsloth.Q8_0.gguf",
+        "Modelfile": "Modelfile",
+    }
+    assert {p.name for p in tmp_path.iterdir()} >= {"gguf", "Modelfile"}
+    assert not (tmp_path / "tmp").exists()  # intermediates are gone
+    assert (result.size, result.sha256) == (gguf.stat().st_size, sha256_of(gguf))
+    reader = GGUFReader(gguf)
+    assert result.tensors == len(reader.tensors)
+    assert sum(result.tensor_types.values()) == result.tensors
+    assert result.tensor_types["Q8_0"] > 0
+    template = reader.fields["tokenizer.chat_template"].contents()
+    assert template == AutoTokenizer.from_pretrained(toy_dir).chat_template
+    assert reader.fields["general.name"].contents() == "locollm-toy"
+    assert (tmp_path / "Modelfile").read_text() == (
+        "# locollm-toy: toy with the adapter merged in, Q8_0.\n"
+        "FROM ./gguf/unsloth.Q8_0.gguf\n"
+        "PARAMETER temperature 0.5\n"
+        "PARAMETER num_ctx 512\n"
+        "PARAMETER num_predict 512\n"
+        'PARAMETER stop "<|im_end|>"\n'
+        'SYSTEM """You answer sums."""\n'
+    )
+    percents = [e.progress.percent for e in recorder.of_type("progress")]
+    percents = percents[percents.index(0.0) :]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    assert result.device == "cpu" or torch.cuda.is_available()
+    assert result.read_seconds + result.quantize_seconds <= result.write_seconds + 1
+    assert result.check_seconds > 0
+    assert 0.1 < result.peak_ram_gb < 12
+    assert result.perplexity is None  # prepare kept no validation rows
+
+
+@pytest.mark.slow
+def test_a_long_system_prompt_has_room_in_the_check(
+    spec: ExportSpec, trained: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    system = "You answer sums. " * 160
+    base = spec.base_model.model_copy(update={"system": system})
+    changed = {"base_model": base, "quantization": "Q8_0"}
+    assert export.run(spec.model_copy(update=changed), trained, tmp_path, recorder).sample_answer
+
+
+def test_the_modelfile_says_what_register_will_send() -> None:
+    spec = recipes.resolve(
+        REPOSITORY / "adapters",
+        recipes.JobRequest(adapter="math", profile="tiny", export={"temperature": 0.25}),
+    )
+    text = export.modelfile(spec.export, "unsloth.Q4_K_M.gguf")
+    assert "PARAMETER num_ctx 1024\nPARAMETER num_predict 128\n" in text  # tiny's register
+    assert "PARAMETER temperature 0.25\n" in text  # export's own wins
+
+
+def test_a_stop_during_the_merge_leaves_nothing(
+    spec: ExportSpec, trained: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    recorder.request_stop()
+    with pytest.raises(Stopped):
+        export.run(spec, trained, tmp_path, recorder)
+    assert [p.name for p in tmp_path.iterdir() if p.name in ("tmp", "gguf", "Modelfile")] == []
+
+
+def test_an_export_without_training_is_refused(
+    spec: ExportSpec, inputs: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    with pytest.raises(ExportFailed, match="no trained adapter"):
+        export.run(spec, inputs, tmp_path, recorder)
+
+
+def test_a_template_that_got_lost_is_refused() -> None:
+    sound = gguf_head.Contents({"F16": 3}, "template", "llama", 10, 10)
+    export._check(sound, 3, "template")
+    with pytest.raises(ExportFailed, match="chat template is not the one of training"):
+        export._check(sound, 3, "another")
+    short = gguf_head.Contents({"F16": 2}, "template", "llama", 10, 9)
+    with pytest.raises(ExportFailed, match="2 tensors, 3 were planned; its vocabulary has 9"):
+        export._check(short, 3, "template")
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "no.gguf"
+    path.write_bytes(b"not a gguf" * 100)
+    with pytest.raises(ExportFailed, match="cannot load"), loaded(path):
+        pass
+
+
+def test_free_space_is_counted_in_bytes(tmp_path: Path) -> None:
+    disk.require_free(tmp_path / "not" / "there" / "yet", 1, "a test")
+    with pytest.raises(
+        DiskFull, match=rf"A test needs {10**18 + disk.RESERVE_BYTES} bytes"
+    ) as caught:
+        disk.require_free(tmp_path / "not" / "there" / "yet", 10**18, "a test")
+    assert caught.value.code == "disk_full"
+    assert "LOCO_ADAPTERS_DIR" in (caught.value.hint or "")
+
+
+def test_cpus_are_those_this_process_may_use() -> None:
+    assert usable_cpus() >= 1

@@ -1,0 +1,168 @@
+"""Source huggingface through the real `datasets` library, against a small hub of our own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from loco.contracts.specs import Inputs, StageRun
+from loco.contracts.stages import Stage
+
+pytestmark = pytest.mark.redis
+
+REPOSITORY = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CARD = """---
+configs:
+- config_name: main
+  data_files:
+  - split: train
+    path: main/train.jsonl
+---
+"""
+ROWS = [
+    {"question": f"Ann has {n} pens. How many?", "answer": f"She has <<{n}={n}>>{n}.\n#### {n}"}
+    for n in range(30)
+]
+FILES = {
+    "README.md": CARD.encode(),
+    "main/train.jsonl": "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The routes of a hub that `datasets` uses for one data set, team/sums."""
+
+    def do_HEAD(self) -> None:
+        self._file(send=False)
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        base = "/api/datasets/team/sums"
+        if url.path in (base, f"{base}/revision/main", f"{base}/revision/{COMMIT}"):
+            siblings = [{"rfilename": name} for name in FILES]
+            self._json({"id": "team/sums", "sha": COMMIT, "siblings": siblings, "private": False})
+        elif url.path.startswith(f"{base}/tree/"):
+            self._json(self._tree(url.path.removeprefix(f"{base}/tree/").partition("/")[2]))
+        else:
+            self._file(send=True)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        asked = (
+            json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
+        )
+        self._json([entry for entry in self._entries() if entry["path"] in asked])
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+    def _entries(self) -> list[dict[str, Any]]:
+        files = [
+            {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            for name, content in FILES.items()
+        ]
+        return [*files, {"type": "directory", "path": "main", "oid": "1" * 40, "size": 0}]
+
+    def _tree(self, folder: str) -> list[dict[str, Any]]:
+        prefix = f"{folder}/" if folder else ""
+        return [entry for entry in self._entries() if entry["path"].startswith(prefix)]
+
+    def _file(self, *, send: bool) -> None:
+        head, _, name = urlsplit(self.path).path.partition(f"/resolve/{COMMIT}/")
+        if not name:
+            head, _, name = urlsplit(self.path).path.partition("/resolve/main/")
+        content = FILES.get(name) if head == "/datasets/team/sums" else None
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if "sums" in head else "RepoNotFound")
+        self.send_header("ETag", f'"{len(content or b"")}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if send:
+            self.wfile.write(content or b"")
+
+    def _json(self, value: Any) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def hub(serve: Callable[[type[BaseHTTPRequestHandler]], str]) -> str:
+    """The hub's address."""
+    return serve(Hub)
+
+
+def prepare(
+    folder: Path, hub: str, **source: Any
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]], Path]:
+    """Runs the stage in a process of its own: `datasets` reads its variables on import."""
+    adapter = folder / "adapters" / "math"
+    adapter.mkdir(parents=True)
+    benchmark = REPOSITORY / "adapters/math/eval_dataset.jsonl"
+    (adapter / "eval_dataset.jsonl").write_bytes(benchmark.read_bytes())
+    inputs = Inputs(
+        job_id="j",
+        adapter="math",
+        adapter_dir=adapter,
+        models_dir=folder,
+        locks_dir=folder,
+        ollama_host="http://127.0.0.1:9",
+    )
+    spec = {"source": {"kind": "huggingface", **source}, "examples": 20}
+    file = folder / "spec.json"
+    file.write_text(StageRun(stage=Stage.PREPARE, spec=spec, inputs=inputs).model_dump_json())
+    out = folder / "out"
+    ended = subprocess.run(
+        [sys.executable, "-m", "loco_worker.prepare", "--spec", str(file), "--out", str(out)],
+        env={**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(folder / "hf")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return ended, [json.loads(line) for line in ended.stdout.splitlines()], out
+
+
+def test_rows_of_a_hub_data_set_become_training_data(hub: str, tmp_path: Path) -> None:
+    ended, _, out = prepare(tmp_path, hub, dataset="team/sums")
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert (result["read"], result["kept"]) == (30, 20)
+    assert "team/sums main train" in result["source"]
+    rows = [json.loads(line) for line in (out / "training_data.jsonl").read_text().splitlines()]
+    for row in rows:
+        question, answer = (turn["content"] for turn in row["conversations"])
+        number = question.split()[2]
+        assert answer == f"She has {number}.\nThe answer is {number}"
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "words"),
+    [
+        ({"dataset": "team/other"}, "source_unreachable", "team/other"),
+        ({"dataset": "team/sums", "config": "socratic"}, "invalid_request", "main"),
+        ({"dataset": "team/sums", "split": "dev"}, "invalid_request", "train"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_said(
+    hub: str, tmp_path: Path, source: dict[str, str], code: str, words: str
+) -> None:
+    ended, events, out = prepare(tmp_path, hub, **source)
+    assert ended.returncode == 1
+    error = events[-1]["error"]
+    assert error["code"] == code, ended.stderr
+    assert words in error["message"]
+    assert error["hint"]
+    assert not (out / "training_data.jsonl").exists()
