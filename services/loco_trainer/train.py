@@ -6,17 +6,18 @@ Writes `checkpoints/` with the adapter, its config and the tokenizer, and below 
 folders to resume from. The loss counts on the assistant's answer only.
 """
 
-import math
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from loco.contracts.plans import Shape
+from loco.contracts.plans import Engine, Lengths, Plan, Shape
 from loco.contracts.results import TrainResult, ValidationRow
 from loco.contracts.specs import Inputs, TrainSpec
 from loco.contracts.stages import Stage
@@ -28,8 +29,13 @@ from loco_trainer.bases import find
 from loco_trainer.data import rows
 from loco_trainer.engines import choose
 from loco_trainer.loop import checkpoints
+from loco_trainer.loop.facts import ladder, lengths_of, plan_for
 from loco_trainer.machine.disk import require_free
 from loco_trainer.machine.threads import share_cpus
+
+if TYPE_CHECKING:
+    from loco_trainer.engines.loaded import Loaded
+    from loco_trainer.loop.fit import Fitted
 
 _TRAINING = "prepare/training_data.jsonl"
 _VALIDATION = "prepare/validation_data.jsonl"
@@ -38,14 +44,49 @@ _VALIDATION = "prepare/validation_data.jsonl"
 def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
     """Trains the adapter; resumes from the newest whole checkpoint of earlier attempts."""
     share_cpus()
-    wait = _Wait()
+    waits = _Waits()
     with ExitStack() as held:
-        with wait:
+        with waits:
             held.enter_context(gpu_lock(inputs.locks_dir, emit))
-        return _train(spec, inputs, out_dir, emit, wait)
+        given = _Given(spec, inputs, out_dir / "checkpoints", emit, waits)
+        facts = _gather(given)
+        plan = _plan(given, facts)
+        loaded = _load(given, plan)
+        fitted = _fit(given, facts, plan, loaded)
+        _save(given, facts, loaded)
+        measured = _measure(facts, fitted.plan, loaded)
+    return TrainResult(
+        seconds=0,
+        files={f"checkpoints/{n}": f"checkpoints/{n}" for n in _names(given.folder)},
+        engine=facts.engine,
+        device=_device(),
+        dtype=loaded.dtype,
+        base_model=spec.base_model.name,
+        examples=len(facts.data.rows),
+        tokens=facts.data.tokens,
+        trainable_parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
+        total_steps=fitted.total_steps,
+        resumed_from_step=fitted.resumed_from_step,
+        first_loss=fitted.log[0].loss,
+        last_loss=fitted.log[-1].loss,
+        train_seconds=round(fitted.seconds, 3),
+        tokens_per_second=round(fitted.tokens / max(fitted.seconds, 1e-9), 1),
+        peak_gpu_memory_gb=max((a.peak_memory_gb for a in fitted.attempts), default=0.0),
+        log=fitted.log,
+        plan=fitted.plan,
+        attempts=fitted.attempts,
+        lengths=facts.lengths,
+        start_seconds=round(
+            fitted.first_step_at - psutil.Process().create_time() - waits.seconds, 3
+        ),
+        step_seconds=round(fitted.median_step_seconds, 5),
+        validation_loss=_mean(measured, lambda row: row.loss),
+        base_validation_loss=_mean(measured, lambda row: row.base_loss),
+        validation=measured,
+    )
 
 
-class _Wait:
+class _Waits:
     """Seconds spent on what the next run may not meet: another job on the GPU, a download."""
 
     def __init__(self) -> None:
@@ -59,99 +100,110 @@ class _Wait:
         self.seconds += time.monotonic() - self._begun
 
 
-def _train(
-    spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter, wait: _Wait
-) -> TrainResult:
+@dataclass(frozen=True)
+class _Given:
+    """What the stage was asked for, and whom it tells."""
+
+    spec: TrainSpec
+    inputs: Inputs
+    #: The adapter and its checkpoints are written here.
+    folder: Path
+    emit: Emitter
+    waits: _Waits
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a plan follows from, known before a weight is loaded."""
+
+    engine: Engine
+    #: Folder with the base's config and tokenizer.
+    config: Path
+    tokenizer: Any
+    data: rows.Rows
+    #: Rows kept out of training; empty where prepare kept none.
+    held_out: list[rows.Row]
+    lengths: Lengths
+
+
+def _gather(given: _Given) -> _Facts:
+    spec, inputs, emit = given.spec, given.inputs, given.emit
     choose.keep_kernels(inputs.models_dir)
     engine = choose.engine_for(spec)
     choose.import_first(engine)
     emit.progress(message="reading the training data", percent=0.0, last=True)
-    with wait:
-        known = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
-    shape = Shape.of(find.read_config(known))
-    require_free(out_dir, math.ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
-    tokenizer = _tokenizer(known)
+    with given.waits:
+        config = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
+    shape = Shape.of(find.read_config(config))
+    require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
+    tokenizer = _tokenizer(config)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
     held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
+    return _Facts(engine, config, tokenizer, data, held_out, lengths_of(data))
 
-    from loco_trainer.loop import facts  # they import torch
-    from loco_trainer.machine import memory
 
-    lengths = facts.lengths_of(data)
-    chosen = facts.plan_for(spec, known, data, engine)
-    role: find.Role = "train" if chosen.precision == "4bit" else "merge"
-    with wait:
-        base = find.resolve(spec.base_model, role, inputs.models_dir, emit)
-    emit.log(
-        f"Plan: engine {engine}, {', '.join(described(chosen, spec.step_rows))}; expected "
-        f"{chosen.memory_gb:.1f} GB, {chosen.step_seconds:.2f} s a step ({chosen.why})."
+def _plan(given: _Given, facts: _Facts) -> Plan:
+    plan = plan_for(given.spec, facts.config, facts.data, facts.engine)
+    way = ", ".join(described(plan, given.spec.step_rows))
+    given.emit.log(
+        f"Plan: engine {facts.engine}, {way}; expected "
+        f"{plan.memory_gb:.1f} GB, {plan.step_seconds:.2f} s a step ({plan.why})."
     )
+    return plan
+
+
+def _load(given: _Given, plan: Plan) -> "Loaded":
+    from loco_trainer.machine import memory  # it imports torch
+
+    spec, emit = given.spec, given.emit
+    role: find.Role = "train" if plan.precision == "4bit" else "merge"
+    with given.waits:
+        base = find.resolve(spec.base_model, role, given.inputs.models_dir, emit)
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
     with memory.exhaustion_explained():
-        loaded = choose.load(spec, chosen, base, emit)
+        loaded = choose.load(spec, plan, base, emit)
     emit.check_stop()
+    return loaded
 
-    from loco_trainer.loop import fit as fitting
-    from loco_trainer.loop import validation  # after the engine
 
-    folder = out_dir / "checkpoints"
-    fit = fitting.Fit(
+def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted":
+    from loco_trainer.loop.fit import Fit  # after the engine
+
+    spec, emit = given.spec, given.emit
+    fit = Fit(
         spec,
-        chosen,
+        plan,
         loaded,
-        data.rows,
-        smaller=facts.ladder(spec, known, data),
-        folder=folder,
+        facts.data.rows,
+        smaller=ladder(spec, facts.config, facts.data),
+        folder=given.folder,
         emit=emit,
     )
-    resume = checkpoints.newest_whole(inputs.resume, emit)
-    if resume:
-        emit.log(f"Going on from step {checkpoints.step_of(resume)} ({resume}).")
-        fit.resume(resume)
-    emit.log(f"Training {len(data.rows)} rows ({data.tokens} tokens) on {_device()}.")
-    started = time.monotonic()
+    if checkpoint := checkpoints.newest_whole(given.inputs.resume, emit):
+        emit.log(f"Going on from step {checkpoints.step_of(checkpoint)} ({checkpoint}).")
+        fit.resume(checkpoint)
+    emit.log(f"Training {len(facts.data.rows)} rows ({facts.data.tokens} tokens) on {_device()}.")
     fitted = fit.go()
-    seconds = time.monotonic() - started
     if len(fitted.log) < fitted.total_steps:
         emit.check_stop()
+    return fitted
 
-    loaded.model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    for file in _adapter_files(folder):
-        file.chmod(0o644)  # safetensors writes 0600, and others may serve these files
+
+def _save(given: _Given, facts: _Facts, loaded: "Loaded") -> None:
+    loaded.model.save_pretrained(given.folder)
+    facts.tokenizer.save_pretrained(given.folder)
+    (given.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    for name in _names(given.folder):
+        (given.folder / name).chmod(0o644)  # safetensors writes 0600; others may serve these files
+
+
+def _measure(facts: _Facts, plan: Plan, loaded: "Loaded") -> tuple[ValidationRow, ...]:
+    from loco_trainer.loop import validation
+    from loco_trainer.machine import memory
+
     with memory.exhaustion_explained():
-        measured = validation.measure(loaded, held_out, micro_batch=fitted.plan.micro_batch)
-    return TrainResult(
-        seconds=0,
-        files={f"checkpoints/{f.name}": f"checkpoints/{f.name}" for f in _adapter_files(folder)},
-        engine=engine,
-        device=_device(),
-        dtype=loaded.dtype,
-        base_model=spec.base_model.name,
-        examples=len(data.rows),
-        tokens=data.tokens,
-        trainable_parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
-        total_steps=fitted.total_steps,
-        resumed_from_step=checkpoints.step_of(resume) if resume else None,
-        first_loss=fitted.log[0].loss,
-        last_loss=fitted.log[-1].loss,
-        train_seconds=round(seconds, 3),
-        tokens_per_second=round(fitted.tokens / max(seconds, 1e-9), 1),
-        peak_gpu_memory_gb=max((a.peak_memory_gb for a in fitted.attempts), default=0.0),
-        log=fitted.log,
-        plan=fitted.plan,
-        attempts=fitted.attempts,
-        lengths=lengths,
-        start_seconds=round(
-            fitted.first_step_at - psutil.Process().create_time() - wait.seconds, 3
-        ),
-        step_seconds=round(fitted.median_step_seconds, 5),
-        validation_loss=_mean(measured, lambda row: row.loss),
-        base_validation_loss=_mean(measured, lambda row: row.base_loss),
-        validation=measured,
-    )
+        return validation.measure(loaded, facts.held_out, micro_batch=plan.micro_batch)
 
 
 def _read(path: Path, tokenizer: Any, spec: TrainSpec, emit: Emitter) -> rows.Rows:
@@ -197,8 +249,9 @@ def _device() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
 
 
-def _adapter_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_file())
+def _names(folder: Path) -> list[str]:
+    """Names of the adapter's own files, without the checkpoints' folders."""
+    return sorted(file.name for file in folder.iterdir() if file.is_file())
 
 
 if __name__ == "__main__":

@@ -54,7 +54,11 @@ class Fitted:
     step_seconds: tuple[float, ...]
     #: Tokens of this attempt's steps, padding excluded.
     tokens: int
+    #: Seconds the loop took, waits for checkpoints included.
+    seconds: float
     total_steps: int
+    #: Step of the checkpoint it went on from; none: it began.
+    resumed_from_step: int | None
 
     @property
     def median_step_seconds(self) -> float:
@@ -103,6 +107,7 @@ class Fit:
         self._seconds: list[float] = []
         self._tokens = 0
         self._first_step_at: float | None = None
+        self._resumed_from_step: int | None = None
         self._saved_at = time.monotonic()
         self._save_cost = 0.0
 
@@ -110,6 +115,7 @@ class Fit:
         """Goes back to a checkpoint."""
         state = self._adapter.load(checkpoint)
         self._log = [LoggedStep.model_validate(entry) for entry in state["log"]]
+        self._resumed_from_step = checkpoints.step_of(checkpoint)
 
     def go(self) -> Fitted:
         """Trains to the end, or to the step at which a stop was asked for, and leaves a checkpoint there.
@@ -118,6 +124,7 @@ class Fit:
             OutOfMemory: even the smallest plan does not fit.
             TrainingFailed: the loss is no number any more.
         """
+        started = time.monotonic()
         self._loaded.model.train()
         while len(self._log) < self._steps and not self._emit.stopping:
             first = len(self._log) + 1
@@ -147,7 +154,9 @@ class Fit:
             first_step_at=self._first_step_at or time.time(),
             step_seconds=tuple(self._seconds),
             tokens=self._tokens,
+            seconds=time.monotonic() - started,
             total_steps=self._steps,
+            resumed_from_step=self._resumed_from_step,
         )
 
     def _run_steps(self) -> str | None:
