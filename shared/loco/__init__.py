@@ -1,21 +1,89 @@
-"""Contracts, ledger, runner, client and command line of locollm.
+"""What a script needs of locollm: the client, the nouns it returns, and the errors it raises.
 
     from loco import Client
 
-Importing this package loads nothing else: the client comes in when it is named.
+    with Client() as loco:
+        job = loco.wait(loco.submit("math", profile="tiny").id)
+
+Importing this package loads nothing else: a name comes in when it is first used, so that a worker
+pays for no HTTP client. The rooms below, from the bottom up: `contracts` (the nouns), `recipes`,
+`grading`, `ledger`, `client`, `stage`, `planning`, `queue`, `running`, `box`, `cli`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loco.client.client import Client
+    from loco.client.client import Client, Overrides
+    from loco.contracts.artifacts import Artifact
+    from loco.contracts.errors import (
+        Conflict,
+        InvalidRequest,
+        LocoError,
+        NotFound,
+        ServerUnreachable,
+    )
+    from loco.contracts.jobs import (
+        Failure,
+        Job,
+        JobEvent,
+        JobStatus,
+        StageStatus,
+        Task,
+        WorkerInfo,
+    )
+    from loco.contracts.previews import Preview
+    from loco.contracts.program_events import Progress
+    from loco.contracts.stages import Stage
 
-__all__ = ["Client"]
+__all__ = [
+    "Artifact",
+    "Client",
+    "Conflict",
+    "Failure",
+    "InvalidRequest",
+    "Job",
+    "JobEvent",
+    "JobStatus",
+    "LocoError",
+    "NotFound",
+    "Overrides",
+    "Preview",
+    "Progress",
+    "ServerUnreachable",
+    "Stage",
+    "StageStatus",
+    "Task",
+    "WorkerInfo",
+]
+
+_HOME = {
+    "client.client": ("Client", "Overrides"),
+    "contracts.artifacts": ("Artifact",),
+    "contracts.errors": (
+        "Conflict",
+        "InvalidRequest",
+        "LocoError",
+        "NotFound",
+        "ServerUnreachable",
+    ),
+    "contracts.jobs": (
+        "Failure",
+        "Job",
+        "JobEvent",
+        "JobStatus",
+        "StageStatus",
+        "Task",
+        "WorkerInfo",
+    ),
+    "contracts.previews": ("Preview",),
+    "contracts.program_events": ("Progress",),
+    "contracts.stages": ("Stage",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Client":
-        from loco.client.client import Client  # noqa: PLC0415 (workers need no HTTP client)
-
-        return Client
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"loco.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,8 +28,6 @@ from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
 from loco.settings import DEFAULT_PORT, Settings, read_up_file
 
-#: Written by a running `loco up` into its data folder; `server` is its address.
-
 
 class Overrides(TypedDict, total=False):
     """What a submit may change besides adapter, profile and stages."""
