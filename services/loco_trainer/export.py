@@ -12,21 +12,26 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loco.contracts.errors import ExportFailed
 from loco.contracts.files import sha256_of, sync_folder, write_text
-from loco.contracts.results import ExportResult
+from loco.contracts.results import ExportResult, Perplexity
 from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
 from loco.contracts.stages import Stage
 from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
+from loco_trainer.gguf import parent
 from loco_trainer.machine.disk import require_free
 from loco_trainer.machine.imports import hide
+from loco_trainer.machine.ram import peak_ram_bytes
 from loco_trainer.machine.threads import share_cpus
 
 if TYPE_CHECKING:
@@ -51,103 +56,134 @@ _ADAPTER = "train/checkpoints/"
 def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
     """Writes gguf/unsloth.<QUANT>.gguf and Modelfile; the GGUF has answered once."""
     share_cpus()
-    with gpu_lock(inputs.locks_dir, emit):
-        return _export(spec, inputs, out_dir, emit)
-
-
-def _export(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
-    _adapter_folder(inputs)  # before a base is fetched
-    base = find.resolve(spec.base_model, "merge", inputs.models_dir, emit)
-    require_free(out_dir, _size(base, spec), f"export to {spec.quantization}")
-    temporary = out_dir / "tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        return _write(spec, inputs, base, temporary, emit)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(
-    spec: ExportSpec, inputs: Inputs, base: Path, temporary: Path, emit: Emitter
-) -> ExportResult:
-    from loco_trainer.gguf import parent as gguf_file
-    from loco_trainer.machine.ram import peak_ram_bytes
-
-    emit.check_stop()
-    emit.progress(message="reading tokenizer and metadata", percent=0.0, last=True)
     adapter = _adapter_folder(inputs)
-    folder = _model_folder(spec, base, adapter, temporary)
-    target = temporary.parent / "gguf" / f"unsloth.{spec.quantization}.gguf"
-    job = gguf_file.Job(
-        folder=str(folder),
-        adapter=str(adapter),
-        target=str(temporary / target.name),
-        name=spec.model_name,
-        outtype=_outtype(base, spec),
-        quantization=spec.quantization,
-    )
-    with ThreadPoolExecutor(1) as background:
-        # its imports, and those of what comes after, take seconds that the child needs anyway
-        loading = background.submit(_load_tokenizer, folder)
-        written = gguf_file.write(job, emit)
-        tokenizer = loading.result()
-    emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
-    beside = peak_ram_bytes()
-
-    from loco_trainer.gguf import head as gguf_head
-    from loco_trainer.gguf import perplexity
-    from loco_trainer.gguf.check import loaded
-
-    emit.progress(message="checking the GGUF", percent=80.0, last=True)
-    checked = time.monotonic()
-    quantized = temporary / target.name
-    with ThreadPoolExecutor(1) as background:
-        # hashing and waiting for the disk cost no CPU the check needs
-        digest = background.submit(_settled_digest, quantized)
-        contents = gguf_head.read(quantized)
-        _check(contents, written.tensors, tokenizer.chat_template)
-        measured = perplexity.choose(
-            inputs,
-            tokenizer,
-            size=quantized.stat().st_size,
-            system=spec.base_model.system,
-            emit=emit,
-        )
-        prompt = _sample_prompt(spec.base_model, tokenizer)
-        asked = len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + _SAMPLE_TOKENS
-        with loaded(quantized, context=max(512, measured.longest, asked)) as model:
-            sample = _sample(model, prompt)
-            emit.progress(message="measuring the GGUF", percent=90.0, last=True)
-            change = measured.against(model, emit)
-        sha256 = digest.result()
-    check_seconds = round(time.monotonic() - checked, 3)
-    target.parent.mkdir(exist_ok=True)
-    quantized.rename(target)
-    sync_folder(target.parent)
-    write_text(temporary.parent / "Modelfile", modelfile(spec, target.name))
+    with gpu_lock(inputs.locks_dir, emit), _temporary(out_dir) as temporary:
+        base = find.resolve(spec.base_model, "merge", inputs.models_dir, emit)
+        require_free(out_dir, _size(base, spec), f"export to {spec.quantization}")
+        emit.check_stop()
+        exported = _write(spec, _job(spec, base, adapter, temporary), emit)
+        checked = _check(spec, inputs, exported, emit)
+        name = _place(spec, exported.gguf, out_dir)
     emit.progress(message="exported", percent=100.0, last=True)
-    name = f"gguf/{target.name}"
     return ExportResult(
         seconds=0,
         files={name: name, "Modelfile": "Modelfile"},
         gguf=name,
         quantization=spec.quantization,
-        size=target.stat().st_size,
-        sha256=sha256,
-        tensor_types=contents.tensor_types,
-        tensors=contents.tensors,
+        size=(out_dir / name).stat().st_size,
+        sha256=checked.sha256,
+        tensor_types=checked.contents.tensor_types,
+        tensors=checked.contents.tensors,
         sample_prompt=SAMPLE_PROMPT,
-        sample_answer=sample,
-        device=written.device,
-        read_seconds=written.read_seconds,
-        quantize_seconds=written.quantize_seconds,
-        write_seconds=written.write_seconds,
-        check_seconds=check_seconds,
-        # first both processes are there, then this one alone
-        peak_ram_gb=round(max(written.peak_ram_bytes + beside, peak_ram_bytes()) / 1e9, 3),
-        perplexity=change,
+        sample_answer=checked.sample,
+        device=exported.written.device,
+        read_seconds=exported.written.read_seconds,
+        quantize_seconds=exported.written.quantize_seconds,
+        write_seconds=exported.written.write_seconds,
+        check_seconds=checked.seconds,
+        peak_ram_gb=round(max(exported.peak_ram_bytes, checked.peak_ram_bytes) / 1e9, 3),
+        perplexity=checked.perplexity,
     )
+
+
+@contextmanager
+def _temporary(out_dir: Path) -> Iterator[Path]:
+    """A folder of the attempt's own, empty at first and gone at the end."""
+    folder = out_dir / "tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _job(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) -> parent.Job:
+    return parent.Job(
+        folder=str(_model_folder(spec, base, adapter, temporary)),
+        adapter=str(adapter),
+        target=str(temporary / f"unsloth.{spec.quantization}.gguf"),
+        name=spec.model_name,
+        outtype=_outtype(base, spec),
+        quantization=spec.quantization,
+    )
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """The written file, not yet looked at."""
+
+    gguf: Path
+    written: parent.Written
+    tokenizer: Any
+    #: Of this process and the one that wrote, which were there together.
+    peak_ram_bytes: int
+
+
+def _write(spec: ExportSpec, job: parent.Job, emit: Emitter) -> _Exported:
+    emit.progress(message="reading tokenizer and metadata", percent=0.0, last=True)
+    with ThreadPoolExecutor(1) as background:
+        # its imports, and those of what comes after, take seconds that the child needs anyway
+        loading = background.submit(_load_tokenizer, Path(job.folder))
+        written = parent.write(job, emit)
+        tokenizer = loading.result()
+    emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
+    together = written.peak_ram_bytes + peak_ram_bytes()
+    return _Exported(Path(job.target), written, tokenizer, together)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the finished file turned out to be."""
+
+    contents: "Contents"
+    sha256: str
+    sample: str
+    perplexity: Perplexity | None
+    seconds: float
+    peak_ram_bytes: int
+
+
+def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter) -> _Checked:
+    """Reads the GGUF back, has it answer, and measures it on the validation rows.
+
+    Raises:
+        ExportFailed: it is not what was planned, or says nothing.
+    """
+    from loco_trainer.gguf import check, head, perplexity
+
+    emit.progress(message="checking the GGUF", percent=80.0, last=True)
+    started = time.monotonic()
+    gguf, tokenizer = exported.gguf, exported.tokenizer
+    with ThreadPoolExecutor(1) as background:
+        # hashing and waiting for the disk cost no CPU the check needs
+        digest = background.submit(_settled_digest, gguf)
+        contents = head.read(gguf)
+        _compare(contents, exported.written.tensors, tokenizer.chat_template)
+        system = spec.base_model.system
+        measured = perplexity.choose(
+            inputs, tokenizer, size=gguf.stat().st_size, system=system, emit=emit
+        )
+        prompt = _sample_prompt(spec.base_model, tokenizer)
+        asked = len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + _SAMPLE_TOKENS
+        with check.loaded(gguf, context=max(512, measured.longest, asked)) as model:
+            sample = _sample(model, prompt)
+            emit.progress(message="measuring the GGUF", percent=90.0, last=True)
+            change = measured.against(model, emit)
+        sha256 = digest.result()
+    seconds = round(time.monotonic() - started, 3)
+    return _Checked(contents, sha256, sample, change, seconds, peak_ram_bytes())
+
+
+def _place(spec: ExportSpec, gguf: Path, out_dir: Path) -> str:
+    """Moves the checked file to its place and writes the Modelfile; its name in the stage."""
+    name = f"gguf/{gguf.name}"
+    target = out_dir / name
+    target.parent.mkdir(exist_ok=True)
+    gguf.rename(target)
+    sync_folder(target.parent)
+    write_text(out_dir / "Modelfile", modelfile(spec, gguf.name))
+    return name
 
 
 def _model_folder(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) -> Path:
@@ -225,7 +261,7 @@ def _outtype(base: Path, spec: ExportSpec) -> Literal["f16", "bf16"]:
     return "bf16" if dtype == "bfloat16" and spec.quantization != "F16" else "f16"
 
 
-def _check(contents: "Contents", tensors: int, template: str) -> None:
+def _compare(contents: "Contents", tensors: int, template: str) -> None:
     """Compares the GGUF read back with what was planned and with the training tokenizer."""
     faults = []
     if contents.tensors != tensors:

@@ -158,12 +158,12 @@ def test_an_export_without_training_is_refused(
 
 def test_a_template_that_got_lost_is_refused() -> None:
     sound = gguf_head.Contents({"F16": 3}, "template", "llama", 10, 10)
-    export._check(sound, 3, "template")
+    export._compare(sound, 3, "template")
     with pytest.raises(ExportFailed, match="chat template is not the one of training"):
-        export._check(sound, 3, "another")
+        export._compare(sound, 3, "another")
     short = gguf_head.Contents({"F16": 2}, "template", "llama", 10, 9)
     with pytest.raises(ExportFailed, match="2 tensors, 3 were planned; its vocabulary has 9"):
-        export._check(short, 3, "template")
+        export._compare(short, 3, "template")
 
 
 def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ training venv (it brings a `gguf` module newer than PyPI's), the quantizer is in
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from loco.contracts.errors import DiskFull, ExportFailed
+from loco.stage.deathsig import dying_with_us
 from loco.stage.program import Emitter
 
-_PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.1
 
 
@@ -87,7 +85,7 @@ def write(job: Job, emit: Emitter) -> Written:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            preexec_fn=dying_with_us(),  # noqa: PLW1509 (it must not outlive a killed stage program)
         ) as child,
     ):
         try:
@@ -134,8 +132,3 @@ def _lines(child: subprocess.Popen[bytes], emit: Emitter) -> Iterator[dict[str, 
                 emit.progress(message="writing the GGUF", percent=round(10 + 70 * share, 2))
             else:
                 yield words
-
-
-def _die_with_parent() -> None:
-    """Runs in the child before it starts: it must not outlive a killed stage program."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

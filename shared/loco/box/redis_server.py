@@ -4,7 +4,6 @@ Order: a redis-server or valkey-server on PATH, then the binary in the valkeylit
 survives a kill -9: append-only file, synced before every answer (docs/adr/0002).
 """
 
-import ctypes
 import fcntl
 import importlib.util
 import os
@@ -13,16 +12,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import redis
 
 from loco.contracts.errors import RedisUnavailable
+from loco.stage.deathsig import dying_with_us
 
-_PR_SET_PDEATHSIG = 1
 _LOCK = "redis.lock"
 _LOG = "redis.log"
 
@@ -120,7 +117,7 @@ def start(
                 stderr=output,
                 pass_fds=(lock,),  # the folder stays locked as long as the server lives
                 start_new_session=True,  # Ctrl-C must not reach it before the workers are done
-                preexec_fn=_dies_with_parent(),  # noqa: PLW1509 (one system call, nothing loaded)
+                preexec_fn=dying_with_us(signal.SIGTERM),  # noqa: PLW1509 (one system call, nothing loaded)
             )
     finally:
         os.close(lock)
@@ -181,17 +178,6 @@ def _await_answer(server: RedisServer, log: Path, timeout: float) -> None:
         f"The Redis server for {server.url} {reason}: {words}",
         hint=f"{log} has the rest. If the port is taken, end what listens there or use another.",
     )
-
-
-def _dies_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-
-    def ask_kernel() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return ask_kernel
 
 
 def _bundled() -> Path | None:

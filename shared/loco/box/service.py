@@ -1,15 +1,14 @@
 """One long-running child of `loco up`: started, restarted with backoff, logged, stopped."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from loco.stage.deathsig import dying_with_us
+
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 #: A child that lived so long starts again at the first backoff.
@@ -75,7 +74,7 @@ class Service:
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
-                preexec_fn=_dies_with_parent(),  # noqa: PLW1509 (two system calls, nothing loaded)
+                preexec_fn=dying_with_us(),  # noqa: PLW1509 (two system calls, nothing loaded)
             )
         self._started_at = time.monotonic()
         self._start_at = None
@@ -159,17 +158,3 @@ def ended(code: int) -> str:
         return f"ended with exit code {code}"
     known = -code in {s.value for s in signal.Signals}
     return f"was killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
-
-
-def _dies_with_parent() -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    parent = os.getpid()
-
-    def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before we asked
-
-    return prepare

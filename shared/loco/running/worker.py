@@ -10,12 +10,9 @@ Draining does not use Celery's soft shutdown: that waits out its whole timeout i
 handler, before anybody can be told. Warm shutdown is enough, because a drained stage stops by itself.
 """
 
-import ctypes
 import logging
 import os
-import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +33,7 @@ from loco.queue.reaper import Reaper
 from loco.running.runner import Runner, publish_committed
 from loco.settings import Settings
 from loco.stage import hardware
+from loco.stage.deathsig import die_with_parent
 from loco.stage.gpu_lock import device_ids, pin
 
 logger = logging.getLogger(__name__)
@@ -48,7 +46,6 @@ _BEAT_SECONDS = 5.0
 _LOOK_SECONDS = 60.0
 #: On top of the time a stage gets to stop: hashing, committing, Celery's own end.
 _EXIT_MARGIN_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 def worker_app(
@@ -124,10 +121,7 @@ class _Worker:
 
     def on_pool_child(self, **_: Any) -> None:
         """Has the kernel kill this process together with the main one."""
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != _main_pid():
-            os._exit(1)  # it died before we asked
+        die_with_parent(_main_pid())
         # a thread: nvidia-smi may take seconds, and a stage may be waiting
         threading.Thread(target=self._look, name="hardware", daemon=True).start()
 

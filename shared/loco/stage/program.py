@@ -10,7 +10,6 @@ request, resumable.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import signal
@@ -37,6 +36,7 @@ from loco.contracts.program_events import (
 )
 from loco.contracts.specs import STAGE_SPECS, Inputs, StageResult, StageRun
 from loco.contracts.stages import Stage
+from loco.stage.deathsig import die_with_parent
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command again goes on
@@ -44,8 +44,6 @@ EXIT_ORPHANED = 70
 
 #: At most so many progress events a second leave a program.
 PROGRESS_PER_SECOND = 10
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(Exception):
@@ -116,7 +114,7 @@ def main(stage: Stage, run: Run, argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: emit.request_stop())
     signal.signal(signal.SIGINT, lambda *_: emit.request_stop())
     if arguments.supervised:
-        _die_with_parent(arguments.supervised)
+        die_with_parent(arguments.supervised, code=EXIT_ORPHANED)
         threading.Thread(
             target=_listen, args=(emit, arguments.watchdog_seconds), daemon=True
         ).start()
@@ -218,14 +216,6 @@ def _take_stdout() -> TextIO:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return events
-
-
-def _die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies (Linux; elsewhere the watchdog does)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(EXIT_ORPHANED)  # it died before we asked
 
 
 def _listen(emit: Emitter, watchdog_seconds: float) -> None:
