@@ -176,6 +176,21 @@ def test_a_broken_stream_resumes_behind_the_last_event(client, cable, hands):
     assert event.type == "job.succeeded"
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_separator_in_a_message_ends_no_line_of_the_stream(client, cable, hands, separator):
+    """Python splits lines at these characters, server-sent events do not."""
+    job = client.submit("math", profile="tiny", stages=["prepare"])
+    claim = hands.claim(Stage.PREPARE)
+    message = f"first{separator}{separator}data: second"
+    hands.progress(claim, step=1, message=message)
+    hands.commit(claim, {"kept": 3})
+    with Client(cable.url) as watching:
+        events = list(watching.events(job.id))
+    assert [e.data["message"] for e in events if e.type == "stage.progress"] == [message]
+    asked = [head.split()[1] for head in cable.heads if "/events" in head]
+    assert not any("after=0" in path for path in asked)  # no page stood in for the stream
+
+
 def test_wait_gives_up_in_time_and_the_job_goes_on(client):
     job = client.submit("math", profile="tiny")
     started = time.monotonic()

@@ -6,12 +6,12 @@ the last one seen. Between two streams the pages are read, which also serves as 
 something in between swallows streams.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
 
 import httpx
+from httpx_sse import EventSource
 
 from loco.client.http import Transport, path_of
 from loco.contracts.errors import LocoError
@@ -165,10 +165,6 @@ def read_job(transport: Transport, path: str) -> Job:
 
 def read_sse(response: httpx.Response) -> Iterator[JobEvent]:
     """The events of a server-sent stream; comments (heartbeats) are skipped."""
-    data: list[str] = []
-    for line in response.iter_lines():
-        if line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
-        elif not line and data:
-            yield JobEvent.model_validate(json.loads("\n".join(data)), extra="ignore")
-            data = []
+    for event in EventSource(response).iter_sse():
+        if event.data:  # the blank line behind a comment is an event without data
+            yield JobEvent.model_validate(event.json(), extra="ignore")
