@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from loco import Client
-from loco.contracts.errors import OutOfMemory
+from loco.contracts.errors import InvalidRequest, OutOfMemory
 from loco.contracts.jobs import WorkerInfo
 from loco.contracts.plans import Device
 from loco.contracts.previews import PlanRequest, Preview
@@ -279,6 +279,9 @@ def test_a_folder_says_its_shape_and_an_unknown_model_how_to_name_it(ledger, set
     }
     (folder / "config.json").write_text(json.dumps(config))
     assert preview(ledger, settings, request).memory.weights_gb < 0.01
+    (folder / "config.json").write_text(json.dumps(config | {"num_local_experts": 8}))
+    with pytest.raises(InvalidRequest, match="mixture of experts"):
+        preview(ledger, settings, request)
     (folder / "config.json").write_text(json.dumps({"hidden_size": 64}))
     with pytest.raises(Exception, match="does not describe a decoder"):
         preview(ledger, settings, request)

@@ -7,22 +7,24 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from fake_nvml import LIBRARY_MISMATCH, MIB, Card
 from packaging.requirements import Requirement
 
 from loco.box import doctor
-from loco.box.doctor import Level, cuda_version, disk, judge_gpu, package_faults, requirements
+from loco.box.doctor import Level, disk, judge_gpu, package_faults, requirements
 from loco.settings import Settings
+from loco.stage import nvml
+from loco.stage.nvml import Gpu
 
-# nvidia-smi of driver 580 on an H200
-HEADING = """Sun Nov 22 15:17:05 2026
-+-----------------------------------------------------------------------------------------+
-| NVIDIA-SMI 580.159.04             Driver Version: 580.159.04     CUDA Version: 13.0     |
-"""
-H200 = "NVIDIA H200, 580.159.04, 9.0, 143771, 143156"
+
+def gpu(name, capability, memory, *, cuda=(13, 0)):
+    """What the driver says of a GPU with so many MiB in all and free."""
+    total, free = (part * MIB for part in memory) if memory else (None, None)
+    return Gpu(name, "GPU-00", "580.159.04", cuda, capability, total, free)
 
 
 def test_a_large_gpu_is_fine():
-    found = judge_gpu("gpu 0", H200, cuda_version(HEADING))
+    found = judge_gpu("gpu 0", gpu("NVIDIA H200", (9, 0), (143_771, 143_156)))
     assert found.level is Level.OK
     assert found.message == (
         "NVIDIA H200, driver 580.159.04, CUDA 13.0, compute capability 9.0, "
@@ -31,60 +33,43 @@ def test_a_large_gpu_is_fine():
 
 
 @pytest.mark.parametrize(
-    ("line", "cuda", "fix"),
+    ("seen", "fix"),
     [
-        ("Tesla P40, 535.1, 6.1, 23040, 23000", (13, 0), "Compute capability 7.5"),
-        ("GTX 1650, 550.1, 7.5, 4096, 4000", (13, 0), "needs 6 GB"),
-        ("RTX 3090, 510.1, 8.6, 24576, 24000", (12, 4), "driver 580"),
+        (gpu("Tesla P40", (6, 1), (23_040, 23_000)), "Compute capability 7.5"),
+        (gpu("GTX 1650", (7, 5), (4096, 4000)), "needs 6 GB"),
+        (gpu("RTX 3090", (8, 6), (24_576, 24_000), cuda=(12, 4)), "driver 580"),
     ],
 )
-def test_a_gpu_that_is_too_little_is_a_warning_with_its_fix(line, cuda, fix):
-    found = judge_gpu("gpu 0", line, cuda)
+def test_a_gpu_that_is_too_little_is_a_warning_with_its_fix(seen, fix):
+    found = judge_gpu("gpu 0", seen)
     assert found.level is Level.WARNING
     assert fix in str(found.fix)
 
 
-def test_an_8_gb_card_and_unknown_words_are_fine():
-    assert judge_gpu("gpu 0", "RTX 3070, 550, 8.6, 8192, 8000", (13, 0)).level is Level.OK
-    assert judge_gpu("gpu 0", "GB10, 580, 12.1, [N/A], [N/A]", None).level is Level.OK
+def test_an_8_gb_card_and_what_is_not_said_are_fine():
+    assert judge_gpu("gpu 0", gpu("RTX 3070", (8, 6), (8192, 8000))).level is Level.OK
+    assert judge_gpu("gpu 0", gpu("GB10", (12, 1), None, cuda=None)).level is Level.OK
 
 
-def test_a_machine_without_a_gpu_is_told_what_runs_there(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_machine_without_a_gpu_is_told_what_runs_there(no_driver):
     (found,) = doctor.gpu()
     assert found.level is Level.WARNING
     assert "tiny" in found.message
 
 
-@pytest.fixture
-def fake_smi(tmp_path, monkeypatch):
-    """Puts a program named nvidia-smi on PATH."""
-
-    def put(script: str) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    return put
-
-
-def test_every_gpu_is_looked_at(fake_smi):
-    fake_smi(
-        f'case "$1" in --query*) echo "{H200}"; echo "GTX 1650, 580, 7.5, 4096, 4000";;'
-        ' *) echo "CUDA Version: 13.0";; esac'
-    )
-    assert [(f.name, f.level) for f in doctor.gpu()] == [
+def test_every_gpu_is_looked_at(driver):
+    driver(Card("NVIDIA H200"), Card("GTX 1650", (7, 5), (4096, 4000)), Card("X", None, None))
+    found = list(doctor.gpu())
+    assert [(f.name, f.level) for f in found] == [
         ("gpu 0", Level.OK),
         ("gpu 1", Level.WARNING),
+        ("gpu 2", Level.OK),
     ]
+    assert "driver 580.159.04, CUDA 13.0, compute capability 9.0" in found[0].message
 
 
-def test_a_card_that_is_in_use_or_slow_is_a_second_finding(fake_smi):
-    fake_smi(
-        'case "$1" in --query*) echo "RTX 3070, 580, 8.6, 8192, 2000"; echo "T4, 580, 7.5, 15360, 15000";;'
-        ' *) echo "CUDA Version: 13.0";; esac'
-    )
+def test_a_card_that_is_in_use_or_slow_is_a_second_finding(driver):
+    driver(Card("RTX 3070", (8, 6), (8192, 2000)), Card("T4", (7, 5), (15_360, 15_000)))
     found = {f.name: f for f in doctor.gpu()}
     assert [f.level for f in found.values()] == [Level.OK, Level.WARNING, Level.OK, Level.WARNING]
     assert list(found) == ["gpu 0", "gpu 0, memory", "gpu 1", "gpu 1, speed"]
@@ -93,19 +78,20 @@ def test_a_card_that_is_in_use_or_slow_is_a_second_finding(fake_smi):
     assert "8.0 (Ampere)" in str(found["gpu 1, speed"].fix)
 
 
-def test_a_driver_that_does_not_answer_is_named(fake_smi):
-    fake_smi("echo 'Failed to initialize NVML: Driver/library version mismatch' >&2; exit 18")
+def test_a_driver_that_does_not_answer_is_named(driver):
+    driver(Card("NVIDIA H200"), fails=LIBRARY_MISMATCH)
     (found,) = doctor.gpu()
+    assert found.level is Level.WARNING
     assert "version mismatch" in found.message
     assert "driver" in str(found.fix)
 
 
-def test_a_driver_that_hangs_is_named(fake_smi, monkeypatch):
-    monkeypatch.setattr(doctor, "_SMI_SECONDS", 0.2)
-    fake_smi("exec sleep 60")
+def test_a_driver_that_hangs_is_named(driver, monkeypatch):
+    monkeypatch.setattr(nvml.gpus, "__kwdefaults__", {"seconds": 0.2})
+    driver(Card("NVIDIA H200"), hangs=True)
     (found,) = doctor.gpu()
     assert found.level is Level.PROBLEM
-    assert found.message == "nvidia-smi does not run: no answer in 0.2 seconds."
+    assert found.message == "The NVIDIA driver gives no answer in 0.2 seconds."
     assert "driver" in str(found.fix)
 
 

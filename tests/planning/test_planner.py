@@ -468,3 +468,20 @@ def test_the_table_of_choices_is_the_planners():
         for name, (memory, _) in CARDS.items()
     ]
     assert [row for row in rows if row not in page] == [], "\n" + "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    "field", ["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"]
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_mixture_of_experts_is_refused_by_its_field(field: str, nested: bool) -> None:
+    config = QWEN.model_dump() | {field: 128, "num_experts_per_tok": 8}
+    with pytest.raises(InvalidRequest, match=rf"mixture of experts \({field} 128 in") as caught:
+        Shape.of({"text_config": config} if nested else config)
+    assert caught.value.param == "base_model"
+    assert "dense" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("experts", [None, 0, 1])
+def test_a_dense_model_may_have_the_field(experts: int | None) -> None:
+    assert Shape.of(QWEN.model_dump() | {"num_experts": experts}) == QWEN

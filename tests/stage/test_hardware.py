@@ -1,28 +1,16 @@
 """What a worker says it trains on."""
 
 import os
-from pathlib import Path
+import time
 
 import pytest
+from fake_nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, Card
 
-from loco.stage import hardware
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Puts a program of that name on the path, which answers what is asked of it."""
-
-    def install(script: str) -> None:
-        program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-
-    return install
+from loco.stage import hardware, nvml
 
 
 def test_a_cpu_has_cores_and_memory():
-    found = hardware.of(("cpu",))
+    found = hardware.of("cpu")
     assert found is not None
     assert (found.name, found.is_gpu) == ("cpu", False)
     assert found.cores == len(os.sched_getaffinity(0))
@@ -30,29 +18,56 @@ def test_a_cpu_has_cores_and_memory():
     assert found.compute_capability is None
 
 
-def test_a_gpu_is_the_one_the_worker_is_pinned_to(nvidia_smi):
-    nvidia_smi(
-        'test "$1" = "--id=GPU-abc" && echo "NVIDIA GeForce RTX 3070, 8192, 7780, 8.6" || exit 6'
-    )
-    found = hardware.of(("GPU-abc", "GPU-def"))
+@pytest.mark.parametrize("device_id", ["1", "GPU-abc", "GPU-a"])
+def test_a_gpu_is_the_one_the_worker_is_pinned_to(driver, device_id):
+    card = Card("NVIDIA GeForce RTX 3070", (8, 6), (8192, 7780), uuid="GPU-abc")
+    driver(Card("NVIDIA H200", uuid="GPU-def"), card)
+    found = hardware.of(device_id)
     assert found is not None
     assert found.name == "NVIDIA GeForce RTX 3070"
     assert found.memory_gb == pytest.approx(8.590, abs=0.001)
     assert found.free_gb == pytest.approx(8.158, abs=0.001)
     assert found.compute_capability == 8.6
-    assert hardware.gpu("1") is None
+
+
+@pytest.mark.parametrize("device_id", ["2", "GPU-b", "MIG-2"])
+def test_a_gpu_that_is_not_there_is_logged(driver, caplog, device_id):
+    driver(Card("NVIDIA H200"), Card("NVIDIA H200", uuid="GPU-01"))
+    assert hardware.of(device_id) is None
+    assert f"GPU {device_id} is not described" in caplog.text
+
+
+def test_a_part_of_a_gpu_has_its_own_memory_and_the_cards_capability(driver):
+    part = Card("NVIDIA H200 MIG 1g.18gb", None, (16_384, 16_000), uuid="MIG-1")
+    driver(Card("NVIDIA H200", memory=None), part=part)
+    found = hardware.of("MIG-1")
+    assert found is not None
+    assert (found.name, found.compute_capability) == (part.name, 9.0)
+    assert found.memory_gb == pytest.approx(17.18, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    "script",
-    ["exit 9", "echo 'No devices were found'", "echo 'NVIDIA X, [N/A], [N/A], 9.0'"],
+    "machine",
+    [
+        {"fails": LIBRARY_MISMATCH},
+        {"fails": DRIVER_NOT_LOADED},
+        {"cards": ()},
+        {"cards": (Card("GB10", memory=None),)},
+    ],
 )
-def test_a_driver_that_does_not_answer_is_logged_and_not_fatal(nvidia_smi, caplog, script):
-    nvidia_smi(script)
-    assert hardware.of(("0",)) is None
-    assert "does not describe GPU 0" in caplog.text
+def test_a_driver_that_does_not_answer_is_logged_and_not_fatal(driver, caplog, machine):
+    driver(*machine.get("cards", (Card("NVIDIA H200"),)), fails=machine.get("fails", 0))
+    assert hardware.of("0") is None
+    assert "GPU 0 is not described" in caplog.text
 
 
-def test_no_driver_at_all_is_not_fatal(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_a_driver_that_hangs_is_left_in_time(driver):
+    driver(Card("NVIDIA H200"), hangs=True)
+    started = time.monotonic()
+    with pytest.raises(nvml.DriverHangs, match=r"no answer in 0.5 seconds"):
+        nvml.gpus(seconds=0.5)
+    assert time.monotonic() - started < 10
+
+
+def test_no_driver_at_all_is_not_fatal(no_driver):
     assert hardware.gpu("0") is None

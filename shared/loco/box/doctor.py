@@ -26,6 +26,7 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import LocoError, RedisUnavailable, ServerUnreachable
 from loco.contracts.figures import size
 from loco.settings import Settings, read_up_file
+from loco.stage import nvml
 
 #: What gpu.txt's torch needs, a build for CUDA 13, which has left Volta and older cards behind.
 CUDA_AT_LEAST = (13, 0)
@@ -46,8 +47,6 @@ DISK_AT_LEAST = 3e9
 OLLAMA_AT_LEAST = Version("0.5.5")
 
 _IMPORT_SECONDS = 180
-_SMI_SECONDS = 30
-_SMI_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "memory.free")
 
 _SETUP = "Run `make setup`."
 _SETUP_GPU = "Run `make setup-gpu`."
@@ -119,91 +118,65 @@ def examine(settings: Settings, client: Client) -> Iterator[Finding]:
 
 def gpu() -> Iterator[Finding]:
     """NVIDIA GPUs as the driver sees them: driver, CUDA, compute capability, memory."""
-    smi = shutil.which("nvidia-smi")
-    if smi is None:
+    try:
+        found = nvml.gpus()
+    except nvml.NoDriver:
         yield Finding(
             "gpu",
             Level.WARNING,
-            "No nvidia-smi here: training runs on the CPU, which suits small profiles like `tiny`.",
+            "No NVIDIA driver here: training runs on the CPU, which suits small profiles like `tiny`.",
             "For the default profile use a machine with an NVIDIA GPU of 8 GB and its driver.",
         )
-        return
-    fields = [f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        query = _run([smi, *fields], timeout=_SMI_SECONDS)
-        heading = _run([smi], timeout=_SMI_SECONDS).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        yield Finding(
-            "gpu",
-            Level.PROBLEM,
-            f"nvidia-smi does not run: {_reason(error)}.",
-            "Reload the NVIDIA driver or restart the machine: training would hang on it too.",
-        )
-        return
-    if query.returncode != 0 or not query.stdout.strip():
-        yield Finding(
-            "gpu",
-            Level.WARNING,
-            f"nvidia-smi fails: {(query.stdout + query.stderr).strip()[:200]}",
-            "Install or reload the NVIDIA driver; containers need `--gpus all`.",
-        )
-        return
-    cuda = cuda_version(heading)
-    for index, line in enumerate(query.stdout.strip().splitlines()):
-        yield (found := judge_gpu(f"gpu {index}", line, cuda))
-        if found.level is Level.OK:
-            yield from hindrances(found.name, line)
+    except nvml.DriverHangs as error:
+        fix = "Reload the NVIDIA driver or restart the machine: training would hang on it too."
+        yield Finding("gpu", Level.PROBLEM, f"{error}.", fix)
+    except nvml.DriverFault as error:
+        fix = "Install or reload the NVIDIA driver; containers need `--gpus all`."
+        yield Finding("gpu", Level.WARNING, f"{error}.", fix)
+    else:
+        for index, each in enumerate(found):
+            yield (judged := judge_gpu(f"gpu {index}", each))
+            if judged.level is Level.OK:
+                yield from hindrances(judged.name, each)
 
 
-def cuda_version(text: str) -> tuple[int, int] | None:
-    """The newest CUDA the driver runs, from nvidia-smi's heading."""
-    found = re.search(r"CUDA (?:UMD )?Version:\s*(\d+)\.(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
-
-
-def judge_gpu(name: str, line: str, cuda: tuple[int, int] | None) -> Finding:
-    """A finding from one line of nvidia-smi's CSV (see `_SMI_FIELDS`; memory in MiB)."""
-    model, driver, compute, total, free = (word.strip() for word in line.split(","))
-    cuda_words = ".".join(map(str, cuda)) if cuda else "unknown"
-    words = f"{model}, driver {driver}, CUDA {cuda_words}, compute capability {compute}"
-    memory = _mebibytes(total)
-    if memory is not None:
-        words += f", {size(memory)} memory"
-        if (unused := _mebibytes(free)) is not None:
-            words += f" ({size(unused)} free)"
-    if cuda is not None and cuda < CUDA_AT_LEAST:
-        return Finding(
-            name, Level.WARNING, words, "CUDA 13 is needed: install driver 580 or newer."
-        )
-    capability = tuple(int(part) for part in compute.split(".") if part.isdigit())
-    if capability and capability < COMPUTE_AT_LEAST:
+def judge_gpu(name: str, gpu: nvml.Gpu) -> Finding:
+    """Whether a GPU is good enough for the default profile."""
+    words = (
+        f"{gpu.name}, driver {gpu.driver}, CUDA {_dotted(gpu.cuda)}, "
+        f"compute capability {_dotted(gpu.capability)}"
+    )
+    if gpu.memory is not None:
+        words += f", {size(gpu.memory)} memory"
+        if gpu.free is not None:
+            words += f" ({size(gpu.free)} free)"
+    fix = None
+    if gpu.cuda is not None and gpu.cuda < CUDA_AT_LEAST:
+        fix = "CUDA 13 is needed: install driver 580 or newer."
+    elif gpu.capability is not None and gpu.capability < COMPUTE_AT_LEAST:
         fix = "Compute capability 7.5 (Turing) or newer is needed."
-        return Finding(name, Level.WARNING, words, fix)
-    if memory is not None and memory < GPU_MEMORY_AT_LEAST:
+    elif gpu.memory is not None and gpu.memory < GPU_MEMORY_AT_LEAST:
         fix = (
             "The default profile needs 6 GB: name a smaller base model; `loco plan` says what fits."
         )
-        return Finding(name, Level.WARNING, words, fix)
-    return Finding(name, Level.OK, words)
+    return Finding(name, Level.WARNING if fix else Level.OK, words, fix)
 
 
-def hindrances(name: str, line: str) -> Iterator[Finding]:
-    """What makes training slow or fail on a GPU that is good enough, from the same line."""
-    _, _, compute, _, free = (word.strip() for word in line.split(","))
-    capability = tuple(int(part) for part in compute.split(".") if part.isdigit())
-    if capability and capability < COMPUTE_FAST:
+def hindrances(name: str, gpu: nvml.Gpu) -> Iterator[Finding]:
+    """What makes training slow or fail on a GPU that is good enough."""
+    if gpu.capability is not None and gpu.capability < COMPUTE_FAST:
         yield Finding(
             f"{name}, speed",
             Level.WARNING,
-            f"Compute capability {compute} has no bfloat16: training takes engine unsloth and float16.",
+            f"Compute capability {_dotted(gpu.capability)} has no bfloat16: training takes engine "
+            "unsloth and float16.",
             "A GPU of compute capability 8.0 (Ampere) or newer trains several times faster.",
         )
-    unused = _mebibytes(free)
-    if unused is not None and unused < GPU_FREE_AT_LEAST:
+    if gpu.free is not None and gpu.free < GPU_FREE_AT_LEAST:
         yield Finding(
             f"{name}, memory",
             Level.WARNING,
-            f"Only {size(unused)} of its memory are free.",
+            f"Only {size(gpu.free)} of its memory are free.",
             f"The default profile needs {size(GPU_FREE_AT_LEAST)}: end what uses it (nvidia-smi "
             "lists it; `ollama stop MODEL` frees a loaded model).",
         )
@@ -400,8 +373,8 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _mebibytes(text: str) -> float | None:
-    return float(text) * 2**20 if text.replace(".", "", 1).isdigit() else None
+def _dotted(version: tuple[int, int] | None) -> str:
+    return ".".join(map(str, version)) if version else "unknown"
 
 
 def _without_password(url: str) -> str:

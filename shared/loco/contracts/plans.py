@@ -8,9 +8,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, computed_field
 
 from loco.contracts.base import Contract
+from loco.contracts.errors import InvalidRequest
 
 Precision = Literal["4bit", "bf16", "fp16", "fp32"]
 Engine = Literal["unsloth", "peft"]
+#: Fields by which configs of mixtures of experts count them: Qwen and OLMoE, Mixtral and gpt-oss,
+#: DeepSeek and GLM, ERNIE.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
 class Shape(Contract):
@@ -35,8 +39,18 @@ class Shape(Contract):
 
         Raises:
             KeyError: it is no decoder's config.
+            InvalidRequest: it is a mixture of experts, whose layers this shape does not describe.
         """
         config = config.get("text_config") or config
+        experts = {n: config[n] for n in _EXPERTS if n in config and (config[n] or 0) > 1}
+        if experts:
+            found = ", ".join(f"{name} {count}" for name, count in experts.items())
+            raise InvalidRequest(
+                f"The base model is a mixture of experts ({found} in its config.json), whose memory "
+                "cannot be planned and whose experts export cannot merge.",
+                param="base_model",
+                hint="Name a dense base model in adapters/base_models.yaml.",
+            )
         heads = config["num_attention_heads"]
         hidden = config["hidden_size"]
         return cls(

@@ -34,7 +34,7 @@ from loco.running.runner import Runner, publish_committed
 from loco.settings import Settings
 from loco.stage import hardware
 from loco.stage.deathsig import die_with_parent
-from loco.stage.gpu_lock import device_ids, pin
+from loco.stage.gpu_lock import device_id, pin
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ def worker_app(
         module: the module that calls this; the pool child, a fresh interpreter, imports it too.
         command: the program of a stage; the default is its module in this process's Python.
     """
-    if queue is Queue.GPU:
-        pin(settings.gpu)
+    if queue is Queue.GPU and (words := pin(settings.gpu)):
+        logger.warning(words)
     app = celery_app(settings)
     app.conf.imports = (module,)
     worker = _Worker(app, settings, queue, command)
@@ -91,9 +91,9 @@ def worker_arguments(queue: Queue) -> list[str]:
 
 
 def device_name(queue: Queue) -> str:
-    """What the stages of a queue compute on: `cpu`, or the GPUs the worker is pinned to."""
-    devices = device_ids() if queue is Queue.GPU else ("cpu",)
-    return "cpu" if devices == ("cpu",) else ", ".join(f"gpu {d}" for d in devices)
+    """What the stages of a queue compute on: `cpu`, or the GPU the worker is pinned to."""
+    device = device_id() if queue is Queue.GPU else "cpu"
+    return device if device == "cpu" else f"gpu {device}"
 
 
 class _Worker:
@@ -122,7 +122,7 @@ class _Worker:
     def on_pool_child(self, **_: Any) -> None:
         """Has the kernel kill this process together with the main one."""
         die_with_parent(_main_pid())
-        # a thread: nvidia-smi may take seconds, and a stage may be waiting
+        # a thread: the driver may take seconds, and a stage may be waiting
         threading.Thread(target=self._look, name="hardware", daemon=True).start()
 
     def run_stage(self, job_id: str, stage: str) -> None:
@@ -191,7 +191,7 @@ class _Worker:
         """Looks at what train would find free; only while idle, or it would see its own use."""
         due = time.monotonic() - self._looked_at >= _LOOK_SECONDS
         if self._queue is Queue.GPU and due:
-            self._hardware = hardware.of(device_ids())
+            self._hardware = hardware.of(device_id())
             self._looked_at = time.monotonic()
 
     def _send_hint(self, job_id: str, stage: Stage) -> None:

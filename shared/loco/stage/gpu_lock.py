@@ -9,7 +9,8 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TextIO
 
@@ -21,53 +22,76 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @contextmanager
-def gpu_lock(locks_dir: Path, emit: Emitter) -> Iterator[tuple[str, ...]]:
-    """Holds the locks of this process's GPUs (of the CPU where there is none); yields their IDs.
+def gpu_lock(locks_dir: Path, emit: Emitter) -> Iterator[str]:
+    """Holds the lock of this process's GPU (of the CPU where there is none); yields its ID.
 
-    Waits while another process holds one, with a log line now and then.
+    Waits while another process holds it, with a log line now and then. From here on this process sees
+    that GPU only: what is not locked must not be used.
 
     Args:
         locks_dir: folder of the lock files, `gpu-ID.lock` or `cpu.lock`.
-        emit: told about waiting, and asked whether to stop.
+        emit: told about waiting and about GPUs left free, and asked whether to stop.
 
     Raises:
         Stopped: a stop was asked for while waiting.
     """
-    devices = device_ids()
+    if words := pin(None):
+        emit.log(words)
+    device = device_id()
     locks_dir.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        for device in devices:  # sorted, so that two processes never wait for each other
-            file = held.enter_context(_lock_path(locks_dir, device).open("a+"))
-            _wait(file, device, emit)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield devices
+    with _lock_path(locks_dir, device).open("a+") as file:
+        _wait(file, device, emit)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield device
 
 
-def device_ids(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """IDs of the GPUs this process is pinned to, sorted; `("cpu",)` where there is none.
+def device_id(environment: Mapping[str, str] = os.environ) -> str:
+    """ID of the GPU this process computes on, number or UUID; `cpu` where there is none.
 
-    Unset CUDA_VISIBLE_DEVICES means the first GPU, as torch takes it.
+    The first that CUDA_VISIBLE_DEVICES lists, as torch takes it.
     """
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return ("0",) if _DRIVER.exists() else ("cpu",)
-    devices = sorted({d.strip() for d in visible.split(",")} - {"", "-1"})
-    return tuple(devices) or ("cpu",)
+    return (*_visible(environment), "cpu")[0]
 
 
-def pin(gpu: str | None, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Pins this process and its children to one GPU.
+def pin(gpu: str | None, environment: MutableMapping[str, str] = os.environ) -> str | None:
+    """Pins this process and its children to one GPU, the first of those given.
 
     Args:
-        gpu: its ID for CUDA_VISIBLE_DEVICES; None: as found, and the first one where nothing is.
+        gpu: as CUDA_VISIBLE_DEVICES would list it; None: as found, and number 0 where nothing is.
         environment: what is changed.
+
+    Returns:
+        Where more were given: which stay free, and how to use them.
     """
-    devices = device_ids(environment) if gpu is None else (gpu,)
-    if devices != ("cpu",):
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers nvidia-smi shows
+    visible = _visible(environment) if gpu is None else _listed(gpu)
+    if gpu is None and not visible:
+        return None
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:1])
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers nvidia-smi shows
+    others = visible[1:]
+    if not others:
+        return None
+    return (
+        f"A trainer uses one GPU: of {', '.join(visible)} it takes {visible[0]}, and "
+        f"{', '.join(others)} {'stays' if len(others) == 1 else 'stay'} free. Start a trainer for "
+        f"each, with LOCO_GPU={others[0]} (docs/deploy.md)."
+    )
+
+
+def _visible(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The GPUs a process may see; unset CUDA_VISIBLE_DEVICES means the first."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return ("0",) if _DRIVER.exists() else ()
+    return _listed(visible)
+
+
+def _listed(visible: str) -> tuple[str, ...]:
+    """The IDs of a list in order; CUDA reads it up to the first that is none (an empty one, -1)."""
+    ids = (device.strip() for device in visible.split(","))
+    return tuple(dict.fromkeys(takewhile(lambda device: device not in ("", "-1"), ids)))
 
 
 def _lock_path(locks_dir: Path, device: str) -> Path:

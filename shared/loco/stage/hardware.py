@@ -2,26 +2,23 @@
 
 import logging
 import os
-import subprocess
 from pathlib import Path
 
 from loco.contracts.plans import Device
+from loco.stage import nvml
 
-_NVIDIA_SMI = "nvidia-smi"
-_SECONDS = 10.0
-_MIB = 1024**2
 _MEMINFO = Path("/proc/meminfo")
 
 logger = logging.getLogger(__name__)
 
 
-def of(device_ids: tuple[str, ...]) -> Device | None:
-    """What a worker pinned to these devices trains on; None when its GPU does not say.
+def of(device_id: str) -> Device | None:
+    """What a worker pinned to this device trains on; None when its GPU does not say.
 
     Args:
-        device_ids: as `loco.stage.gpu_lock.device_ids` gives them.
+        device_id: as `loco.stage.gpu_lock.device_id` gives it.
     """
-    return cpu() if device_ids == ("cpu",) else gpu(device_ids[0])
+    return cpu() if device_id == "cpu" else gpu(device_id)
 
 
 def cpu() -> Device:
@@ -31,32 +28,25 @@ def cpu() -> Device:
 
 
 def gpu(device_id: str) -> Device | None:
-    """A GPU as nvidia-smi sees it; None when it does not say (logged).
+    """A GPU as its driver sees it; None when it does not say (logged).
 
     Args:
         device_id: number or UUID, as in CUDA_VISIBLE_DEVICES.
     """
-    query = "name,memory.total,memory.free,compute_cap"
-    command = [
-        _NVIDIA_SMI,
-        f"--id={device_id}",
-        f"--query-gpu={query}",
-        "--format=csv,noheader,nounits",
-    ]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=True
-        )
-        name, total, free, capability = answer.stdout.strip().rsplit(", ", 3)
-        return Device(
-            name=name,
-            memory_gb=int(total) * _MIB / 1e9,
-            free_gb=int(free) * _MIB / 1e9,
-            compute_capability=float(capability),
-        )
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        logger.warning("%s does not describe GPU %s: %s", _NVIDIA_SMI, device_id, error)
+        (found,) = nvml.gpus(device_id)
+    except nvml.DriverFault as error:
+        logger.warning("GPU %s is not described: %s", device_id, error)
         return None
+    if found.memory is None or found.free is None:
+        logger.warning("GPU %s is not described: it does not say how much memory it has", device_id)
+        return None
+    return Device(
+        name=found.name,
+        memory_gb=found.memory / 1e9,
+        free_gb=found.free / 1e9,
+        compute_capability=found.capability and float("{}.{}".format(*found.capability)),
+    )
 
 
 def _cores() -> int:

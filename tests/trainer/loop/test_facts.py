@@ -3,12 +3,14 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.plans import Lengths, Shape
-from loco.contracts.specs import TrainSpec
+from loco.contracts.specs import Inputs, TrainSpec
+from loco_trainer import train
 from loco_trainer.bases.find import read_config
 from loco_trainer.data.rows import IGNORED, Row, Rows
 from loco_trainer.loop import facts
@@ -68,3 +70,24 @@ def test_the_ladder_of_a_run_ends(toy_spec: TrainSpec, toy_dir: Path) -> None:
     assert seen[-1].micro_batch == 1
     assert seen[-1].gradient_checkpointing
     assert all(p.micro_batch * p.accumulation == toy_spec.step_rows for p in seen)
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3Moe", "Mixtral", "DeepseekV3", "GptOss", "Olmoe", "Ernie4_5_Moe", "Llama4"]
+)
+def test_a_mixture_of_experts_is_refused_before_a_weight_is_loaded(
+    name: str, toy_spec: TrainSpec, toy_dir: Path, inputs: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    import transformers
+
+    moe = tmp_path / "moe"
+    moe.mkdir()
+    for file in toy_dir.iterdir():
+        (moe / file.name).symlink_to(file)
+    (moe / "config.json").unlink()
+    config = getattr(transformers, f"{name}Config")().to_dict()
+    (moe / "config.json").write_text(json.dumps(config, default=str))
+    base = toy_spec.base_model.model_copy(update={"merge": str(moe)})
+    spec = toy_spec.model_copy(update={"base_model": base})
+    with pytest.raises(InvalidRequest, match="mixture of experts"):
+        train.run(spec, inputs, tmp_path / "out", recorder)
