@@ -23,13 +23,14 @@ from loco.contracts.specs import Inputs, TrainSpec
 from loco.contracts.stages import Stage
 from loco.planning.memory import checkpoint_bytes
 from loco.planning.ways import described
+from loco.recipes.base_files import with_stored_size
 from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
 from loco_trainer.data import rows
 from loco_trainer.engines import choose
 from loco_trainer.loop import checkpoints
-from loco_trainer.loop.facts import ladder, lengths_of, plan_for
+from loco_trainer.loop.facts import ladder, lengths_of, plan_for, shape_of
 from loco_trainer.machine.disk import require_free
 from loco_trainer.machine.threads import share_cpus
 
@@ -117,8 +118,8 @@ class _Facts:
     """What a plan follows from, known before a weight is loaded."""
 
     engine: Engine
-    #: Folder with the base's config and tokenizer.
-    config: Path
+    #: The base's.
+    shape: Shape
     tokenizer: Any
     data: rows.Rows
     #: Rows kept out of training; empty where prepare kept none.
@@ -134,18 +135,23 @@ def _gather(given: _Given) -> _Facts:
     emit.progress(message="reading the training data", percent=0.0, last=True)
     with given.waits:
         config = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
-    shape = Shape.of(find.read_config(config))
+    shape = shape_of(spec, config, inputs.models_dir)
     require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
     tokenizer = _tokenizer(config)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
     held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
-    return _Facts(engine, config, tokenizer, data, held_out, lengths_of(data))
+    return _Facts(engine, shape, tokenizer, data, held_out, lengths_of(data))
 
 
 def _plan(given: _Given, facts: _Facts) -> Plan:
-    plan = plan_for(given.spec, facts.config, facts.data, facts.engine)
-    way = ", ".join(described(plan, given.spec.step_rows))
+    spec, models_dir = given.spec, given.inputs.models_dir
+    plan = plan_for(spec, facts.shape, facts.data, facts.engine)
+    if plan.precision == "4bit" and facts.shape.quantized_bytes is None:
+        _fetch(given, plan)  # its files say how large it is
+        shape = with_stored_size(facts.shape, spec.base_model, models_dir)
+        plan = plan_for(spec, shape, facts.data, facts.engine)
+    way = ", ".join(described(plan, spec.step_rows))
     given.emit.log(
         f"Plan: engine {facts.engine}, {way}; expected "
         f"{plan.memory_gb:.1f} GB, {plan.step_seconds:.2f} s a step ({plan.why})."
@@ -157,14 +163,19 @@ def _load(given: _Given, plan: Plan) -> "Loaded":
     from loco_trainer.machine import memory  # it imports torch
 
     spec, emit = given.spec, given.emit
-    role: find.Role = "train" if plan.precision == "4bit" else "merge"
-    with given.waits:
-        base = find.resolve(spec.base_model, role, given.inputs.models_dir, emit)
+    base = _fetch(given, plan)
     emit.progress(message=f"loading {spec.base_model.name}", percent=0.0, last=True)
     with memory.exhaustion_explained():
         loaded = choose.load(spec, plan, base, emit)
     emit.check_stop()
     return loaded
+
+
+def _fetch(given: _Given, plan: Plan) -> Path:
+    """The folder of the weights a plan loads."""
+    role: find.Role = "train" if plan.precision == "4bit" else "merge"
+    with given.waits:
+        return find.resolve(given.spec.base_model, role, given.inputs.models_dir, given.emit)
 
 
 def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted":
@@ -176,7 +187,7 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted"
         plan,
         loaded,
         facts.data.rows,
-        smaller=ladder(spec, facts.config, facts.data),
+        smaller=ladder(spec, facts.shape, facts.data),
         folder=given.folder,
         emit=emit,
     )

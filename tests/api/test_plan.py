@@ -126,6 +126,15 @@ def test_a_plan_for_a_card_nobody_has_started(http):
     assert export["download_gb"] == pytest.approx(8.0, abs=0.1)
 
 
+def test_a_4_bit_base_that_is_not_here_is_said_to_be_taken_for_plain_nf4(ledger, settings):
+    def notes(memory_gb):
+        asked = {"adapter": "math", "device": {"name": "RTX 3090", "memory_gb": memory_gb}}
+        return preview(ledger, settings, PlanRequest.model_validate(asked)).notes
+
+    assert any("unsloth/Qwen3-4B-unsloth-bnb-4bit is not here yet" in note for note in notes(8))
+    assert not notes(48)
+
+
 def test_nothing_is_accepted_by_planning(http):
     http.post("/plan", json={"adapter": "math", "device": CARD})
     assert http.get("/jobs").json()["data"] == []

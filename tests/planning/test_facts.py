@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from loco.contracts.plans import Shape
 from loco.contracts.specs import BaseModelSpec
 from loco.planning.facts import is_here
-from loco.recipes.base_files import missing_weights, user_hub_cache
+from loco.planning.memory import weight_bytes
+from loco.recipes.base_files import missing_weights, user_hub_cache, with_stored_size
 
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 BASE = BaseModelSpec(
@@ -99,3 +101,44 @@ def test_a_part_of_the_weights_is_not_here(tmp_path: Path) -> None:
     assert is_here(BASE, BASE.merge, tmp_path / "models")
     index.write_text("{")
     assert missing_weights(folder) == [index.name]
+
+
+SHAPE = Shape.of(
+    {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 300,
+        "tie_word_embeddings": True,
+    }
+)
+
+
+def store(file: Path, **sizes: int) -> None:
+    """A safetensors file of tensors of so many bytes."""
+    ends = [sum(list(sizes.values())[: n + 1]) for n in range(len(sizes))]
+    entries = {
+        name: {"dtype": "U8", "shape": [size], "data_offsets": [end - size, end]}
+        for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
+    header = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(sum(sizes.values())))
+
+
+def test_the_size_of_4_bit_weights_is_read_from_their_headers(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    assert with_stored_size(SHAPE, BASE, models) == SHAPE
+    folder = keep(models / "hub", "config.json")
+    model = models / "hub" / "models--team--toy"
+    model.rename(model.with_name("models--team--toy-4bit"))
+    folder = models / "hub" / "models--team--toy-4bit" / "snapshots" / "c1"
+    store(folder / "a.safetensors", q=70_000, absmax=1000)
+    store(folder / "b.safetensors", left_in_16_bits=60_000)
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"load_in_4bit": True}}))
+    found = with_stored_size(SHAPE, BASE, models)
+    assert weight_bytes(found, "4bit") == 131_000 != round(weight_bytes(SHAPE, "4bit"))
+    assert weight_bytes(found, "bf16") == weight_bytes(SHAPE, "bf16")
+    (folder / "b.safetensors").write_bytes(b"x")
+    assert with_stored_size(SHAPE, BASE, models) == SHAPE
+    (folder / "config.json").write_text("{}")  # 16 bits, which training quantizes itself
+    assert with_stored_size(SHAPE, BASE, models) == SHAPE

@@ -7,17 +7,32 @@ from pathlib import Path
 from loco.contracts.plans import Device, Engine, Lengths, Plan, Shape
 from loco.contracts.specs import TrainSpec
 from loco.planning.planner import make_plan, next_rung
+from loco.recipes.base_files import with_stored_size
 from loco.stage import hardware
 from loco_trainer.bases import find
 from loco_trainer.data.rows import IGNORED, Rows
 
 
-def plan_for(spec: TrainSpec, base: Path, rows: Rows, engine: Engine) -> Plan:
+def shape_of(spec: TrainSpec, config: Path, models_dir: Path) -> Shape:
+    """The base model's shape, with the size of its 4-bit weights where they are here.
+
+    Args:
+        spec: the recipe.
+        config: Hugging Face folder with the base's config.json.
+        models_dir: cache of base models.
+
+    Raises:
+        InvalidRequest: the base is a mixture of experts.
+    """
+    return with_stored_size(Shape.of(find.read_config(config)), spec.base_model, models_dir)
+
+
+def plan_for(spec: TrainSpec, shape: Shape, rows: Rows, engine: Engine) -> Plan:
     """The plan of a run on this machine.
 
     Args:
         spec: the recipe.
-        base: Hugging Face folder of the base model.
+        shape: of the base model.
         rows: the tokenized data.
         engine: which engine trains.
 
@@ -25,13 +40,12 @@ def plan_for(spec: TrainSpec, base: Path, rows: Rows, engine: Engine) -> Plan:
         OutOfMemory: nothing fits; the hint says what would.
         InvalidRequest: the pinned micro-batch does not divide the rows of a step.
     """
-    shape = Shape.of(find.read_config(base))
     return make_plan(spec, shape, lengths_of(rows), device(), engine=engine)
 
 
-def ladder(spec: TrainSpec, base: Path, rows: Rows) -> Callable[[Plan], Plan | None]:
+def ladder(spec: TrainSpec, shape: Shape, rows: Rows) -> Callable[[Plan], Plan | None]:
     """A function from a plan that ran out of memory to the next one to try, None after the last."""
-    shape, lengths, where = Shape.of(find.read_config(base)), lengths_of(rows), device()
+    lengths, where = lengths_of(rows), device()
     return lambda plan: next_rung(plan, spec, shape, lengths, where)
 
 

@@ -1,16 +1,14 @@
 """The tensors of a base model on disk, known from the safetensors headers and read one at a time."""
 
-import json
 import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from loco.contracts.errors import ExportFailed
-from loco.recipes.base_files import missing_weights
+from loco.recipes.base_files import missing_weights, tensor_entries
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MOST_READ = 2**30  # Linux reads at most 2 GiB a call
@@ -66,30 +64,12 @@ def index(base: Path) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for shard in sorted(base.glob("*.safetensors")):
         try:
-            found |= _entries(shard)
+            found |= {
+                e.name: Stored(e.name, e.dtype, e.shape, shard, e.offset, e.size)
+                for e in tensor_entries(shard)
+            }
         except (ValueError, KeyError) as error:
             raise ExportFailed(
                 f"{shard.name} of the base is damaged: its header cannot be read.", hint=_FETCH
             ) from error
-    return found
-
-
-def _entries(shard: Path) -> dict[str, Stored]:
-    """The tensors of one file.
-
-    The format: 8 bytes little-endian length, a JSON header of that length, the data.
-    https://github.com/huggingface/safetensors#format
-    """
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > shard.stat().st_size:
-            raise ValueError("the header is longer than the file")
-        entries: dict[str, dict[str, Any]] = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    found = {}
-    for name, entry in entries.items():
-        start, end = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        offset = 8 + length + start
-        found[name] = Stored(name, entry["dtype"], shape, shard, offset, end - start)
     return found

@@ -33,6 +33,11 @@ class Shape(Contract):
         None, description="Tokens a layer looks back at most, where some layer has such a limit."
     )
 
+    quantized_bytes: int | None = Field(
+        None,
+        description="Bytes of its weights as stored in 4 bits, some layers perhaps in 16; none: as NF4.",
+    )
+
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
         """The shape in a config.json (its `text_config`, where it has one).

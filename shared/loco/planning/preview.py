@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loco.contracts.errors import InvalidRequest, OutOfMemory
-from loco.contracts.plans import Device, Engine, Lengths, Shape
+from loco.contracts.plans import Device, Engine, Lengths, Plan, Shape
 from loco.contracts.previews import Alternative, PlanRequest, Preview
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import TrainSpec
@@ -121,7 +121,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         stages=stages,
         total_seconds=round(sum(s.seconds or 0.0 for s in stages), 1),
         needs=needs_of(spec, plan, chosen.memory, case.shape, models_dir=settings.models_dir),
-        notes=tuple(_notes(case)),
+        notes=tuple(_notes(case, plan)),
     )
 
 
@@ -134,8 +134,13 @@ def _fastest_unbound(all_ways: list[Estimate]) -> Way:
     return min(all_ways, key=lambda e: (e.step_seconds, e.memory.peak_gb)).way
 
 
-def _notes(case: _Case) -> Iterator[str]:
-    device = case.device
+def _notes(case: _Case, plan: Plan) -> Iterator[str]:
+    device, base = case.device, case.spec.base_model
+    if plan.precision == "4bit" and base.train != base.merge and case.shape.quantized_bytes is None:
+        yield (
+            f"{base.train} is not here yet: its size is that of plain NF4. A dynamic quantization "
+            "leaves some layers in 16 bits; train reads its size once it is fetched."
+        )
     if device.is_gpu and not rates(device).known:
         yield f"The rates of {device.name} are not known: times are of a slow GPU of its generation."
     if case.engine == "unsloth" and case.spec.engine == "auto":

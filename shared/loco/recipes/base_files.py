@@ -1,9 +1,15 @@
-"""Base models as files: where the hub's library keeps them, and whether their weights are whole."""
+"""Base models as files: where they lie, whether their weights are whole, what their headers say."""
 
 import json
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from loco.contracts.plans import Shape
+from loco.contracts.specs import BaseModelSpec
 
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
@@ -26,6 +32,85 @@ def missing_weights(folder: Path) -> list[str]:
     if any(_SHARD.search(name) for name in present):
         return [_INDEX]
     return [] if present else ["*.safetensors"]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor as the header of its safetensors file describes it."""
+
+    name: str
+    #: As safetensors writes it: BF16, F16, U8, …
+    dtype: str
+    shape: tuple[int, ...]
+    #: Of its first byte in the file.
+    offset: int
+    #: In bytes.
+    size: int
+
+
+def tensor_entries(file: Path) -> Iterator[TensorEntry]:
+    """The tensors of one safetensors file.
+
+    The format: 8 bytes little-endian length, a JSON header of that length, the data.
+    https://github.com/huggingface/safetensors#format
+
+    Raises:
+        ValueError, KeyError: the header is damaged.
+    """
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("the header is longer than the file")
+        entries: dict[str, dict[str, Any]] = json.loads(content.read(length))
+    entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        start, end = entry["data_offsets"]
+        offset = 8 + length + start
+        yield TensorEntry(name, entry["dtype"], tuple(entry["shape"]), offset, end - start)
+
+
+def with_stored_size(shape: Shape, base: BaseModelSpec, models_dir: Path) -> Shape:
+    """The shape with the size of the 4-bit weights, where they are here whole and stored so.
+
+    Args:
+        shape: of the base.
+        base: its catalog entry.
+        models_dir: cache of base models.
+    """
+    for folder in base_folders(base, base.train, models_dir):
+        if not missing_weights(folder):
+            return shape.model_copy(update={"quantized_bytes": _quantized_bytes(folder)})
+    return shape
+
+
+def _quantized_bytes(folder: Path) -> int | None:
+    """Bytes of the weights; None where training quantizes them itself, or a header is damaged."""
+    try:
+        if "quantization_config" not in json.loads((folder / "config.json").read_bytes()):
+            return None
+        files = folder.glob("*.safetensors")
+        return sum(entry.size for file in files for entry in tensor_entries(file))
+    except (OSError, ValueError, KeyError):
+        return None  # loading it will say so
+
+
+def base_folders(base: BaseModelSpec, source: str, models_dir: Path) -> list[Path]:
+    """Where the weights of a catalog entry may lie on this machine.
+
+    Args:
+        base: the entry.
+        source: its `train` or its `merge`.
+        models_dir: cache of base models.
+    """
+    match base.kind:
+        case "folder":
+            return [models_dir / source]  # an absolute path stays as it is
+        case "smollm2-wheel":
+            return sorted(models_dir.glob("SmolLM2-135M-Instruct.v*"))
+        case "hub":
+            # where loco_trainer.bases.find looks, in its order
+            caches = (user_hub_cache(), models_dir / "hub")
+            return [folder for cache in caches if (folder := snapshot(cache, source))]
 
 
 def user_hub_cache() -> Path:

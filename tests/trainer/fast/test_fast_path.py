@@ -18,7 +18,9 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy, rms_norm
 
 from loco.contracts.errors import TrainingFailed
+from loco.contracts.plans import Shape
 from loco.contracts.specs import TrainSpec
+from loco_trainer.bases.find import read_config
 from loco_trainer.data import batches
 from loco_trainer.data.rows import IGNORED, Row, Rows
 from loco_trainer.engines import choose
@@ -219,7 +221,7 @@ def test_attention_that_is_not_plain_is_transformers_own(
     model.set_attn_implementation("eager")
     model.save_pretrained(tmp_path)
     data = some_rows(9, 60, 33)
-    plan = plan_for(toy_spec, tmp_path, Rows(data, cut=0, dropped=0), "peft")
+    plan = plan_for(toy_spec, Shape.of(read_config(tmp_path)), Rows(data, cut=0, dropped=0), "peft")
     loaded = choose.load(toy_spec, plan, tmp_path, recorder)
     loaded.model.eval()
     batch = loaded.lay_out(data)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loco.contracts.errors import InvalidRequest
-from loco.contracts.plans import Lengths, Shape
+from loco.contracts.plans import Device, Lengths, Shape
 from loco.contracts.specs import Inputs, TrainSpec
 from loco_trainer import train
 from loco_trainer.bases.find import read_config
@@ -20,6 +20,10 @@ def rows(*sizes: int) -> Rows:
     """Rows of so many tokens, of which the last three are the answer."""
     made = [Row(list(range(n)), [IGNORED] * (n - 3) + list(range(n - 3, n))) for n in sizes]
     return Rows(made, cut=0, dropped=0)
+
+
+def shape(folder: Path) -> Shape:
+    return Shape.of(read_config(folder))
 
 
 def test_lengths_are_those_of_the_tokenized_rows() -> None:
@@ -46,7 +50,7 @@ def test_the_catalog_describes_the_model_as_its_own_config_does(smollm2, smollm2
 
 def test_a_plan_follows_from_folder_rows_and_machine(toy_spec: TrainSpec, toy_dir: Path) -> None:
     pinned = toy_spec.model_copy(update={"micro_batch": 1})
-    found = facts.plan_for(pinned, toy_dir, rows(10, 20, 30), "peft")
+    found = facts.plan_for(pinned, shape(toy_dir), rows(10, 20, 30), "peft")
     assert (found.micro_batch, found.accumulation) == (1, toy_spec.step_rows)
     assert found.max_length == 30
     assert found.memory_gb > 0
@@ -58,12 +62,12 @@ def test_a_pin_that_does_not_divide_is_refused_before_anything_is_loaded(
 ) -> None:
     wrong = toy_spec.model_copy(update={"micro_batch": toy_spec.step_rows + 1})
     with pytest.raises(InvalidRequest, match="does not divide"):
-        facts.plan_for(wrong, toy_dir, rows(10, 20), "peft")
+        facts.plan_for(wrong, shape(toy_dir), rows(10, 20), "peft")
 
 
 def test_the_ladder_of_a_run_ends(toy_spec: TrainSpec, toy_dir: Path) -> None:
-    found = facts.plan_for(toy_spec, toy_dir, rows(10, 20, 30), "peft")
-    smaller = facts.ladder(toy_spec, toy_dir, rows(10, 20, 30))
+    found = facts.plan_for(toy_spec, shape(toy_dir), rows(10, 20, 30), "peft")
+    smaller = facts.ladder(toy_spec, shape(toy_dir), rows(10, 20, 30))
     seen = [found]
     while below := smaller(seen[-1]):
         seen.append(below)
@@ -91,3 +95,20 @@ def test_a_mixture_of_experts_is_refused_before_a_weight_is_loaded(
     spec = toy_spec.model_copy(update={"base_model": base})
     with pytest.raises(InvalidRequest, match="mixture of experts"):
         train.run(spec, inputs, tmp_path / "out", recorder)
+
+
+def test_a_base_that_is_fetched_for_4_bits_is_planned_with_the_size_of_its_files(
+    toy_spec: TrainSpec, toy_dir: Path, inputs: Inputs, recorder: Any, monkeypatch: Any
+) -> None:
+    small = Device(name="RTX 3070", memory_gb=8.0, free_gb=8.0, compute_capability=8.6)
+    monkeypatch.setattr(facts, "device", lambda: small)
+    monkeypatch.setattr(train, "with_stored_size", lambda shape, base, models: stored(shape))
+    spec = toy_spec.model_copy(update={"load_in_4bit": True})
+    data = rows(10, 20, 30)
+    given = train._Given(spec, inputs, inputs.adapter_dir, recorder, train._Waits())
+    known = train._Facts("peft", shape(toy_dir), None, data, [], facts.lengths_of(data))
+    assert train._plan(given, known).memory_gb > 5
+
+
+def stored(shape: Shape) -> Shape:
+    return shape.model_copy(update={"quantized_bytes": 5 * 10**9})
