@@ -136,6 +136,7 @@ def _gather(given: _Given) -> _Facts:
     with given.waits:
         config = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
     shape = shape_of(spec, config, inputs.models_dir)
+    choose.check_layers(spec, config)
     require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
     tokenizer = _tokenizer(config)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)

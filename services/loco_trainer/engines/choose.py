@@ -61,6 +61,13 @@ def import_first(engine: Engine) -> None:
         hide("torchao", "sklearn")
 
 
+def check_layers(spec: TrainSpec, base: Path) -> None:
+    """See `targets.check`; imports torch and transformers, so it comes after `import_first`."""
+    from loco_trainer.engines import targets
+
+    targets.check(spec, base)
+
+
 def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
     """Loads the base model as planned and adds the adapter.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from loco.contracts.plans import Plan
 from loco.contracts.specs import TrainSpec
@@ -14,7 +14,7 @@ from loco.stage.program import Emitter
 from loco_trainer.bases.find import read_config
 from loco_trainer.data import batches
 from loco_trainer.engines.loaded import Loaded
-from loco_trainer.engines.targets import check_targets
+from loco_trainer.engines.targets import beside_text
 from loco_trainer.fast import attention, forward, fused_lora
 
 
@@ -37,13 +37,12 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
         # against 2.7 s a step of 8 * 85 tokens, 135M parameters, 2 cores with avx512_bf16).
         dtype=compute if on_gpu else torch.float32,
         device_map={"": 0} if on_gpu else None,
-        attn_implementation=attention.NAME if plan.padding_free else "sdpa",
+        attn_implementation=attention.NAME if plan.padding_free else _attention(base),
         **quantize,
     )
     # PEFT's prepare_model_for_kbit_training would widen embeddings and norms to float32: 1.2 GB
     # more at the peak on a 4B model. The adapter is float32 either way.
     model.requires_grad_(False)
-    check_targets(model, spec)
     fused = on_gpu and compute is torch.bfloat16 and _fuse(model, emit)
     recompute = functools.partial(_recompute, model, dropout=spec.lora.dropout > 0)
     if plan.gradient_checkpointing:
@@ -58,6 +57,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
             lora_alpha=spec.lora.alpha,
             lora_dropout=spec.lora.dropout,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            exclude_modules=beside_text(model),
         ),
     )
     if fused and not spec.lora.dropout:
@@ -95,9 +95,18 @@ def _fuse(model: Any, emit: Emitter) -> bool:
     return True
 
 
+def _attention(base: Path) -> str | None:
+    """Which of transformers' attentions; None: the one it chooses, which is torch's fused one.
+
+    That one passes over a cap on the scores (Gemma 2's tanh) without a word.
+    """
+    config = AutoConfig.from_pretrained(base).get_text_config()
+    return "eager" if getattr(config, "attn_logit_softcapping", None) else None
+
+
 def _filler(model: Any) -> int:
     """A token ID for padded places, which are masked: any will do."""
-    return int(model.config.pad_token_id or 0)
+    return int(model.config.get_text_config().pad_token_id or 0)
 
 
 def _compute_dtype() -> torch.dtype:

@@ -1,38 +1,71 @@
 """Which layers get an adapter."""
 
+import re
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from loco.contracts.errors import TrainingFailed
 from loco.contracts.specs import TrainSpec
+from loco_trainer.merge import names
 
 #: The linear layers of a transformer block, by the names Llama, Qwen, Mistral and Gemma share.
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_FIELD = "train.lora.target_modules"
 
 
-def check_targets(model: Any, spec: TrainSpec) -> None:
-    """Refuses names of layers that the base lacks, and layers whose adapter export could not merge.
+def check(spec: TrainSpec, base: Path) -> None:
+    """Refuses a run whose adapter export could not merge, before a weight is loaded.
 
     Args:
-        model: the base, a transformers causal language model.
+        spec: the recipe.
+        base: folder of the 16-bit base, at least its config; where its tensors' names are not there
+            yet (one file of weights, still to be fetched), only the recipe is checked.
+
+    Raises:
+        TrainingFailed: says which layer, and what to do.
+    """
+    model = names.hollow(base)
+    layers = adapted_layers(model, spec)
+    stored = names.stored_names(base)
+    if stored is None:
+        return
+    known = names.on_disk(model, stored)
+    if lost := [layer for layer in layers if f"{layer}.weight" not in known]:
+        raise TrainingFailed(
+            f"{len(lost)} of the {len(layers)} layers to adapt, e.g. {lost[0]}, are stored in "
+            f"another form than {spec.base_model.name} is trained in: export could not merge them.",
+            param=_FIELD,
+            hint="Leave them out of train.lora.target_modules, or choose another base model.",
+        )
+
+
+def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
+    """Names of the layers that get an adapter: linear ones of the language model.
+
+    Args:
+        model: a transformers causal language model, with or without weights.
         spec: the recipe.
 
     Raises:
-        TrainingFailed: says which name, and which there are.
+        TrainingFailed: the recipe names a layer that the base lacks, or one whose adapter export
+            could not merge; says which, and which there are.
     """
-    import torch
-
     asked = spec.lora.target_modules
+    beside = re.compile(beside_text(model) or "(?!)")  # that matches nothing
+    layers = {n: m for n, m in model.named_modules() if n and not beside.fullmatch(n)}
+    linear = [name for name, module in layers.items() if isinstance(module, torch.nn.Linear)]
+    head = model.get_output_embeddings()
     if isinstance(asked, str):
-        return
-    layers = {name: module for name, module in model.named_modules() if name}
-    linear = {name for name, module in layers.items() if isinstance(module, torch.nn.Linear)}
-    tied = model.get_output_embeddings() if model.config.tie_word_embeddings else None
+        return [name for name in linear if layers[name] is not head]
+    tied = head if model.config.get_text_config().tie_word_embeddings else None
     known = sorted({name.rpartition(".")[2] for name in linear if layers[name] is not tied})
     for target in asked:
-        named = {n for n in layers if n == target or n.endswith(f".{target}")}
+        named = {n for n in layers if _is(n, target)}
         if not named:
             fault = f"{spec.base_model.name} has no layer {target}"
-        elif named - linear:
+        elif named.difference(linear):
             fault = f"{target} is no linear layer"
         elif any(layers[name] is tied for name in named):
             fault = (
@@ -41,7 +74,26 @@ def check_targets(model: Any, spec: TrainSpec) -> None:
         else:
             continue
         raise TrainingFailed(
-            f"train.lora.target_modules: {fault}.",
-            param="train.lora.target_modules",
+            f"{_FIELD}: {fault}.",
+            param=_FIELD,
             hint=f"Take all-linear, or some of {', '.join(known)}.",
         )
+    return [name for name in linear if any(_is(name, target) for target in asked)]
+
+
+def beside_text(model: Any) -> str | None:
+    """A pattern of the modules beside the language model; None where no linear layer is there.
+
+    What looks at images or listens learns nothing from text, and a GGUF for text has no place for it.
+    """
+    names_of = {module: name for name, module in model.named_modules()}
+    decoder, head = names_of[model.get_decoder()], names_of[model.get_output_embeddings()]
+    if not decoder:
+        return None
+    beside = re.compile(rf"(?!{re.escape(decoder)}\.|{re.escape(head)}$).+")
+    linear = (n for module, n in names_of.items() if isinstance(module, torch.nn.Linear))
+    return beside.pattern if any(beside.fullmatch(name) for name in linear) else None
+
+
+def _is(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

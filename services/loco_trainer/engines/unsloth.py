@@ -17,7 +17,7 @@ from loco.contracts.specs import TrainSpec
 from loco.stage.program import Emitter
 from loco_trainer.data import batches
 from loco_trainer.engines.loaded import Loaded
-from loco_trainer.engines.targets import BLOCK_LINEARS, check_targets
+from loco_trainer.engines.targets import BLOCK_LINEARS
 from loco_trainer.fast import forward
 
 
@@ -32,7 +32,6 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         load_in_4bit=four_bit,
         local_files_only=True,
     )
-    check_targets(model, spec)
     targets = spec.lora.target_modules
     model = FastLanguageModel.get_peft_model(
         model,

@@ -24,10 +24,12 @@ def losses_of(
         positions: whether it takes the tokens' places in their rows (unsloth counts by itself).
     """
     base = model.get_base_model()
-    head: Any = getattr(base, "lm_head", None)
+    head: Any = base.get_output_embeddings()
+    # of a model that also sees, the config that shapes the logits is one level down
+    config = base.config.get_text_config()
     plain = type(head) is torch.nn.Linear and head.bias is None and hasattr(base, "model")
-    if not plain or any(getattr(base.config, name, None) for name in _SHAPED_LOGITS):
-        return lambda batch: _from_logits(base, batch)
+    if not plain or any(getattr(config, name, None) for name in _SHAPED_LOGITS):
+        return lambda batch: _from_logits(base, head, batch, positions=positions)
 
     chunk_bytes = TIGHT_CHUNK if tight else WIDE_CHUNK
 
@@ -43,11 +45,20 @@ def losses_of(
     return losses
 
 
-def _from_logits(base: Any, batch: Batch) -> torch.Tensor:
-    """For models whose output layer is adapted or no plain matrix product."""
-    logits = base(**_arguments(batch, positions=True)).logits
+def _from_logits(base: Any, head: Any, batch: Batch, *, positions: bool) -> torch.Tensor:
+    """For models whose output layer is adapted or no plain matrix product.
+
+    The model's own forward pass scales and caps the logits; its output layer is given the places
+    alone where a loss is taken, as one row.
+    """
+
+    def answers_only(_: Any, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (arguments[0].flatten(0, 1)[batch.places].unsqueeze(0),)
+
+    with head.register_forward_pre_hook(answers_only):
+        logits = base(**_arguments(batch, positions=positions)).logits
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1)[batch.places].float(), batch.targets, reduction="none"
+        logits.squeeze(0).float(), batch.targets, reduction="none"
     )
 
 

@@ -78,7 +78,7 @@ def _run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     started = time.monotonic()
     base = index(Path(job.folder))
     adapter = Adapter(Path(job.adapter))
-    adapter.check(base)
+    adapter.check(base, Path(job.folder))
     for file in {stored.file for stored in base.values()}:
         if sys.platform == "linux":  # the disk may start reading while we plan
             with file.open("rb") as opened:

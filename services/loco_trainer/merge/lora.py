@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from loco.contracts.errors import ExportFailed
+from loco_trainer.merge import names
 from loco_trainer.merge.stored import TYPES, Stored
 
 _PREFIX = "base_model.model."
@@ -78,12 +79,21 @@ class Adapter:
     def __contains__(self, name: str) -> bool:
         return name in self._pairs
 
-    def check(self, base: dict[str, Stored]) -> None:
+    def check(self, base: dict[str, Stored], folder: Path) -> None:
         """Compares names, types and shapes with the base's, before anything is computed.
+
+        Layers that are called otherwise on disk than they were in memory go by their name on disk.
+
+        Args:
+            base: the base's tensors.
+            folder: where its config is.
 
         Raises:
             ExportFailed: the adapter does not fit the base, or the base is quantized.
         """
+        if any(name not in base for name in self._pairs):
+            on_disk = names.on_disk(names.hollow(folder), base)
+            self._pairs = {on_disk.get(name, name): pair for name, pair in self._pairs.items()}
         missing = [name for name in self._pairs if name not in base]
         if missing:
             raise ExportFailed(

@@ -17,7 +17,6 @@ from peft import LoraConfig, get_peft_model
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy, rms_norm
 
-from loco.contracts.errors import TrainingFailed
 from loco.contracts.plans import Shape
 from loco.contracts.specs import TrainSpec
 from loco_trainer.bases.find import read_config
@@ -25,7 +24,6 @@ from loco_trainer.data import batches
 from loco_trainer.data.rows import IGNORED, Row, Rows
 from loco_trainer.engines import choose
 from loco_trainer.engines.loaded import Loaded
-from loco_trainer.engines.targets import check_targets
 from loco_trainer.fast import attention, forward, fused_lora, kernels
 from loco_trainer.fast.answer_loss import answer_losses
 from loco_trainer.loop.facts import plan_for
@@ -228,25 +226,6 @@ def test_attention_that_is_not_plain_is_transformers_own(
     with torch.no_grad():
         expected = torch.cat(reference(model.eval(), data))
         torch.testing.assert_close(loaded.losses(batch), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("targets", "fault"),
-    [
-        (["v_proj", "q_porj"], "has no layer q_porj"),
-        (["q_proj", "embed_tokens"], "embed_tokens is no linear layer"),
-        (["lm_head"], "lm_head shares its weights with the embedding"),
-    ],
-)
-def test_a_layer_that_cannot_be_adapted_is_refused_by_name(
-    targets: list[str], fault: str, toy_spec: TrainSpec
-) -> None:
-    lora = toy_spec.lora.model_copy(update={"target_modules": tuple(targets)})
-    with pytest.raises(TrainingFailed, match=fault) as caught:
-        check_targets(base_model("llama", "eager"), toy_spec.model_copy(update={"lora": lora}))
-    assert caught.value.param == "train.lora.target_modules"
-    assert "q_proj" in (caught.value.hint or "")
-    assert "lm_head" not in (caught.value.hint or "")
 
 
 @dataclass(eq=False)

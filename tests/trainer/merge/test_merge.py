@@ -26,12 +26,12 @@ def adapter(toy_dir: Path, tmp_path: Path, make_adapter: Callable[..., Path]) ->
 def merged(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the base, merged as the export asks for it."""
     stored, lora = index(base), Adapter(adapter)
-    lora.check(stored)
+    lora.check(stored, base)
     return {name: lora.merged(name, tensor.read()) for name, tensor in stored.items()}
 
 
 def check(base: Path, adapter: Path) -> None:
-    Adapter(adapter).check(index(base))
+    Adapter(adapter).check(index(base), base)
 
 
 @pytest.mark.parametrize("model", ["llama", "qwen3"])
