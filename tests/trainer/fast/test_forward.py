@@ -15,8 +15,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
-from loco.contracts.plans import Plan
+from loco.contracts.plans import Plan, Shape
 from loco.contracts.specs import TrainSpec
+from loco_trainer.bases.find import read_config
 from loco_trainer.data import batches
 from loco_trainer.data.rows import IGNORED, Row, Rows
 from loco_trainer.engines import choose
@@ -133,7 +134,8 @@ def answers(rows: list[Row]) -> int:
 
 
 def loaded(base: Path, spec: TrainSpec, rows: list[Row], recorder: Any) -> tuple[Plan, Any]:
-    plan = plan_for(spec, base, Rows(rows, cut=0, dropped=0), "peft")
+    shape = Shape.of(read_config(base))
+    plan = plan_for(spec, shape, Rows(rows, cut=0, dropped=0), "peft")
     engine = choose.load(spec, plan, base, recorder)
     engine.model.eval()
     return plan, engine
