@@ -70,7 +70,10 @@ def test_head_has_the_headers_and_no_body(http_client, url):
         ("bytes=300000-700000", 300_000, 700_001),
         ("bytes=1023990-", 1_023_990, 1_024_000),
         ("bytes=-10", 1_023_990, 1_024_000),
+        ("bytes=-1", 1_023_999, 1_024_000),
+        ("bytes=-9999999", 0, 1_024_000),
         ("bytes=1023990-9999999", 1_023_990, 1_024_000),
+        ("bytes= 5-6", 5, 7),
     ],
 )
 def test_a_range(http_client, url, asked, start, stop):
@@ -81,17 +84,47 @@ def test_a_range(http_client, url, asked, start, stop):
     assert answer.headers["Content-Length"] == str(stop - start)
 
 
-def test_a_range_outside_the_file(http_client, url):
-    answer = http_client.get(url, headers={"Range": f"bytes={len(CONTENT)}-"})
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("asked", ["1024000-", "1024000-1024100", "-0", "9" * 30 + "-"])
+def test_a_range_outside_the_file(http_client, url, method, asked):
+    answer = http_client.request(method, url, headers={"Range": f"bytes={asked}"})
     assert answer.status_code == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(CONTENT)}"
+    assert answer.headers["Content-Type"] == "application/json"
+    if method == "GET":
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("range_not_satisfiable", "Range")
+        assert f"{len(CONTENT)} bytes" in error["message"]
+
+
+@pytest.mark.parametrize("asked", ["bytes=0-", "bytes=-5", "bytes=0-0"])
+def test_an_empty_file_has_no_range(http_client, job_id, asked):
+    empty = f"/jobs/{job_id}/artifacts/empty.jsonl"
+    answer = http_client.get(empty, headers={"Range": asked})
+    assert (answer.status_code, answer.headers["Content-Range"]) == (416, "bytes */0")
     assert answer.json()["error"]["code"] == "range_not_satisfiable"
 
 
-@pytest.mark.parametrize("asked", ["bytes=5-1", "bytes=0-1,5-6", "lines=1-2", "nonsense"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"",
+        b"bytes",
+        b"bytes=",
+        b"bytes=-",
+        b"bytes=5-1",
+        b"bytes=a-b",
+        b"bytes=0-1,5-6",
+        b"bytes=0x1-2",
+        b"bytes=1-\xb2",
+        b"lines=1-2",
+        b"nonsense",
+    ],
+)
 def test_what_is_no_single_range_gets_the_whole_file(http_client, url, asked):
-    answer = http_client.get(url, headers={"Range": asked})
-    assert (answer.status_code, len(answer.content)) == (200, len(CONTENT))
+    answer = http_client.get(url, headers={b"Range": asked})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+    assert answer.headers["ETag"] == f'"{SHA}"'
 
 
 def test_if_range_serves_the_range_only_of_the_same_file(http_client, url):

@@ -1,67 +1,16 @@
-"""Byte ranges and artifact paths of the API."""
+"""Which artifact of a job a path names."""
 
 from datetime import UTC, datetime
 
 import pytest
 
 from loco.contracts.artifacts import Artifact
-from loco.contracts.errors import NotFound, RangeNotSatisfiable
+from loco.contracts.errors import NotFound
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.requests import JobRequest
 from loco.contracts.stages import Stage
 from loco.recipes.resolve import resolve
-from loco_api.artifacts import find, parse_range
-
-
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        ("bytes=0-0", (0, 1)),
-        ("bytes=0-99", (0, 100)),
-        ("bytes=10-19", (10, 20)),
-        ("bytes=90-", (90, 100)),
-        ("bytes=90-1000", (90, 100)),
-        ("bytes=-1", (99, 100)),
-        ("bytes=-1000", (0, 100)),
-        ("bytes= 5-6 ", (5, 7)),
-    ],
-)
-def test_a_single_range_is_served(header, expected):
-    assert parse_range(header, 100) == expected
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "",
-        "bytes",
-        "bytes=",
-        "bytes=-",
-        "bytes=5-4",
-        "bytes=a-b",
-        "bytes=0-1,3-4",
-        "items=0-1",
-        "bytes=0x1-2",
-        "bytes=1-²",
-        "bytes=--1",
-        "bytes=" + "9" * 30 + "-",
-    ],
-)
-def test_what_is_no_single_range_means_the_whole_file(header):
-    assert parse_range(header, 100) is None
-
-
-@pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0"])
-def test_a_range_outside_the_file_is_an_error_that_says_its_size(header):
-    with pytest.raises(RangeNotSatisfiable, match="100 bytes") as caught:
-        parse_range(header, 100)
-    assert caught.value.headers == {"Content-Range": "bytes */100"}
-
-
-@pytest.mark.parametrize("header", ["bytes=0-", "bytes=-5", "bytes=0-0"])
-def test_an_empty_file_has_no_range(header):
-    with pytest.raises(RangeNotSatisfiable):
-        parse_range(header, 0)
+from loco_api.artifacts import find
 
 
 def artifact(stage, name):
