@@ -21,6 +21,7 @@ from loco.contracts.plans import Engine, Lengths, Plan, Shape
 from loco.contracts.results import TrainResult, ValidationRow
 from loco.contracts.specs import Inputs, TrainSpec
 from loco.contracts.stages import Stage
+from loco.planning.lessons import Lessons
 from loco.planning.memory import checkpoint_bytes
 from loco.planning.ways import described
 from loco.recipes.base_files import with_stored_size
@@ -54,6 +55,7 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         plan = _plan(given, facts)
         loaded = _load(given, plan)
         fitted = _fit(given, facts, plan, loaded)
+        loaded = fitted.loaded
         _save(given, facts, loaded)
         measured = _measure(facts, fitted.plan, loaded)
     return TrainResult(
@@ -125,6 +127,10 @@ class _Facts:
     #: Rows kept out of training; empty where prepare kept none.
     held_out: list[rows.Row]
     lengths: Lengths
+    #: The newest that can be gone on from.
+    checkpoint: Path | None
+    #: What earlier runs of the base, and this one until the checkpoint, teach about memory.
+    lessons: Lessons
 
 
 def _gather(given: _Given) -> _Facts:
@@ -142,16 +148,21 @@ def _gather(given: _Given) -> _Facts:
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
     held_out = _validation_rows(inputs, tokenizer, spec)
     emit.check_stop()
-    return _Facts(engine, shape, tokenizer, data, held_out, lengths_of(data))
+    checkpoint = checkpoints.newest_whole(inputs.resume, emit)
+    tried = checkpoints.attempts_of(checkpoint)[::-1] if checkpoint else ()
+    lessons = Lessons((*tried, *inputs.tried))
+    return _Facts(engine, shape, tokenizer, data, held_out, lengths_of(data), checkpoint, lessons)
 
 
 def _plan(given: _Given, facts: _Facts) -> Plan:
     spec, models_dir = given.spec, given.inputs.models_dir
-    plan = plan_for(spec, facts.shape, facts.data, facts.engine)
+    data, engine, lessons = facts.data, facts.engine, facts.lessons
+    worked = checkpoints.plan_of(facts.checkpoint) if facts.checkpoint else None
+    plan = plan_for(spec, facts.shape, data, engine, lessons=lessons, worked=worked)
     if plan.precision == "4bit" and facts.shape.quantized_bytes is None:
         _fetch(given, plan)  # its files say how large it is
         shape = with_stored_size(facts.shape, spec.base_model, models_dir)
-        plan = plan_for(spec, shape, facts.data, facts.engine)
+        plan = plan_for(spec, shape, data, engine, lessons=lessons, worked=worked)
     way = ", ".join(described(plan, spec.step_rows))
     given.emit.log(
         f"Plan: engine {facts.engine}, {way}; expected "
@@ -188,11 +199,12 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted"
         plan,
         loaded,
         facts.data.rows,
-        smaller=ladder(spec, facts.shape, facts.data),
+        smaller=ladder(spec, facts.shape, facts.data, lessons=facts.lessons),
+        load=lambda smaller: _load(given, smaller),
         folder=given.folder,
         emit=emit,
     )
-    if checkpoint := checkpoints.newest_whole(given.inputs.resume, emit):
+    if checkpoint := facts.checkpoint:
         emit.log(f"Going on from step {checkpoints.step_of(checkpoint)} ({checkpoint}).")
         fit.resume(checkpoint)
     emit.log(f"Training {len(facts.data.rows)} rows ({facts.data.tokens} tokens) on {_device()}.")

@@ -264,10 +264,11 @@ def test_a_refusal_says_what_would_fit():
 def test_the_ladder_goes_down_to_its_floor():
     spec, device = recipe(), card("H200")
     rung: Plan | None = plan(device)
-    seen = []
+    seen, precisions = [], []
     while rung is not None:
         assert rung.micro_batch * rung.accumulation == 8
         seen.append((rung.micro_batch, rung.gradient_checkpointing, rung.cuda_graphs))
+        precisions.append(rung.precision)
         rung = next_rung(rung, spec, QWEN, GSM8K, device)
     assert seen == [
         (8, False, True),
@@ -276,7 +277,10 @@ def test_the_ladder_goes_down_to_its_floor():
         (1, False, True),
         (1, True, True),
         (1, True, False),
+        (2, True, False),
+        (1, True, False),
     ]
+    assert precisions == ["bf16"] * 6 + ["4bit"] * 2
 
 
 def test_every_rung_needs_less_memory_and_keeps_what_is_learnt():

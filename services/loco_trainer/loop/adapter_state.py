@@ -76,6 +76,13 @@ class AdapterState:
         self.gradient.zero_()
         return norm
 
+    def take_over(self, other: "AdapterState") -> None:
+        """Goes on from where the same adapter stands on another copy of the base."""
+        self.parameters.data.copy_(other.parameters.data)
+        moments = other._optimizer.state[other.parameters]
+        self._set_moments(int(moments["step"]), moments["exp_avg"], moments["exp_avg_sq"])
+        self.scaler = other.scaler
+
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Writes all a later process needs to go on.
 

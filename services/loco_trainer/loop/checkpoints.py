@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from loco.contracts.files import sha256_of, sync_folder, write_text
+from loco.contracts.plans import Plan, PlanAttempt
 from loco.stage.program import Emitter
 
 _SEAL = "complete.json"
@@ -68,6 +69,18 @@ def newest_whole(folders: Iterable[Path], emit: Emitter) -> Path | None:
 def step_of(folder: Path) -> int:
     """Optimizer steps a checkpoint holds, from its trainer state."""
     return int(json.loads((folder / "trainer_state.json").read_text())["global_step"])
+
+
+def plan_of(folder: Path) -> Plan | None:
+    """The plan whose steps a checkpoint holds; None in one of a release that did not say."""
+    plan = json.loads((folder / "trainer_state.json").read_text()).get("plan")
+    return None if plan is None else Plan.model_validate(plan)
+
+
+def attempts_of(folder: Path) -> tuple[PlanAttempt, ...]:
+    """The plans tried until a checkpoint, in order."""
+    tried = json.loads((folder / "trainer_state.json").read_text()).get("attempts", ())
+    return tuple(PlanAttempt.model_validate(attempt) for attempt in tried)
 
 
 def prune(folder: Path) -> None:

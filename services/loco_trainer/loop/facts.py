@@ -6,11 +6,16 @@ from pathlib import Path
 
 from loco.contracts.plans import Device, Engine, Lengths, Plan, Shape
 from loco.contracts.specs import TrainSpec
+from loco.planning.lessons import Lessons
 from loco.planning.planner import make_plan, next_rung
 from loco.recipes.base_files import with_stored_size
 from loco.stage import hardware
 from loco_trainer.bases import find
 from loco_trainer.data.rows import IGNORED, Rows
+from loco_trainer.machine.imports import is_installed
+
+#: Nothing was tried before.
+_NONE = Lessons()
 
 
 def shape_of(spec: TrainSpec, config: Path, models_dir: Path) -> Shape:
@@ -27,7 +32,15 @@ def shape_of(spec: TrainSpec, config: Path, models_dir: Path) -> Shape:
     return with_stored_size(Shape.of(find.read_config(config)), spec.base_model, models_dir)
 
 
-def plan_for(spec: TrainSpec, shape: Shape, rows: Rows, engine: Engine) -> Plan:
+def plan_for(
+    spec: TrainSpec,
+    shape: Shape,
+    rows: Rows,
+    engine: Engine,
+    *,
+    lessons: Lessons = _NONE,
+    worked: Plan | None = None,
+) -> Plan:
     """The plan of a run on this machine.
 
     Args:
@@ -35,18 +48,31 @@ def plan_for(spec: TrainSpec, shape: Shape, rows: Rows, engine: Engine) -> Plan:
         shape: of the base model.
         rows: the tokenized data.
         engine: which engine trains.
+        lessons: what earlier runs teach.
+        worked: the plan of the checkpoint that is gone on from; it is kept on a like device with room.
 
     Raises:
         OutOfMemory: nothing fits; the hint says what would.
         InvalidRequest: the pinned micro-batch does not divide the rows of a step.
     """
-    return make_plan(spec, shape, lengths_of(rows), device(), engine=engine)
+    here = device()
+    if (
+        worked is not None
+        and (worked.engine, worked.device) == (engine, here.name)
+        and worked.memory_gb <= here.free_gb
+    ):
+        return worked.model_copy(update={"why": "it worked until the checkpoint"})
+    return make_plan(spec, shape, lengths_of(rows), here, engine=engine, lessons=lessons)
 
 
-def ladder(spec: TrainSpec, shape: Shape, rows: Rows) -> Callable[[Plan], Plan | None]:
+def ladder(
+    spec: TrainSpec, shape: Shape, rows: Rows, *, lessons: Lessons = _NONE
+) -> Callable[[Plan], Plan | None]:
     """A function from a plan that ran out of memory to the next one to try, None after the last."""
     lengths, where = lengths_of(rows), device()
-    return lambda plan: next_rung(plan, spec, shape, lengths, where)
+    if not is_installed("bitsandbytes"):
+        spec = spec.model_copy(update={"load_in_4bit": False})
+    return lambda plan: next_rung(plan, spec, shape, lengths, where, lessons=lessons)
 
 
 def lengths_of(rows: Rows) -> Lengths:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from loco.contracts.errors import TrainingFailed
-from loco.contracts.plans import Plan, PlanAttempt
+from loco.contracts.plans import Outcome, Plan, PlanAttempt
 from loco.contracts.results import LoggedStep
 from loco.contracts.specs import TrainSpec
 from loco.planning.batches import total_steps
@@ -24,6 +24,7 @@ from loco_trainer.loop import checkpoints
 from loco_trainer.loop.adapter_state import AdapterState
 from loco_trainer.loop.passes import Passes, choose_passes
 from loco_trainer.loop.schedule import rate_factor
+from loco_trainer.machine.imports import show
 from loco_trainer.machine.memory import is_exhaustion, out_of_memory, peak_gpu_gb, release
 
 #: A checkpoint is due this long after the last one…
@@ -45,6 +46,8 @@ class _Step:
 class Fitted:
     """What a run of the loop did."""
 
+    #: The trained model; another than at first where it was loaded again in 4 bits.
+    loaded: Loaded
     log: tuple[LoggedStep, ...]
     attempts: tuple[PlanAttempt, ...]
     plan: Plan
@@ -77,6 +80,7 @@ class Fit:
         rows: list[Row],
         *,
         smaller: Callable[[Plan], Plan | None],
+        load: Callable[[Plan], Loaded],
         folder: Path,
         emit: Emitter,
     ) -> None:
@@ -88,6 +92,7 @@ class Fit:
             loaded: model with adapter, from an engine.
             rows: tokenized data.
             smaller: the next plan to try when memory runs out; None after the last.
+            load: loads the base again where the next plan holds it otherwise.
             folder: checkpoints are written to `folder/checkpoint-N`.
             emit: hears progress and checkpoints, says when to stop.
         """
@@ -96,6 +101,7 @@ class Fit:
         self._loaded = loaded
         self._rows = rows
         self._smaller = smaller
+        self._load = load
         self._folder = folder
         self._emit = emit
         self._steps = total_steps(spec, len(rows))
@@ -104,6 +110,8 @@ class Fit:
             self._adapter.guard_float16()
         self._log: list[LoggedStep] = []
         self._attempts: list[PlanAttempt] = []
+        #: First step of the present plan.
+        self._first = 1
         self._seconds: list[float] = []
         self._tokens = 0
         self._first_step_at: float | None = None
@@ -115,6 +123,7 @@ class Fit:
         """Goes back to a checkpoint."""
         state = self._adapter.load(checkpoint)
         self._log = [LoggedStep.model_validate(entry) for entry in state["log"]]
+        self._attempts = list(checkpoints.attempts_of(checkpoint))
         self._resumed_from_step = checkpoints.step_of(checkpoint)
 
     def go(self) -> Fitted:
@@ -127,27 +136,20 @@ class Fit:
         started = time.monotonic()
         self._loaded.model.train()
         while len(self._log) < self._steps and not self._emit.stopping:
-            first = len(self._log) + 1
+            self._first = len(self._log) + 1
             error = self._run_steps()
-            outcome: Literal["finished", "out_of_memory", "stopped"] = (
+            outcome: Outcome = (
                 "out_of_memory"
                 if error is not None
                 else "stopped"
                 if self._emit.stopping
                 else "finished"
             )
-            self._attempts.append(
-                PlanAttempt(
-                    plan=self._plan,
-                    first_step=first,
-                    last_step=len(self._log),
-                    peak_memory_gb=round(peak_gpu_gb(), 3),
-                    outcome=outcome,
-                )
-            )
+            self._attempts.append(self._attempt(outcome))
             if error is not None:
                 self._shrink(error)
         return Fitted(
+            loaded=self._loaded,
             log=tuple(self._log),
             attempts=tuple(self._attempts),
             plan=self._plan,
@@ -157,6 +159,15 @@ class Fit:
             seconds=time.monotonic() - started,
             total_steps=self._steps,
             resumed_from_step=self._resumed_from_step,
+        )
+
+    def _attempt(self, outcome: Outcome) -> PlanAttempt:
+        return PlanAttempt(
+            plan=self._plan,
+            first_step=self._first,
+            last_step=len(self._log),
+            peak_memory_gb=round(peak_gpu_gb(), 3),
+            outcome=outcome,
         )
 
     def _run_steps(self) -> str | None:
@@ -267,6 +278,8 @@ class Fit:
         state: dict[str, Any] = {
             "global_step": step,
             "log": [entry.model_dump() for entry in self._log],
+            "plan": self._plan.model_dump(),
+            "attempts": [a.model_dump() for a in (*self._attempts, self._attempt("stopped"))],
         }
         self._adapter.save(folder, state)
         checkpoints.seal(folder)
@@ -288,11 +301,28 @@ class Fit:
             f"Out of memory at step {len(self._log) + 1} with {self._plan.micro_batch} rows a "
             f"forward pass; going on from step {len(self._log)} with {plan.micro_batch} * "
             f"{plan.accumulation} rows"
+            + (", the base in 4 bits" if plan.precision != self._plan.precision else "")
             + (", activations computed again." if plan.gradient_checkpointing else ".")
         )
         self._adapter.gradient.zero_()
         fused_lora.forget(self._loaded.model)
-        if plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
+        if plan.precision != self._plan.precision:
+            self._load_again(plan)
+        elif plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
             self._loaded.recompute()
         self._plan = plan
         release()
+
+    def _load_again(self, plan: Plan) -> None:
+        """Exchanges the base for one held otherwise; the adapter and its optimizer go on."""
+        adapter = self._adapter
+        for parameter in self._loaded.model.parameters():
+            if not parameter.requires_grad:
+                # whoever else refers to the old model, its weights are gone
+                parameter.data = parameter.data.new_empty(0)
+        release()
+        show("bitsandbytes")
+        self._loaded = self._load(plan)
+        self._loaded.model.train()
+        self._adapter = AdapterState(self._loaded.model, self._spec)
+        self._adapter.take_over(adapter)

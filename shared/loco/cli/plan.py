@@ -119,12 +119,13 @@ def _memory(found: Preview) -> Iterator[Text]:
     kept = min(_BAR - filled, round(_BAR * found.margin_gb / max(free, 1e-9)))
     bar = "█" * filled + "▒" * kept + "░" * (_BAR - filled - kept)
     what = "GPU" if found.device.is_gpu else "RAM"
+    learned = f", learned from runs {memory.learned_gb:+.2f}" if memory.learned_gb else ""
     yield from _lines("memory", f"{bar} ~{memory.peak_gb:.1f} of {free:.1f} GB free ({what})")
     yield from _lines(
         "",
         f"weights ~{memory.weights_gb:.1f}, adapter ~{memory.adapter_gb:.2f}, activations "
         f"~{memory.activations_gb:.2f}, logits ~{memory.logits_gb:.2f}, workspace "
-        f"~{memory.workspace_gb:.2f}; margin ~{found.margin_gb:.1f} ▒",
+        f"~{memory.workspace_gb:.2f}{learned}; margin ~{found.margin_gb:.1f} ▒",
     )
 
 

@@ -12,6 +12,7 @@ from loco.contracts.errors import InvalidRequest
 
 Precision = Literal["4bit", "bf16", "fp16", "fp32"]
 Engine = Literal["unsloth", "peft"]
+Outcome = Literal["finished", "out_of_memory", "stopped"]
 #: Fields by which configs of mixtures of experts count them: Qwen and OLMoE, Mixtral and gpt-oss,
 #: DeepSeek and GLM, ERNIE.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -152,6 +153,15 @@ class Plan(Contract):
     memory_gb: float = Field(
         ge=0, description="Expected peak of reserved memory, 10^9 bytes, without the CUDA context."
     )
+    memory_factor: float = Field(
+        1.0,
+        gt=0,
+        description="What earlier runs have taught, over the model; in memory_gb already.",
+    )
+    device: str = Field("", description="What it was made for: `cpu` or the GPU's name.")
+    free_gb: float | None = Field(
+        None, description="Memory that was free when it was made, 10^9 bytes."
+    )
     step_seconds: float = Field(ge=0, description="Expected seconds of an optimizer step.")
     train_seconds: float = Field(ge=0, description="Expected seconds of stage train, whole.")
     why: str = Field("", description="Why this plan, in words.")
@@ -168,7 +178,7 @@ class PlanAttempt(Contract):
     peak_memory_gb: float = Field(
         description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU."
     )
-    outcome: Literal["finished", "out_of_memory", "stopped"] = Field(description="How it ended.")
+    outcome: Outcome = Field(description="How it ended.")
 
 
 class Memory(Contract):
@@ -179,10 +189,13 @@ class Memory(Contract):
     activations_gb: float = Field(description="What the backward pass needs of the largest batch.")
     logits_gb: float = Field(description="Logits of the answer tokens of one chunk.")
     workspace_gb: float = Field(description="Dequantized layers, matrix library, rounding.")
+    learned_gb: float = Field(
+        0.0, description="What earlier runs took beyond the model; below 0: what it took too much."
+    )
 
     @computed_field(description="The sum.")  # type: ignore[prop-decorator]
     @property
     def peak_gb(self) -> float:
         """The sum."""
         parts = (self.weights_gb, self.adapter_gb, self.activations_gb, self.logits_gb)
-        return round(sum(parts) + self.workspace_gb, 3)
+        return round(sum(parts) + self.workspace_gb + self.learned_gb, 3)

@@ -80,7 +80,7 @@ class TrainResult(StageResult):
     log: tuple[LoggedStep, ...] = Field(description="The logged steps, in order.")
     plan: Plan = Field(description="The plan the run ended with, and what it was expected to take.")
     attempts: tuple[PlanAttempt, ...] = Field(
-        description="Plans tried in this attempt: more than one where memory ran out."
+        description="Plans tried: more than one where memory ran out or the run was resumed."
     )
     lengths: Lengths = Field(description="How long the rows are.")
     start_seconds: float = Field(

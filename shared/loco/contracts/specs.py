@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.plans import PlanAttempt
 from loco.contracts.stages import Stage
 
 #: Seeds fit every generator here; numpy takes 32 bits.
@@ -278,6 +279,9 @@ class Inputs(Contract):
     results: dict[Stage, dict[str, Any]] = Field({}, description="Results of earlier stages.")
     resume: tuple[Path, ...] = Field(
         (), description="Checkpoint folders of earlier attempts, newest first."
+    )
+    tried: tuple[PlanAttempt, ...] = Field(
+        (), description="Plans that earlier runs of the base model tried, newest first."
     )
 
 

@@ -8,18 +8,20 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from loco.contracts.jobs import Job, StageStatus
-from loco.contracts.plans import Device, Lengths, Shape
+from loco.contracts.plans import Device, Lengths, PlanAttempt, Shape
 from loco.contracts.results import TrainResult
 from loco.contracts.specs import JobSpec, PrepareSpec, StageResult, TrainSpec
 from loco.contracts.stages import Stage
 from loco.ledger.reader import LedgerReader
 from loco.planning.time import start_seconds, step_seconds
-from loco.planning.ways import Way
+from loco.planning.ways import Way, kind_of
 
 #: Newest jobs that are looked at.
 _JOBS = 100
 #: Newest runs that a figure is the median of.
 _RUNS = 5
+#: Newest plans that are told to the next run.
+_TRIED = 50
 
 _ResultT = TypeVar("_ResultT", bound=StageResult)
 
@@ -65,7 +67,7 @@ class History:
             for run in self._trained(base_model)
             if run.result.device == device.name and run.result.plan.engine == way.engine
         ]
-        alike = [run for run in runs if _kind(Way.of(run.result.plan)) == _kind(way)]
+        alike = [run for run in runs if kind_of(run.result.plan) == kind_of(way)]
         chosen = (alike or runs)[:_RUNS]
         factors = [_factors(run, shape, device) for run in chosen]
         if not factors:
@@ -74,6 +76,11 @@ class History:
         return Correction(
             step=median(steps), start=median(starts), end=median(ends), runs=len(factors)
         )
+
+    def tried(self, base_model: str) -> tuple[PlanAttempt, ...]:
+        """The plans that runs of a base model tried, newest first."""
+        runs = self._trained(base_model)
+        return tuple(a for run in runs for a in reversed(run.result.attempts))[:_TRIED]
 
     def seconds(self, stage: Stage, spec: JobSpec, *, device: str | None) -> tuple[float, int]:
         """Median seconds a stage took for the same adapter, base and size; and of how many runs.
@@ -143,10 +150,6 @@ def _factors(run: Trained, shape: Shape, device: Device) -> tuple[float, float, 
     # the first step counts in both start and train seconds
     end = result.seconds - result.start_seconds - result.train_seconds + result.step_seconds
     return result.step_seconds / step, result.start_seconds / start, max(0.0, end)
-
-
-def _kind(way: Way) -> tuple[Any, ...]:
-    return (way.precision, way.gradient_checkpointing, way.padding_free, way.cuda_graphs)
 
 
 def _same_rows(a: PrepareSpec, b: PrepareSpec) -> bool:

@@ -4,16 +4,17 @@ Pure arithmetic over `loco.contracts.plans`: no torch, no GPU. The API shows its
 spent, and the trainer carries out the same answer for the facts it finds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loco.contracts.errors import OutOfMemory
 from loco.contracts.plans import Device, Engine, Lengths, Memory, Plan, Shape
 from loco.contracts.specs import TrainSpec
 from loco.planning.batches import cut, largest_pass
+from loco.planning.lessons import Lessons
 from loco.planning.memory import peak_memory
 from loco.planning.rates import rates
 from loco.planning.time import start_seconds, step_seconds, train_seconds
-from loco.planning.ways import Way, described, own_splits, smaller, ways
+from loco.planning.ways import Way, described, own_split, own_splits, smaller, ways
 
 __all__ = [
     "Estimate",
@@ -38,6 +39,8 @@ _TIE = 0.02
 _PRECISION_WORTH = 0.10
 #: Most tokens of a forward pass that is worth recording: larger ones are not bound by launches.
 _GRAPHED_TOKENS = 16_384
+#: Nothing was tried before.
+_NONE = Lessons()
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,18 @@ class Estimate:
     memory: Memory
     step_seconds: float
     start_seconds: float
+    device: Device
+    #: From the model's memory to that of earlier runs; in `memory` already.
+    memory_factor: float = 1.0
+    #: Whether it, or a smaller way, ran out of memory on this device before.
+    ran_out: bool = False
 
     def fits(self, device: Device) -> bool:
-        """Whether it fits with the margin."""
-        return self.memory.peak_gb + margin_gb(self.memory.peak_gb, device) <= device.free_gb
+        """Whether it fits with the margin, and has not run out of memory before."""
+        return (
+            not self.ran_out
+            and self.memory.peak_gb + margin_gb(self.memory.peak_gb, device) <= device.free_gb
+        )
 
     def fits_barely(self, device: Device) -> bool:
         """Whether it fits without the margin."""
@@ -64,7 +75,13 @@ def margin_gb(peak_gb: float, device: Device) -> float:
 
 
 def make_plan(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    engine: Engine,
+    lessons: Lessons = _NONE,
 ) -> Plan:
     """The plan of a run.
 
@@ -76,10 +93,10 @@ def make_plan(
         OutOfMemory: nothing fits; the hint says what would.
         InvalidRequest: the pinned micro-batch does not divide the rows of a step.
     """
-    found = estimates(spec, shape, lengths, device, engine=engine)
+    found = estimates(spec, shape, lengths, device, engine=engine, lessons=lessons)
     fitting = [e for e in found if e.fits(device)]
     own = [
-        estimate(way, spec, shape, lengths, device)
+        estimate(way, spec, shape, lengths, device, lessons=lessons)
         for way in own_splits(spec, shape, device, engine=engine)
     ]
     if not device.is_gpu and own[0].fits(device):
@@ -88,30 +105,49 @@ def make_plan(
     if fitting:
         return plan_of(_fastest(fitting), spec, lengths, _why(found, fitting, device))
     smallest = min(found, key=lambda e: (e.memory.peak_gb, e.way.simplicity))
-    for last in (*own, smallest):
+    for last in sorted((*own, smallest), key=lambda e: e.ran_out):
         if last.fits_barely(device):
             return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
-    raise _too_large(spec, shape, lengths, device, engine=engine, smallest=smallest)
+    raise _too_large(
+        spec, shape, lengths, device, engine=engine, smallest=smallest, lessons=lessons
+    )
 
 
 def next_rung(
-    plan: Plan, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device
+    plan: Plan,
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    lessons: Lessons = _NONE,
 ) -> Plan | None:
     """The plan to go on with after memory ran out: half the rows a pass.
 
-    With one row a pass already, activations are recomputed, then nothing is recorded; after that
-    there is None. The rows of an optimizer step stay the same. Pins say where the ladder begins, not
+    With one row a pass already, activations are recomputed, then nothing is recorded; then a GPU
+    holds the base in 4 bits where the recipe allows it, from the recipe's own batches down; after
+    that there is None. The rows of an optimizer step stay the same. Pins say where the ladder begins, not
     where it ends.
     """
     way = smaller(Way.of(plan), spec)
     if way is None:
-        return None
-    found = estimate(way, spec, shape, lengths, device)
-    return plan_of(found, spec, lengths, "memory ran out with the plan before")
+        own = own_split(spec, shape, device, engine=plan.engine)
+        if own.precision != "4bit" or plan.precision == "4bit":
+            return None
+        way = replace(own, gradient_checkpointing=True)
+    found = estimate(way, spec, shape, lengths, device, lessons=lessons)
+    below = plan_of(found, spec, lengths, "memory ran out with the plan before")
+    return below.model_copy(update={"free_gb": plan.free_gb})  # before the base was loaded
 
 
 def estimates(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    engine: Engine,
+    lessons: Lessons = _NONE,
 ) -> list[Estimate]:
     """Every way that can be gone with what it takes; wide precisions first."""
     able = ways(spec, shape, device, engine=engine)
@@ -121,14 +157,30 @@ def estimates(
         if not way.cuda_graphs or largest_pass(way, spec, lengths) <= _GRAPHED_TOKENS
     ]
     # a pin on recording may leave none
-    return [estimate(way, spec, shape, lengths, device) for way in worthwhile or able]
+    return [
+        estimate(way, spec, shape, lengths, device, lessons=lessons) for way in worthwhile or able
+    ]
 
 
-def estimate(way: Way, spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device) -> Estimate:
-    """What a way is expected to take, by the model alone."""
+def estimate(
+    way: Way,
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    lessons: Lessons = _NONE,
+) -> Estimate:
+    """What a way is expected to take: seconds by the model alone, memory as earlier runs teach."""
+    memory = peak_memory(way, spec, shape, lengths, device)
+    factor = lessons.factor(way, device)
+    learned = round(memory.peak_gb * (factor - 1), 4)
     return Estimate(
         way=way,
-        memory=peak_memory(way, spec, shape, lengths, device),
+        memory=memory.model_copy(update={"learned_gb": learned}),
+        device=device,
+        memory_factor=factor,
+        ran_out=lessons.ran_out(way, memory.peak_gb, device),
         step_seconds=step_seconds(way, spec, shape, lengths, device),
         start_seconds=start_seconds(way, shape, device),
     )
@@ -172,6 +224,9 @@ def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pla
         cuda_graphs=way.cuda_graphs,
         max_length=lengths.longest,
         memory_gb=found.memory.peak_gb,
+        memory_factor=found.memory_factor,
+        device=found.device.name,
+        free_gb=found.device.free_gb,
         step_seconds=round(step, 4),
         train_seconds=round(whole, 1),
         why=why,
@@ -197,21 +252,22 @@ def _too_large(
     *,
     engine: Engine,
     smallest: Estimate,
+    lessons: Lessons,
 ) -> OutOfMemory:
     """The refusal, with what would fit."""
     needed = smallest.memory.peak_gb + margin_gb(smallest.memory.peak_gb, device)
     where = "the GPU" if device.is_gpu else "this machine"
     free = [f"unset train.{name}" for name in _PINS if getattr(spec, name) is not None]
     pinless = spec.model_copy(update=dict.fromkeys(_PINS))
-    least = min(
-        (e.memory.peak_gb for e in estimates(pinless, shape, lengths, device, engine=engine)),
-    )
+    unpinned = estimates(pinless, shape, lengths, device, engine=engine, lessons=lessons)
     choices: list[str] = []
     param = "base_model"
-    if free and least + margin_gb(least, device) <= device.free_gb:
+    if free and any(e.fits(device) for e in unpinned):
         choices.append(" or ".join(free))
         param = free[0].removeprefix("unset ")
-    elif length := _length_that_fits(pinless, shape, lengths, device, engine=engine):
+    elif length := _length_that_fits(
+        pinless, shape, lengths, device, engine=engine, lessons=lessons
+    ):
         choices.append(f"set train.max_length to {length} (the longest row has {lengths.longest})")
         param = "train.max_length"
     choices.append(f"use {where} with {needed:.1f} GB free, or a smaller base model")
@@ -229,12 +285,18 @@ def _sentence(words: str) -> str:
 
 
 def _length_that_fits(
-    spec: TrainSpec, shape: Shape, lengths: Lengths, device: Device, *, engine: Engine
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    engine: Engine,
+    lessons: Lessons,
 ) -> int | None:
     """The longest `max_length` that fits, a multiple of 64; None: not even 64 tokens do."""
     for longest in range((lengths.longest - 1) // 64 * 64, 63, -64):
         shorter = cut(lengths, longest)
-        found = estimates(spec, shape, shorter, device, engine=engine)
+        found = estimates(spec, shape, shorter, device, engine=engine, lessons=lessons)
         if any(e.fits(device) for e in found):
             return longest
     return None

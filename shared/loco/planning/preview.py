@@ -16,6 +16,7 @@ from loco.ledger.reader import LedgerReader
 from loco.planning.batches import total_steps
 from loco.planning.facts import device_of, engine_for, lengths_of, shape_of
 from loco.planning.history import Correction, History
+from loco.planning.lessons import Lessons
 from loco.planning.needs import needs_of
 from loco.planning.planner import Estimate, estimate, estimates, make_plan, margin_gb, plan_of
 from loco.planning.rates import rates
@@ -36,10 +37,13 @@ class _Case:
     device: Device
     engine: Engine
     history: History
+    lessons: Lessons
 
     def estimate(self, way: Way) -> tuple[Estimate, Correction]:
-        """What a way takes, its seconds corrected by earlier runs."""
-        found = estimate(way, self.spec, self.shape, self.lengths, self.device)
+        """What a way takes, its memory and seconds corrected by earlier runs."""
+        found = estimate(
+            way, self.spec, self.shape, self.lengths, self.device, lessons=self.lessons
+        )
         measured = self.history.correction(way, self.spec.base_model.name, self.shape, self.device)
         corrected = replace(
             found,
@@ -50,7 +54,14 @@ class _Case:
 
     def alternatives(self, chosen: Estimate) -> Iterator[Alternative]:
         """The recipe's own batches, the fastest in 4 bits, and the fastest there is."""
-        all_ways = estimates(self.spec, self.shape, self.lengths, self.device, engine=self.engine)
+        all_ways = estimates(
+            self.spec,
+            self.shape,
+            self.lengths,
+            self.device,
+            engine=self.engine,
+            lessons=self.lessons,
+        )
         shown = {chosen.way}
         own = own_split(self.spec, self.shape, self.device, engine=self.engine)
         named = [("recipe's own batches", own)]
@@ -96,9 +107,12 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         device=device,
         engine=engine_for(spec.train, device),
         history=history,
+        lessons=Lessons(history.tried(spec.train.base_model.name)),
     )
     try:
-        made = make_plan(spec.train, case.shape, lengths, device, engine=case.engine)
+        made = make_plan(
+            spec.train, case.shape, lengths, device, engine=case.engine, lessons=case.lessons
+        )
     except OutOfMemory as error:
         raise _with_smaller_models(error, case, settings) from error
     chosen, measured = case.estimate(Way.of(made))

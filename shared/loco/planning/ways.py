@@ -226,6 +226,11 @@ def smaller(way: Way, spec: TrainSpec) -> Way | None:
     return replace(way, cuda_graphs=False) if way.cuda_graphs else None
 
 
+def kind_of(way: WayLike) -> tuple[Precision, bool, bool, bool]:
+    """What makes ways alike, however many rows their passes have."""
+    return (way.precision, way.gradient_checkpointing, way.padding_free, way.cuda_graphs)
+
+
 def described(way: WayLike, rows: int) -> Iterator[str]:
     """A way in a few words, for people."""
     yield {"4bit": "4-bit base"}.get(way.precision, f"{way.precision} base")

@@ -20,6 +20,7 @@ from loco.contracts.jobs import Job, Task
 from loco.contracts.specs import EvalSpec, Inputs, JsonlSource, PrepareSpec, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.ledger.ledger import Claim, Ledger
+from loco.planning.history import History
 from loco.settings import Settings
 
 SPEC = "spec.json"
@@ -69,6 +70,9 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             },
             results={stage: t.result or {} for stage, t in earlier.items()},
             resume=tuple(c for c in checkpoints if c.is_dir()),
+            tried=History.of(ledger).tried(job.spec.train.base_model.name)
+            if claim.stage is Stage.TRAIN
+            else (),
         ),
     )
 

@@ -10,6 +10,7 @@ import pytest
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.plans import Device, Lengths, Shape
 from loco.contracts.specs import Inputs, TrainSpec
+from loco.planning.lessons import Lessons
 from loco_trainer import train
 from loco_trainer.bases.find import read_config
 from loco_trainer.data.rows import IGNORED, Row, Rows
@@ -106,7 +107,8 @@ def test_a_base_that_is_fetched_for_4_bits_is_planned_with_the_size_of_its_files
     spec = toy_spec.model_copy(update={"load_in_4bit": True})
     data = rows(10, 20, 30)
     given = train._Given(spec, inputs, inputs.adapter_dir, recorder, train._Waits())
-    known = train._Facts("peft", shape(toy_dir), None, data, [], facts.lengths_of(data))
+    lengths = facts.lengths_of(data)
+    known = train._Facts("peft", shape(toy_dir), None, data, [], lengths, None, Lessons())
     assert train._plan(given, known).memory_gb > 5
 
 

@@ -15,12 +15,17 @@ import pytest
 import torch
 
 from loco.contracts.errors import OutOfMemory
+from loco.contracts.plans import Plan, Shape
 from loco.contracts.results import TrainResult
 from loco.contracts.specs import Inputs, TrainSpec
+from loco.stage.program import Stopped
 from loco_trainer import train
+from loco_trainer.bases.find import read_config
 from loco_trainer.data.batches import Batch
+from loco_trainer.data.rows import Row, Rows
 from loco_trainer.engines import choose
 from loco_trainer.engines.loaded import Loaded
+from loco_trainer.loop import facts
 
 _WORDS = "CUDA out of memory. Tried to allocate 2.00 GiB. Including non-PyTorch memory, more"
 
@@ -112,6 +117,73 @@ def test_with_one_row_a_pass_activations_are_computed_again(run: Any, refuse: An
     rungs = [(a.plan.micro_batch, a.plan.gradient_checkpointing) for a in short.attempts]
     assert rungs == [(8, False), (4, False), (2, False), (1, False), (1, True)]
     assert losses(short) == pytest.approx(losses(whole), rel=2e-2)
+
+
+def test_the_base_is_loaded_again_where_the_next_plan_holds_it_in_4_bits(
+    run: Any, refuse: Any, monkeypatch: pytest.MonkeyPatch, recorder: Any
+) -> None:
+    whole = run("whole")
+    loads: list[Any] = []
+
+    def in_four_bits(*_: Any, **__: Any) -> Callable[[Plan], Plan | None]:
+        return lambda plan: plan.model_copy(update={"precision": "4bit"})
+
+    monkeypatch.setattr(train, "ladder", in_four_bits)
+    asked = itertools.count(1)
+    refuse(lambda *_: short_of(next(asked) == 3))
+    load = choose.load
+
+    def counting(spec: TrainSpec, plan: Plan, *others: Any) -> Loaded:
+        if loads:  # the first base holds no memory any more
+            frozen = [p for p in loads[0][1].parameters() if not p.requires_grad]
+            assert frozen
+            assert not any(p.numel() for p in frozen)
+        # 4 bits need a GPU: here the base is held as before
+        loaded = load(spec, plan.model_copy(update={"precision": "fp32"}), *others)
+        loads.append((plan.precision, loaded.model))
+        return loaded
+
+    monkeypatch.setattr(choose, "load", counting)
+    short = run("short")
+    assert [precision for precision, _ in loads] == ["fp32", "4bit"]
+    assert losses(short) == pytest.approx(losses(whole), rel=1e-4)
+    tried = [(a.plan.precision, a.first_step, a.last_step, a.outcome) for a in short.attempts]
+    assert tried == [("fp32", 1, 2, "out_of_memory"), ("4bit", 3, 6, "finished")]
+    said = " ".join(event.message for event in recorder.of_type("log"))
+    assert "the base in 4 bits" in said
+
+
+def test_a_resumed_run_begins_with_the_plan_that_worked(
+    recipe: TrainSpec, inputs: Inputs, tmp_path: Path, refuse: Any, recorder: Any
+) -> None:
+    refuse(lambda batch, _: short_of(len(batch.answers) > 2))
+    with pytest.raises(Stopped):
+        train.run(recipe, inputs, tmp_path / "first", type(recorder)(stop_at_step=2))
+    checkpoint = tmp_path / "first" / "checkpoints" / "checkpoint-2"
+    resumed = inputs.model_copy(update={"resume": (checkpoint,)})
+    result = train.run(recipe, resumed, tmp_path / "second", recorder)
+    tried = [(a.plan.micro_batch, a.first_step, a.last_step, a.outcome) for a in result.attempts]
+    assert tried == [
+        (8, 1, 0, "out_of_memory"),
+        (4, 1, 0, "out_of_memory"),
+        (2, 1, 2, "stopped"),
+        (2, 3, 6, "finished"),
+    ]
+    assert result.resumed_from_step == 2
+
+
+def test_a_plan_that_worked_elsewhere_is_made_anew_here(
+    recipe: TrainSpec, toy_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, data = Shape.of(read_config(toy_dir)), Rows([Row([1] * 20, [1] * 20)] * 8, 0, 0)
+    worked = facts.plan_for(recipe, shape, data, "peft").model_copy(update={"micro_batch": 2})
+
+    def again(plan: Plan) -> int:
+        return facts.plan_for(recipe, shape, data, "peft", worked=plan).micro_batch
+
+    assert again(worked) == 2
+    assert again(worked.model_copy(update={"device": "NVIDIA H200"})) == 8
+    assert again(worked.model_copy(update={"memory_gb": 10_000.0})) == 8
 
 
 def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any) -> None:

@@ -1,0 +1,104 @@
+"""What earlier tries teach the planner about memory, and that nothing else changes."""
+
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.errors import OutOfMemory
+from loco.contracts.plans import Device, Lengths, Plan, PlanAttempt, Shape
+from loco.contracts.requests import JobRequest
+from loco.contracts.specs import TrainSpec
+from loco.planning.lessons import Lessons
+from loco.planning.planner import make_plan, margin_gb, next_rung
+from loco.recipes.catalog import load_catalog
+from loco.recipes.resolve import resolve
+
+ADAPTERS = Path(__file__).parents[2] / "adapters"
+QWEN = Shape.of(load_catalog(ADAPTERS)["qwen3-4b"].config or {})
+ROWS = Lengths(rows=200, tokens=32_974, answer_tokens=18_200, p50=156, p95=268, longest=380)
+
+
+def card(free_gb: float, name: str = "RTX 3090") -> Device:
+    return Device(name=name, memory_gb=24, free_gb=free_gb, compute_capability=8.6)
+
+
+def recipe(**train: object) -> TrainSpec:
+    return resolve(ADAPTERS, JobRequest.model_validate({"adapter": "math", "train": train})).train
+
+
+def plan(device: Device, *tried: PlanAttempt, **train: object) -> Plan:
+    lessons = Lessons(tried)
+    return make_plan(recipe(**train), QWEN, ROWS, device, engine="peft", lessons=lessons)
+
+
+def attempt(of: Plan, peak_gb: float, outcome: str = "finished", **changed: object) -> PlanAttempt:
+    return PlanAttempt(
+        plan=of.model_copy(update=changed),
+        first_step=1,
+        last_step=75,
+        peak_memory_gb=peak_gb,
+        outcome=outcome,  # type: ignore[arg-type]
+    )
+
+
+def test_a_plan_says_what_it_was_made_for():
+    made = plan(card(20))
+    assert (made.device, made.free_gb, made.memory_factor) == ("RTX 3090", 20, 1.0)
+
+
+def test_the_peak_of_earlier_runs_corrects_the_model():
+    pins = {"load_in_4bit": True, "micro_batch": 2, "gradient_checkpointing": True}
+    first = plan(card(20), **pins)
+    second = plan(card(20), attempt(first, 1.2 * first.memory_gb), **pins)
+    assert second.memory_gb == pytest.approx(1.2 * first.memory_gb, rel=0.001)
+    assert second.memory_factor == pytest.approx(1.2)
+    # what was expected then held the lesson already: it is not learnt twice
+    third = plan(card(20), attempt(second, second.memory_gb), **pins)
+    assert third.memory_gb == pytest.approx(second.memory_gb, rel=0.001)
+    assert plan(card(20, "RTX 4090"), attempt(first, 9), **pins).memory_gb == first.memory_gb
+    assert plan(card(20), attempt(first, 0), **pins).memory_gb == first.memory_gb
+    tries = [attempt(first, gb * first.memory_gb) for gb in (1.1, 3.0, 1.2)]
+    assert plan(card(20), *tries, **pins).memory_factor == pytest.approx(1.2)
+
+
+def test_what_the_model_underestimates_is_not_chosen_again():
+    first = plan(card(20))
+    second = plan(card(20), attempt(first, 1.6 * first.memory_gb))
+    assert second != first
+    assert second.memory_gb + margin_gb(second.memory_gb, card(20)) <= 20
+
+
+def test_a_plan_that_ran_out_is_not_tried_again_on_that_card_nor_a_larger_one():
+    first = plan(card(20))
+    failed = attempt(first, 20, "out_of_memory")
+    second = plan(card(20), failed)
+    assert second.memory_gb < first.memory_gb
+    assert plan(card(19), failed).memory_gb < first.memory_gb  # less is free than then
+    assert plan(card(20, "RTX 4090"), failed).memory_gb == first.memory_gb
+    # another program has ended meanwhile
+    assert plan(card(24), failed).memory_gb >= first.memory_gb
+    third = plan(card(20), failed, attempt(second, 20, "out_of_memory"))
+    assert third.memory_gb < second.memory_gb
+
+
+def test_where_everything_ran_out_the_smallest_is_tried_before_a_refusal():
+    least = plan(card(4.5), load_in_4bit=True, micro_batch=1, gradient_checkpointing=True)
+    failed = attempt(least, 4, "out_of_memory", memory_gb=0.1, free_gb=20.0)
+    assert plan(card(20), failed).gradient_checkpointing
+    with pytest.raises(OutOfMemory):
+        plan(card(2), failed)
+
+
+def test_the_last_rung_of_a_gpu_holds_the_base_in_4_bits():
+    floor = {"micro_batch": 1, "gradient_checkpointing": True, "cuda_graphs": False}
+    wide = plan(card(20)).model_copy(update=floor | {"accumulation": 8, "precision": "bf16"})
+    below = next_rung(wide, recipe(), QWEN, ROWS, card(20))
+    assert below is not None
+    assert (below.precision, below.micro_batch, below.gradient_checkpointing) == ("4bit", 2, True)
+    assert below.free_gb == wide.free_gb
+    assert next_rung(wide, recipe(load_in_4bit=False), QWEN, ROWS, card(20)) is None
+    on_cpu = Device(name="cpu", memory_gb=20, free_gb=20)
+    assert (
+        next_rung(wide.model_copy(update={"precision": "fp32"}), recipe(), QWEN, ROWS, on_cpu)
+        is None
+    )
