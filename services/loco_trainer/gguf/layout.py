@@ -153,6 +153,8 @@ def _converted(folder: Path, target: Path, name: str, outtype: str, load: Load) 
             hint="Choose a base model whose architecture llama.cpp runs.",
         ) from error
     kind = gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"]
+    # layers that guess further tokens ahead know nothing of the adapter, and Ollama does not ask them
+    model_class.no_mtp = True
     model = model_class(folder, kind, target, model_name=name)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)

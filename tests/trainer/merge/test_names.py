@@ -20,7 +20,7 @@ from loco_trainer.merge.stored import index
     ("architecture", "on_disk"),
     [
         ("gemma3", "language_model.model.layers.1.self_attn.q_proj.weight"),
-        ("qwen3_5", "model.language_model.layers.1.self_attn.q_proj.weight"),
+        ("qwen3_5", "model.language_model.layers.3.self_attn.q_proj.weight"),
     ],
 )
 def test_a_merge_under_other_names_is_base_and_adapter(
