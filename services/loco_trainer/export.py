@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loco.contracts.errors import ExportFailed
 from loco.contracts.files import sha256_of, sync_folder, write_text
 from loco.contracts.results import ExportResult, Perplexity
-from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, Quantization
+from loco.contracts.specs import ExportSpec, Inputs, Quantization
 from loco.contracts.stages import Stage
 from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
@@ -63,7 +63,7 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
         emit.check_stop()
         exported = _write(spec, _job(spec, base, adapter, temporary), emit)
         checked = _check(spec, inputs, exported, emit)
-        name = _place(spec, exported.gguf, out_dir)
+        name = _place(spec, exported.gguf, checked.system, out_dir)
     emit.progress(message="exported", percent=100.0, last=True)
     return ExportResult(
         seconds=0,
@@ -74,6 +74,7 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
         sha256=checked.sha256,
         tensor_types=checked.contents.tensor_types,
         tensors=checked.contents.tensors,
+        system=checked.system,
         sample_prompt=SAMPLE_PROMPT,
         sample_answer=checked.sample,
         device=exported.written.device,
@@ -138,6 +139,8 @@ class _Checked:
 
     contents: "Contents"
     sha256: str
+    #: The system prompt of training, which the Modelfile and register send.
+    system: str | None
     sample: str
     perplexity: Perplexity | None
     seconds: float
@@ -150,6 +153,7 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
     Raises:
         ExportFailed: it is not what was planned, or says nothing.
     """
+    from loco_trainer.data.template import Template
     from loco_trainer.gguf import check, head, perplexity
 
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
@@ -160,11 +164,9 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
         digest = background.submit(_settled_digest, gguf)
         contents = head.read(gguf)
         _compare(contents, exported.written.tensors, tokenizer.chat_template)
-        system = spec.base_model.system
-        measured = perplexity.choose(
-            inputs, tokenizer, size=gguf.stat().st_size, system=system, emit=emit
-        )
-        prompt = _sample_prompt(spec.base_model, tokenizer)
+        template = Template.of(tokenizer, spec.base_model.system)
+        measured = perplexity.choose(inputs, template, size=gguf.stat().st_size, emit=emit)
+        prompt = template.prompt([{"role": "user", "content": SAMPLE_PROMPT}])
         asked = len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + _SAMPLE_TOKENS
         with check.loaded(gguf, context=max(512, measured.longest, asked)) as model:
             sample = _sample(model, prompt)
@@ -172,17 +174,17 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
             change = measured.against(model, emit)
         sha256 = digest.result()
     seconds = round(time.monotonic() - started, 3)
-    return _Checked(contents, sha256, sample, change, seconds, peak_ram_bytes())
+    return _Checked(contents, sha256, template.system, sample, change, seconds, peak_ram_bytes())
 
 
-def _place(spec: ExportSpec, gguf: Path, out_dir: Path) -> str:
+def _place(spec: ExportSpec, gguf: Path, system: str | None, out_dir: Path) -> str:
     """Moves the checked file to its place and writes the Modelfile; its name in the stage."""
     name = f"gguf/{gguf.name}"
     target = out_dir / name
     target.parent.mkdir(exist_ok=True)
     gguf.rename(target)
     sync_folder(target.parent)
-    write_text(out_dir / "Modelfile", modelfile(spec, gguf.name))
+    write_text(out_dir / "Modelfile", modelfile(spec, gguf.name, system))
     return name
 
 
@@ -215,7 +217,7 @@ def _settled_digest(path: Path) -> str:
     return sha256_of(path)
 
 
-def modelfile(spec: ExportSpec, gguf: str) -> str:
+def modelfile(spec: ExportSpec, gguf: str, system: str | None) -> str:
     """The Modelfile that makes the same model by hand: `ollama create NAME -f Modelfile`.
 
     It has no TEMPLATE: Ollama takes the chat template embedded in the GGUF.
@@ -229,8 +231,8 @@ def modelfile(spec: ExportSpec, gguf: str) -> str:
         f"PARAMETER num_predict {spec.num_predict}",
         *(f"PARAMETER stop {json.dumps(stop)}" for stop in base.stop),
     ]
-    if base.system is not None:
-        lines.append(f'SYSTEM """{base.system}"""')
+    if system is not None:
+        lines.append(f'SYSTEM """{system}"""')
     return "\n".join(lines) + "\n"
 
 
@@ -278,16 +280,6 @@ def _compare(contents: "Contents", tensors: int, template: str) -> None:
             f"The exported GGUF is not sound: {'; '.join(faults)}.",
             hint="The base model's tokenizer or architecture may be unknown to the converter.",
         )
-
-
-def _sample_prompt(base: BaseModelSpec, tokenizer: Any) -> str:
-    """SAMPLE_PROMPT with the chat template's special tokens and the base's system prompt."""
-    from loco_trainer.data import rows
-
-    messages = [{"role": "user", "content": SAMPLE_PROMPT}]
-    if base.system is not None:
-        messages.insert(0, {"role": "system", "content": base.system})
-    return rows.prompt_text(messages, tokenizer)
 
 
 def _sample(model: "GgufModel", prompt: str) -> str:

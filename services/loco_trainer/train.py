@@ -3,7 +3,7 @@
     python -m loco_trainer.train --spec adapters/math/runs/JOB/train/a1/spec.json --out /tmp/replay
 
 Writes `checkpoints/` with the adapter, its config and the tokenizer, and below it `checkpoint-N/`
-folders to resume from. The loss counts on the assistant's answer only.
+folders to resume from. The loss counts on the assistant's answers only.
 """
 
 import sys
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -29,6 +29,7 @@ from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
 from loco_trainer.data import rows
+from loco_trainer.data.template import Template
 from loco_trainer.engines import choose
 from loco_trainer.loop import checkpoints
 from loco_trainer.loop.facts import ladder, lengths_of, plan_for, shape_of
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 _TRAINING = "prepare/training_data.jsonl"
 _VALIDATION = "prepare/validation_data.jsonl"
+#: Share of rows cut at max_length above which a warning is due.
+_MOST_CUT = 0.05
 
 
 def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainResult:
@@ -67,6 +70,8 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         base_model=spec.base_model.name,
         examples=len(facts.data.rows),
         tokens=facts.data.tokens,
+        cut=facts.data.cut,
+        dropped=facts.data.dropped,
         trainable_parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         total_steps=fitted.total_steps,
         resumed_from_step=fitted.resumed_from_step,
@@ -122,7 +127,7 @@ class _Facts:
     engine: Engine
     #: The base's.
     shape: Shape
-    tokenizer: Any
+    template: Template
     data: rows.Rows
     #: Rows kept out of training; empty where prepare kept none.
     held_out: list[rows.Row]
@@ -144,14 +149,14 @@ def _gather(given: _Given) -> _Facts:
     shape = shape_of(spec, config, inputs.models_dir)
     choose.check_layers(spec, config)
     require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
-    tokenizer = _tokenizer(config)
-    data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
-    held_out = _validation_rows(inputs, tokenizer, spec)
+    template = _template(config, spec.base_model.system)
+    data = _read(inputs.files[_TRAINING], template, spec, emit)
+    held_out = _validation_rows(inputs, template, spec)
     emit.check_stop()
     checkpoint = checkpoints.newest_whole(inputs.resume, emit)
     tried = checkpoints.attempts_of(checkpoint)[::-1] if checkpoint else ()
     lessons = Lessons((*tried, *inputs.tried))
-    return _Facts(engine, shape, tokenizer, data, held_out, lengths_of(data), checkpoint, lessons)
+    return _Facts(engine, shape, template, data, held_out, lengths_of(data), checkpoint, lessons)
 
 
 def _plan(given: _Given, facts: _Facts) -> Plan:
@@ -216,7 +221,7 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted"
 
 def _save(given: _Given, facts: _Facts, loaded: "Loaded") -> None:
     loaded.model.save_pretrained(given.folder)
-    facts.tokenizer.save_pretrained(given.folder)
+    facts.template.tokenizer.save_pretrained(given.folder)
     (given.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for name in _names(given.folder):
         (given.folder / name).chmod(0o644)  # safetensors writes 0600; others may serve these files
@@ -230,24 +235,34 @@ def _measure(facts: _Facts, plan: Plan, loaded: "Loaded") -> tuple[ValidationRow
         return validation.measure(loaded, facts.held_out, micro_batch=plan.micro_batch)
 
 
-def _read(path: Path, tokenizer: Any, spec: TrainSpec, emit: Emitter) -> rows.Rows:
-    data = rows.read(path, tokenizer, system=spec.base_model.system, max_length=spec.max_length)
+def _read(path: Path, template: Template, spec: TrainSpec, emit: Emitter) -> rows.Rows:
+    data = rows.read(path, template, max_length=spec.max_length)
     if data.cut or data.dropped:
         emit.log(
             f"{data.cut} rows were cut at {spec.max_length} tokens, {data.dropped} left out "
-            "because their question alone is longer."
+            "because what comes before their answer alone is longer."
+        )
+    if data.cut > _MOST_CUT * len(data.rows):
+        emit.log(
+            f"Warning: {data.cut / len(data.rows):.0%} of the rows have no end, and a model trained on "
+            f"them may not end its answers. Raise train.max_length ({spec.max_length}), or leave long "
+            "rows out of the data."
+        )
+    if data.thinking:
+        emit.log(
+            f"{data.thinking} conversations have thoughts: they train the model as it is asked with "
+            "thinking on; register and eval ask with thinking off."
         )
     return data
 
 
-def _validation_rows(inputs: Inputs, tokenizer: Any, spec: TrainSpec) -> list[rows.Row]:
+def _validation_rows(inputs: Inputs, template: Template, spec: TrainSpec) -> list[rows.Row]:
     """The rows prepare kept apart, but those longer than max_length; none where it kept none."""
     path = inputs.files.get(_VALIDATION)
     if path is None:
         return []
-    system, longest = spec.base_model.system, spec.max_length
-    whole = rows.read(path, tokenizer, system=system, max_length=2**31)
-    return [row for row in whole.rows if len(row.input_ids) <= longest]
+    whole = rows.read(path, template, max_length=2**31)
+    return [row for row in whole.rows if len(row.input_ids) <= spec.max_length]
 
 
 def _mean(
@@ -258,13 +273,13 @@ def _mean(
     return sum(row.tokens * loss(row) for row in measured) / tokens if tokens else None
 
 
-def _tokenizer(base: Path) -> Any:
+def _template(base: Path, system: str | None) -> Template:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padded places are masked, any token will do
-    return tokenizer
+    return Template.of(tokenizer, system)
 
 
 def _device() -> str:

@@ -48,6 +48,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
     if spec.base_model.stop:
         parameters["stop"] = list(spec.base_model.stop)
     adapters_dir = inputs.adapter_dir.parent
+    system = _system(spec, inputs)
 
     with OllamaHost(inputs.ollama_host) as host:
         version = host.version()
@@ -57,7 +58,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         host.create(
             candidate,
             files={gguf.name: blob},
-            system=spec.base_model.system,
+            system=system,
             parameters=parameters,
             status=lambda line: emit.progress(message=f"creating {candidate}: {line}", percent=60),
         )
@@ -75,7 +76,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
             previous=previous,
         )
         emit.progress(message=f"checking {candidate}", percent=75, last=True)
-        _check_template(host, candidate, spec)
+        _check_template(host, candidate, spec, system)
         answer = _probe(host, candidate, spec)
         emit.log(f"{candidate} answers {spec.probe!r}: {answer!r}")
         emit.check_stop()
@@ -93,6 +94,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
             spec,
             inputs,
             gguf=gguf,
+            system=system,
             parameters=parameters,
             candidate=candidate,
             digest=digest,
@@ -128,6 +130,15 @@ def _gguf(spec: RegisterSpec, inputs: Inputs) -> Path:
             hint="Set export.quantization and register.quantization to the same value.",
         )
     return path
+
+
+def _system(spec: RegisterSpec, inputs: Inputs) -> str | None:
+    """The system prompt of training, as export found it: the recipe's or the template's own.
+
+    Ollama may leave out what a template would write by itself, so it is always sent.
+    """
+    system: str | None = inputs.results.get(Stage.EXPORT, {}).get("system", spec.base_model.system)
+    return system
 
 
 def _upload(host: OllamaHost, gguf: Path, blob: str, emit: Emitter) -> bool:
@@ -169,11 +180,12 @@ def _check_changed(
         )
 
 
-def _check_template(host: OllamaHost, candidate: str, spec: RegisterSpec) -> None:
+def _check_template(
+    host: OllamaHost, candidate: str, spec: RegisterSpec, system: str | None
+) -> None:
     shown = host.show(candidate)
     if str(shown.get("template", "")).strip() == BARE_TEMPLATE:
         raise _failed(candidate, "it has no chat template, so it would not answer but continue")
-    system = spec.base_model.system
     if system and str(shown.get("system", "")).strip() != system.strip():
         raise _failed(
             candidate, f"its system prompt is {shown.get('system')!r} instead of {system!r}"
@@ -231,6 +243,7 @@ def _version(
     inputs: Inputs,
     *,
     gguf: Path,
+    system: str | None,
     parameters: dict[str, Any],
     candidate: str,
     digest: str,
@@ -255,7 +268,7 @@ def _version(
         blob=blob,
         gguf=str(gguf.relative_to(adapters_dir) if inside else gguf),
         size_bytes=gguf.stat().st_size,
-        system=spec.base_model.system,
+        system=system,
         parameters=parameters,
         data=registry.DataRecord(
             source=prepared.get("source"),

@@ -15,7 +15,7 @@ from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
 from loco.recipes import resolve as recipes
 from loco.stage.program import Stopped
 from loco_trainer import export, train
-from loco_trainer.data import rows
+from loco_trainer.data.template import Template
 from loco_trainer.gguf import head as gguf_head
 from loco_trainer.gguf.check import loaded
 from loco_trainer.machine import disk
@@ -60,16 +60,13 @@ def test_an_f16_export_continues_as_the_merged_model(
     base = AutoModelForCausalLM.from_pretrained(toy_dir, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, folder).merge_and_unload()
     tokenizer = AutoTokenizer.from_pretrained(toy_dir)
+    template = Template.of(tokenizer, "You answer sums.")
     for question in [
         "What is 5 + 6?",
         "What is 11 + 16?",
         "Ann has 2 apples and gets 1. How many now?",
     ]:
-        messages = [
-            {"role": "system", "content": "You answer sums."},
-            {"role": "user", "content": question},
-        ]
-        prompt = rows.prompt_text(messages, tokenizer)
+        prompt = template.prompt([{"role": "user", "content": question}])
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
         out = model.generate(**ids, max_new_tokens=24, do_sample=False)[0][ids.input_ids.shape[1] :]
         with loaded(gguf) as opened:
@@ -135,7 +132,7 @@ def test_the_modelfile_says_what_register_will_send() -> None:
         REPOSITORY / "adapters",
         recipes.JobRequest(adapter="math", profile="tiny", export={"temperature": 0.25}),
     )
-    text = export.modelfile(spec.export, "unsloth.Q4_K_M.gguf")
+    text = export.modelfile(spec.export, "unsloth.Q4_K_M.gguf", None)
     assert "PARAMETER num_ctx 1024\nPARAMETER num_predict 128\n" in text  # tiny's register
     assert "PARAMETER temperature 0.25\n" in text  # export's own wins
 

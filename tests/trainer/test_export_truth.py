@@ -16,6 +16,7 @@ from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs
 from loco.contracts.stages import Stage
 from loco_trainer import export
 from loco_trainer.data import rows
+from loco_trainer.data.template import Template
 from loco_trainer.gguf import parent as gguf_file
 from loco_trainer.gguf import perplexity
 from loco_trainer.gguf.check import loaded
@@ -29,6 +30,7 @@ class Exported:
     def __init__(self, spec: BaseModelSpec, base: Path, adapter: Path) -> None:
         self.spec, self.base, self.adapter = spec, base, adapter
         self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.template = Template.of(self.tokenizer, spec.system)
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         merged = PeftModel.from_pretrained(plain, adapter).merge_and_unload()
         # the rounding to the base's own type is part of what was asked for
@@ -39,7 +41,8 @@ class Exported:
             {"role": "user", "content": question},
             {"role": "assistant", "content": answer},
         ]
-        return rows.encode(messages, self.tokenizer, system=self.spec.system)
+        [row] = rows.encode(messages, self.template)
+        return row
 
     def log_probabilities(self, row: rows.Row) -> torch.Tensor:
         with torch.no_grad():
@@ -132,10 +135,7 @@ def test_f16_is_the_hf_model_and_q4_k_m_says_what_it_costs(
             # float16 activations and cache on one side, float32 on the other
             assert (found - expected).abs().max() < 0.05  # nats
         for question in QUESTIONS:
-            messages = [{"role": "user", "content": question}]
-            if exported.spec.system is not None:
-                messages.insert(0, {"role": "system", "content": exported.spec.system})
-            prompt = rows.prompt_text(messages, exported.tokenizer)
+            prompt = exported.template.prompt([{"role": "user", "content": question}])
             ids = exported.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
             out = exported.model.generate(**ids, max_new_tokens=24, do_sample=False)
             text = exported.tokenizer.decode(
@@ -189,14 +189,13 @@ def test_rows_training_left_out_are_left_out(
     # training's max_length cut the last, longest row off
     measured = given.results[Stage.TRAIN]["validation"][:-1]
     given = given.model_copy(update={"results": {Stage.TRAIN: {"validation": measured}}})
-    system = exported.spec.system
-    chosen = perplexity.choose(given, exported.tokenizer, size=10**8, system=system, emit=recorder)
+    chosen = perplexity.choose(given, exported.template, size=10**8, emit=recorder)
     assert [len(row.input_ids) for row, _ in chosen._pairs] == [
         len(exported.row(*line).input_ids) for line in LINES[:-1]
     ]
     other = [row | {"tokens": row["tokens"] + 1} for row in measured]
     given = given.model_copy(update={"results": {Stage.TRAIN: {"validation": other}}})
-    chosen = perplexity.choose(given, exported.tokenizer, size=10**8, system=system, emit=recorder)
+    chosen = perplexity.choose(given, exported.template, size=10**8, emit=recorder)
     assert chosen._pairs == ()
     assert "not the ones training measured" in recorder.of_type("log")[-1].message
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from loco_trainer.data import rows
+from loco_trainer.data.template import Template
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -36,7 +37,7 @@ def test_filled_rows_are_cut_to_exactly_so_many_tokens(
     ground = Ground(work=tmp_path, tokenizer=str(smollm2_dir), gsm8k=None)
     filled = ground.filled_rows(512, 30, training_data)
     tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    read = rows.read(filled, tokenizer, system=None, max_length=512)
+    read = rows.read(filled, Template.of(tokenizer, None), max_length=512)
     assert [len(row.input_ids) for row in read.rows] == [512] * 30
     assert read.cut == 30
     assert len({json.dumps(row.input_ids) for row in read.rows}) > 20

@@ -60,6 +60,7 @@ def test_the_run_is_what_the_spec_says(run: Any) -> None:
     assert result.engine == "peft"
     assert result.device == "cpu"
     assert result.examples == 24
+    assert (result.cut, result.dropped) == (0, 0)
     assert result.total_steps == 18  # 24 rows / (2 * 2) * 3 epochs
     assert [s.step for s in result.log] == list(range(1, 19))
     assert result.last_loss < result.first_loss
@@ -67,6 +68,25 @@ def test_the_run_is_what_the_spec_says(run: Any) -> None:
     assert result.trainable_parameters == sum(
         t.numel() for t in load_file(out / "checkpoints" / "adapter_model.safetensors").values()
     )
+
+
+@pytest.mark.parametrize(("long", "warned"), [(1, False), (2, True)])
+def test_rows_without_an_end_are_counted_and_warned_about_above_5_percent(
+    toy_spec: TrainSpec, toy_dir: Path, tmp_path: Path, recorder: Any, long: int, warned: bool
+) -> None:
+    path = tmp_path / "training_data.jsonl"
+    contents = ["so " * 200] * long + ["4"] * (20 - long)
+    turns = [
+        [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": content}]
+        for content in contents
+    ]
+    path.write_text("".join(json.dumps({"conversations": t}) + "\n" for t in turns))
+    spec = toy_spec.model_copy(update={"max_length": 100})
+    data = train._read(path, train._template(toy_dir, None), spec, recorder)
+    assert data.cut == long
+    said = [event.message for event in recorder.of_type("log")]
+    assert said[0].startswith(f"{long} rows were cut at 100 tokens")
+    assert any("Warning: 10% of the rows have no end" in line for line in said) == warned
 
 
 def test_the_files_are_an_adapter_and_its_tokenizer(run: Any) -> None:

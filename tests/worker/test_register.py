@@ -105,6 +105,22 @@ def test_the_candidate_serves_is_promoted_and_recorded(
     assert left["version"] == version.version == 1
 
 
+def test_the_templates_own_system_prompt_is_served_as_it_was_trained(
+    run: Callable[..., RegisterResult], tiny: JobSpec, stage_adapters: Path, model_host: str
+) -> None:
+    """Ollama's ChatML would leave it out: it comes from export's result and is sent."""
+    own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    base = tiny.register_.base_model.model_copy(update={"system": None})
+    result = run(
+        {"base_model": base.model_dump()},
+        job_id="20261122-150000-eeeeee",
+        results={Stage.EXPORT: {"system": own}},
+    )
+    with OllamaHost(model_host) as host:
+        assert host.rendered(result.candidate, "Hi") == register.chatml(own, "Hi")
+    assert registry.read(stage_adapters)["math"][0].system == own
+
+
 def test_running_it_again_ends_the_same(
     run: Callable[..., RegisterResult], stage_adapters: Path, heard: Any
 ) -> None:

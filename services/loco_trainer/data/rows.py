@@ -1,18 +1,22 @@
-"""Training rows: from chat lines to token ids whose loss counts on the answer only.
+"""Training rows: from chat lines to token ids whose loss counts on what the assistant says.
 
-Prompt and answer are tokenized apart, because at serving time the model sees the prompt's tokens
-and continues them: a merge over the border would be trained and never met.
+A conversation is tokenized as one text; each of its answers is trained on after exactly the tokens a
+server has when that answer is asked for, and up to the token that ends its turn. Where the template
+writes earlier answers otherwise than it asked for them (Qwen3 leaves out their thoughts), each answer
+becomes a row of its own.
 """
 
 import json
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from loco.contracts.errors import DataError
+from loco_trainer.data.template import Message, Template
 
 #: Label of tokens that carry no loss (torch's cross-entropy ignores it).
 IGNORED = -100
+_THOUGHTS_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Row:
     """One tokenized conversation."""
 
     input_ids: list[int]
-    #: As long as `input_ids`: IGNORED on the prompt, the token itself on the answer.
+    #: As long as `input_ids`: the token itself where the loss counts on it, IGNORED elsewhere.
     labels: list[int]
 
 
@@ -31,8 +35,10 @@ class Rows:
     rows: list[Row]
     #: Rows whose end was cut off at the longest length.
     cut: int
-    #: Rows left out because the prompt alone fills the longest length.
+    #: Rows left out because what comes before the first answer alone fills the longest length.
     dropped: int
+    #: Conversations with thoughts in them.
+    thinking: int
 
     @property
     def tokens(self) -> int:
@@ -40,32 +46,33 @@ class Rows:
         return sum(len(row.input_ids) for row in self.rows)
 
 
-def read(path: Path, tokenizer: Any, *, system: str | None, max_length: int) -> Rows:
+def read(path: Path, template: Template, *, max_length: int) -> Rows:
     """Reads and tokenizes `training_data.jsonl`.
 
     Args:
         path: JSONL of `{"conversations": [{"role", "content"}, …]}`, the last turn the assistant's.
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        system: system prompt put before rows that have none; None leaves it to the template.
+        template: the chat template of the training.
         max_length: longest row in tokens.
 
     Raises:
-        DataError: a line is malformed (named), or no row is left.
+        DataError: a line is malformed or beyond the template (named), or no row is left.
     """
     rows: list[Row] = []
-    cut = dropped = 0
+    cut = dropped = thinking = 0
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            row = encode(_messages(path, number, line), tokenizer, system=system)
-            if len(row.input_ids) > max_length:
-                row = Row(row.input_ids[:max_length], row.labels[:max_length])
-                if row.labels[-1] == IGNORED:
-                    dropped += 1
-                    continue
-                cut += 1
-            rows.append(row)
+            messages = _messages(path, number, line)
+            thinking += any(map(_thinks, messages))
+            for row in _encoded(path, number, messages, template):
+                if len(row.input_ids) > max_length:
+                    row = Row(row.input_ids[:max_length], row.labels[:max_length])  # noqa: PLW2901
+                    if all(label == IGNORED for label in row.labels):
+                        dropped += 1
+                        continue
+                    cut += 1
+                rows.append(row)
     if not rows:
         raise DataError(
             f"{path.name} has no row to train on ({dropped} are longer than {max_length} tokens "
@@ -73,43 +80,145 @@ def read(path: Path, tokenizer: Any, *, system: str | None, max_length: int) -> 
             param="train.max_length" if dropped else None,
             hint="Raise train.max_length, or look at what prepare dropped and why.",
         )
-    return Rows(rows, cut, dropped)
+    return Rows(rows, cut, dropped, thinking)
 
 
-def encode(messages: list[dict[str, str]], tokenizer: Any, *, system: str | None) -> Row:
-    """Tokenizes one conversation; the loss counts on the last answer and its end token.
+def encode(messages: list[Message], template: Template) -> list[Row]:
+    """Tokenizes one conversation; the loss counts on every answer and the token that ends it.
+
+    Args:
+        messages: the last one is the assistant's.
+        template: the chat template of the training.
+
+    Returns:
+        One row, or one for each answer where the template does not write an earlier answer as it was
+        asked for.
 
     Raises:
-        DataError: the chat template does not continue the prompt with the answer.
+        DataError: the template does not continue the prompt with the answer, or knows no thoughts.
     """
-    if system is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system}, *messages]
-    prompt = prompt_text(messages[:-1], tokenizer)
-    whole: str = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
-    if not whole.startswith(prompt):
+    asked = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(asked) > 1:
+        row = _row_of_all(messages, asked, template)
+        return [row] if row else [_row_of_last(messages[: n + 1], template) for n in asked]
+    return [_row_of_last(messages, template)]
+
+
+def _row_of_all(messages: list[Message], asked: list[int], template: Template) -> Row | None:
+    """All answers in one row; None where one of them would be trained on otherwise than asked for."""
+    text = template.text(messages, think=_thinks(messages[-1]))
+    ids = template.encode(text)
+    marked = template.marks(messages, ids)
+    labels = [IGNORED] * len(ids)
+    stop = 0
+    for place in asked:
+        prompt = template.prompt(messages[:place], think=_thinks(messages[place]))
+        before = template.encode(prompt)
+        if not text.startswith(prompt) or ids[: len(before)] != before:
+            return None
+        if not _keeps_thoughts(messages[place], text[len(prompt) :], template):
+            return None
+        stop = _end_of_marks(marked, len(before))
+        if not stop:
+            so_far = template.text(messages[: place + 1], think=_thinks(messages[place]))
+            same = takewhile(
+                lambda pair: pair[0] == pair[1], zip(template.encode(so_far), ids, strict=False)
+            )
+            stop = sum(1 for _ in same)
+        stop = _end_of_turn(ids, len(before), stop, template)
+        if not stop:
+            return None
+        labels[len(before) : stop] = ids[len(before) : stop]
+    return Row(ids[:stop], labels[:stop])
+
+
+def _row_of_last(messages: list[Message], template: Template) -> Row:
+    """The last answer after all that came before it."""
+    think = _thinks(messages[-1])
+    prompt = template.prompt(messages[:-1], think=think)
+    text = template.text(messages, think=think)
+    if not _keeps_thoughts(messages[-1], text, template):
         raise DataError(
-            "The base model's chat template renders an answer differently from a prompt's "
-            "continuation, so the answer's tokens cannot be told from the prompt's.",
-            hint="Use a base model whose template has a generation prompt.",
+            "the answer has thoughts (<think>…</think>), which the base model's chat template "
+            + ("leaves out of what is trained on." if template.thinks else "has no place for."),
+            hint="Leave the thoughts out of the row, or take a base model whose template has them "
+            "(Qwen3).",
         )
-    answer = whole[len(prompt) :]
-    end: str = tokenizer.eos_token
-    # templates put a newline after the end token; nothing past it is ever generated
-    answer = answer[: answer.rindex(end)] + end if end in answer else answer + end
-    before = tokenizer.encode(prompt, add_special_tokens=False)
-    after = tokenizer.encode(answer, add_special_tokens=False)
-    return Row(before + after, [IGNORED] * len(before) + after)
+    if not text.startswith(prompt):
+        raise DataError(
+            "the base model's chat template renders the answer differently from a prompt's "
+            "continuation, so the model would be trained on what it is never asked.",
+            hint="Take a base model whose template has a generation prompt that its answers begin "
+            "with; some reasoning models' cannot be trained on answers without thoughts.",
+        )
+    before, ids = template.encode(prompt), template.encode(text)
+    start = len(before)
+    if ids[:start] == before:
+        stop = _end_of_marks(template.marks(messages, ids), start) or len(ids)
+    else:  # a token lies across the border, which a server that has only the prompt never sees
+        ids = before + _continued(text[len(prompt) :], template)
+        stop = len(ids)
+    if end := _end_of_turn(ids, start, stop, template):
+        ids = ids[:end]
+    else:  # the template ends no turn, but the model has to learn to
+        ids = [*ids[:stop], template.tokenizer.eos_token_id]
+    return Row(ids, [IGNORED] * start + ids[start:])
 
 
-def prompt_text(messages: list[dict[str, str]], tokenizer: Any) -> str:
-    """The text a served model continues, with thinking switched off where a template has it."""
-    text: str = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-    )
-    return text
+def _end_of_marks(marks: list[int], start: int) -> int:
+    """Where the marked tokens from `start` on end; 0 where none begin there."""
+    if start >= len(marks) or not marks[start]:
+        return 0
+    return marks.index(0, start) if 0 in marks[start:] else len(marks)
 
 
-def _messages(path: Path, number: int, line: str) -> list[dict[str, str]]:
+def _end_of_turn(ids: list[int], start: int, stop: int, template: Template) -> int:
+    """Behind the token that ends the turn written in `start` to `stop`; 0 where none does.
+
+    Templates put more after it (a newline, Phi-3 an end of text), which a served model never writes.
+    """
+    end = 0
+    for place in range(stop - 1, start - 1, -1):
+        if ids[place] in template.special_ids:
+            end = place + 1
+        elif template.tokenizer.decode([ids[place]]).strip():
+            break
+    return end
+
+
+def _continued(answer: str, template: Template) -> list[int]:
+    """Token ids of a text that goes on from another.
+
+    SentencePiece models put a space before a text of its own: after a newline there is none.
+    """
+    newline, both = template.encode("\n"), template.encode(f"\n{answer}")
+    if both[: len(newline)] == newline:
+        return both[len(newline) :]
+    return template.encode(answer)
+
+
+def _thinks(message: Message) -> bool:
+    return message["role"] == "assistant" and _THOUGHTS_END in message["content"]
+
+
+def _keeps_thoughts(message: Message, rendered: str, template: Template) -> bool:
+    """Whether an answer's thoughts are written by a template that knows them; True without any."""
+    if not _thinks(message):
+        return True
+    thoughts = message["content"].partition(_THOUGHTS_END)[0].replace("<think>", "").strip()
+    return template.thinks and thoughts in rendered
+
+
+def _encoded(path: Path, number: int, messages: list[Message], template: Template) -> list[Row]:
+    try:
+        return encode(messages, template)
+    except DataError as error:
+        raise DataError(
+            f"{path.name}, line {number}: {error.message}", param=error.param, hint=error.hint
+        ) from error
+
+
+def _messages(path: Path, number: int, line: str) -> list[Message]:
     try:
         messages = json.loads(line)["conversations"]
         messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]

@@ -7,13 +7,13 @@ and quantizing, not of another text.
 from collections.abc import Sequence
 from math import exp
 from pathlib import Path
-from typing import Any
 
 from loco.contracts.results import Perplexity, ValidationRow
 from loco.contracts.specs import Inputs
 from loco.contracts.stages import Stage
 from loco.stage.program import Emitter
 from loco_trainer.data import rows
+from loco_trainer.data.template import Template
 from loco_trainer.gguf.check import GgufModel
 
 _VALIDATION = "prepare/validation_data.jsonl"
@@ -60,16 +60,13 @@ class Measured:
         )
 
 
-def choose(
-    inputs: Inputs, tokenizer: Any, *, size: int, system: str | None, emit: Emitter
-) -> Measured:
+def choose(inputs: Inputs, template: Template, *, size: int, emit: Emitter) -> Measured:
     """The first rows of validation_data.jsonl that training measured, as many as take seconds.
 
     Args:
         inputs: has the file and train's result, or not.
-        tokenizer: training's.
+        template: training's.
         size: of the GGUF, in bytes.
-        system: the base model's system prompt, as in training.
         emit: told when the rows are not those of training.
     """
     path: Path | None = inputs.files.get(_VALIDATION)
@@ -79,7 +76,7 @@ def choose(
     ]
     if path is None or not known:
         return Measured(())
-    encoded = rows.read(path, tokenizer, system=system, max_length=2**31).rows
+    encoded = rows.read(path, template, max_length=2**31).rows
     # training left out those longer than its longest length, which are the longest
     lengths = sorted(len(row.input_ids) for row in encoded)
     if len(known) <= len(encoded):

@@ -67,6 +67,10 @@ class TrainResult(StageResult):
     base_model: str = Field(description="What was fine-tuned.")
     examples: int = Field(description="Rows trained on.")
     tokens: int = Field(description="Tokens of one epoch, padding excluded.")
+    cut: int = Field(0, description="Rows cut at max_length, whose answer has no end.")
+    dropped: int = Field(
+        0, description="Rows left out: what comes before the answer alone fills max_length."
+    )
     trainable_parameters: int = Field(description="Parameters of the adapter.")
     total_steps: int = Field(description="Optimizer steps of the whole run.")
     resumed_from_step: int | None = Field(None, description="Step of the checkpoint gone on from.")
@@ -95,7 +99,7 @@ class TrainResult(StageResult):
         None, description="The same before training, by the same base as held in training."
     )
     validation: tuple[ValidationRow, ...] = Field(
-        (), description="One for each line of validation_data.jsonl that fits max_length."
+        (), description="One for each row of validation_data.jsonl that fits max_length."
     )
 
 
@@ -121,6 +125,11 @@ class ExportResult(StageResult):
     sha256: str = Field(description="SHA-256 of the GGUF.")
     tensor_types: dict[str, int] = Field(description="GGUF tensor type to number of tensors.")
     tensors: int = Field(description="Tensors in the GGUF.")
+    system: str | None = Field(
+        None,
+        description="System prompt of training where a row has none: the recipe's, else the one the "
+        "chat template writes by itself. Register sends it.",
+    )
     sample_prompt: str = Field(description="What the GGUF was asked when it was loaded once.")
     sample_answer: str = Field(description="What the GGUF answered when it was loaded once.")
     device: str = Field(description="What quantized: `cpu` or the GPU's name.")

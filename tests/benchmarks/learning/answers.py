@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from loco.grading.answers import extract, is_correct
-from loco_trainer.data.rows import prompt_text
+from loco_trainer.data.template import Template
 
 #: Most tokens of an answer: 1,314 of the 1,319 worked answers of GSM8K's test set are no longer.
 MAX_TOKENS = 256
@@ -72,7 +72,4 @@ def written_to(path: Path) -> Iterator[Say]:
 
 def prompt(question: str, system: str | None, tokenizer: Any) -> str:
     """The text a served model continues, rendered as for training."""
-    messages = [{"role": "user", "content": question}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    return prompt_text(messages, tokenizer)
+    return Template.of(tokenizer, system).prompt([{"role": "user", "content": question}])

@@ -128,11 +128,11 @@ def test_losses_and_gradients_are_trls(
         update={"lora": lora, "batch_size": 2, "gradient_accumulation": 3, "epochs": 2}
     )
     ours = train.run(spec, inputs, tmp_path / "ours", recorder)
-    tokenizer = train._tokenizer(find.resolve(spec.base_model, "config", tmp_path, recorder))
+    base = find.resolve(spec.base_model, "config", tmp_path, recorder)
+    template = train._template(base, spec.base_model.system)
     data = rows.read(
         inputs.files["prepare/training_data.jsonl"],
-        tokenizer,
-        system=spec.base_model.system,
+        template,
         max_length=spec.max_length,
     )
     theirs = trl_losses(spec, data.rows, toy_dir, tmp_path / "theirs")
