@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from loco.client.client import default_server
 from loco.contracts.errors import InvalidRequest
-from loco.settings import Settings, ollama_url
+from loco.settings import Settings, ollama_url, variables_here
 
 
 def test_nothing_set_means_loopback_and_folders_here() -> None:
@@ -56,6 +57,69 @@ def test_a_wrong_value_names_its_variable(name: str, value: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         Settings.from_environment({name: value})
     assert caught.value.param == name
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_dotenv_file_here_is_read_below_the_environment(here: Path) -> None:
+    (here / ".env").write_text(
+        "# as Docker Compose reads it\nLOCO_PORT=9000\nexport LOCO_NAMESPACE='mine'\n"
+        "LOCO_GPU=1\nLOCO_LEASE_SECONDS=7\nOLLAMA_HOST=box\nLOCO_UID=1000\nBARE\n"
+    )
+    settings = Settings.from_environment(
+        variables_here({"LOCO_PORT": "9001", "LOCO_GPU": ""})  # empty: as if the file had none
+    )
+    assert (settings.port, settings.namespace, settings.gpu) == (9001, "mine", None)
+    assert (settings.timings.lease, settings.ollama_host) == (7, "http://box:11434")
+
+
+def test_the_process_itself_reads_them(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCO_NAMESPACE", raising=False)
+    (here / ".env").write_text("LOCO_NAMESPACE=mine\n")
+    assert Settings.from_environment().namespace == "mine"
+
+
+def test_secrets_are_files_named_like_the_variables(here: Path) -> None:
+    secrets = here / "secrets"
+    secrets.mkdir()
+    (secrets / "loco_redis_url").write_text("redis://:word@r:1\n")
+    (secrets / "LOCO_NAMESPACE").write_text("secret")
+    (secrets / "LOCO_GPU").write_text("3")
+    (secrets / "other_programs_key").write_bytes(b"\xff")
+    (here / ".env").write_text("LOCO_NAMESPACE=file\nLOCO_GPU=2\n")
+    variables = {"LOCO_SECRETS_DIR": str(secrets), "LOCO_GPU": "1"}
+    settings = Settings.from_environment(variables_here(variables))
+    assert settings.redis_url == "redis://:word@r:1"
+    assert (settings.namespace, settings.gpu) == ("file", "1")
+
+
+def test_what_cannot_be_read_is_named(here: Path) -> None:
+    with pytest.raises(InvalidRequest, match="LOCO_SECRETS_DIR cannot be read") as caught:
+        variables_here({"LOCO_SECRETS_DIR": str(here / "none")})
+    assert caught.value.param == "LOCO_SECRETS_DIR"
+    (here / ".env").write_bytes(b"LOCO_NAMESPACE=\xff\n")
+    with pytest.raises(InvalidRequest, match=r"\.env cannot be read"):
+        variables_here({})
+
+
+def test_a_child_keeps_what_its_parent_decided(here: Path) -> None:
+    """`loco up` gives its children every setting; the `.env` beside them changes none."""
+    given = Settings.from_environment({"LOCO_PORT": "7000", "LOCO_REDIS_URL": "redis://up"})
+    (here / ".env").write_text(
+        "".join(f"{name}=9\n" for name in (*given.environment(), "LOCO_GPU"))
+    )
+    child = Settings.from_environment(variables_here(given.environment()))
+    assert child == given
+
+
+def test_a_dotenv_file_names_no_server_that_a_key_would_follow(here: Path) -> None:
+    (here / ".env").write_text("LOCO_SERVER=http://elsewhere:1\n")
+    assert default_server({"LOCO_DATA_DIR": str(here)}) == "http://127.0.0.1:8321"
 
 
 def test_the_link_to_the_training_python_is_kept(tmp_path: Path) -> None:

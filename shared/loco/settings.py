@@ -1,8 +1,13 @@
-"""Settings, read once from LOCO_* variables in each process's composition root."""
+"""Settings, read once from LOCO_* variables in each process's composition root.
+
+Variables come from the environment, then from `.env` in the current folder, then from the files of
+the folder LOCO_SECRETS_DIR names (as Docker and Podman mount secrets).
+"""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +20,8 @@ DEFAULT_PORT = 8321
 DEFAULT_OLLAMA = "http://127.0.0.1:11434"
 #: In the data folder while `loco up` runs: where its services listen.
 UP_FILE = "up.json"
+#: In the current folder: variables as Docker Compose reads them. Never committed.
+ENV_FILE = ".env"
 
 
 class Timings(Contract):
@@ -62,12 +69,17 @@ class Settings(Contract):
     timings: Timings = Timings()
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Settings of this process.
+
+        Args:
+            environment: the variables; none: `variables_here()`.
 
         Raises:
             InvalidRequest: a variable has a wrong value; names the variable.
         """
+        if environment is None:
+            environment = variables_here()
         values: dict[str, object] = {}
         for field in cls.model_fields:
             raw = environment.get(f"LOCO_{field.upper()}")
@@ -103,12 +115,11 @@ class Settings(Contract):
         )
 
     def environment(self) -> dict[str, str]:
-        """The variables that give a child process these settings."""
+        """The variables that give a child process these settings; what is not set is empty."""
         variables = {
-            f"LOCO_{name.upper()}": str(getattr(self, name))
+            f"LOCO_{name.upper()}": "" if (value := getattr(self, name)) is None else str(value)
             for name in type(self).model_fields
             if name not in ("timings", "dataset_dirs", "ollama_host")
-            and getattr(self, name) is not None
         }
         variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
         variables["OLLAMA_HOST"] = self.ollama_host
@@ -125,6 +136,37 @@ class Settings(Contract):
     def locks_dir(self) -> Path:
         """GPU lock files."""
         return self.data_dir / "locks"
+
+
+def variables_here(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment, and below it `.env` and secrets: what is set in it wins, even when empty.
+
+    Raises:
+        InvalidRequest: `.env` or the folder of secrets cannot be read.
+    """
+    given: dict[str, str] = {}
+    if folder := environment.get("LOCO_SECRETS_DIR"):
+        with _readable("LOCO_SECRETS_DIR"):
+            given = {
+                file.name.upper(): file.read_text(encoding="utf-8").strip()
+                for file in Path(folder).iterdir()
+                if file.is_file() and file.name.upper().startswith(("LOCO_", "OLLAMA_HOST"))
+            }
+    if (file := Path(ENV_FILE)).is_file():
+        from dotenv import dotenv_values  # noqa: PLC0415 (25 ms that only those with a file pay)
+
+        with _readable(ENV_FILE):
+            given |= {name: value or "" for name, value in dotenv_values(file).items()}
+    return {**given, **environment}
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        hint = f"Make {name} readable for this user, as UTF-8, or do without it."
+        raise InvalidRequest(f"{name} cannot be read: {error}", param=name, hint=hint) from error
 
 
 def _timing_variable(name: str, kind: object) -> str:

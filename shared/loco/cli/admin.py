@@ -1,6 +1,5 @@
 """Commands about the service: up, adapters, workers, setup, doctor, version."""
 
-import os
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import LocoError
 from loco.contracts.jobs import JobStatus
 from loco.contracts.stages import Stage
-from loco.settings import Settings, read_up_file
+from loco.settings import Settings, read_up_file, variables_here
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -50,7 +49,7 @@ def up(
         "LOCO_ADAPTERS_DIR": adapters_dir,
     }
     given = {name: str(value) for name, value in asked.items() if value is not None}
-    return run_up(Settings.from_environment({**os.environ, **given}))
+    return run_up(Settings.from_environment({**variables_here(), **given}))
 
 
 def adapters(context: typer.Context, as_json: JsonOption = False) -> None:

@@ -26,7 +26,7 @@ from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
 from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
-from loco.settings import DEFAULT_PORT, Settings, read_up_file
+from loco.settings import DEFAULT_PORT, Settings, read_up_file, variables_here
 
 
 class Overrides(TypedDict, total=False):
@@ -289,14 +289,15 @@ def default_server(environment: Mapping[str, str] = os.environ) -> str:
     """The server meant when none is named.
 
     LOCO_SERVER, else the address a running `loco up` left in the data folder, else the default
-    port of this machine.
+    port of this machine. A `.env` may name the data folder, but no server: keys of the environment
+    would follow it there.
 
     Raises:
         InvalidRequest: the left address is not on this machine; a key must not follow it there.
     """
     if server := environment.get("LOCO_SERVER"):
         return server
-    up = read_up_file(Settings.from_environment(environment).data_dir)
+    up = read_up_file(Settings.from_environment(variables_here(environment)).data_dir)
     server = up.get("server")
     if not server:
         return f"http://127.0.0.1:{DEFAULT_PORT}"
