@@ -1,13 +1,16 @@
 """Publishing: whole files at the well-known places, and the newest job wins."""
 
+import fcntl
 import os
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from loco.contracts.artifacts import describe
+from loco.contracts.files import PUBLISH_LOCK
 from loco.contracts.jobs import StageStatus, Task
 from loco.contracts.stages import Stage
 from loco.running import publish as publishing
@@ -116,6 +119,79 @@ def test_a_missing_file_leaves_the_published_one(tmp_path: Path) -> None:
         publish(tmp_path, "math", bad)
     assert (tmp_path / "math" / "training_data.jsonl").read_text() == "good"
     assert not list((tmp_path / "math").glob(".*.part"))
+
+
+def test_a_missing_file_leaves_all_files_of_the_stage(tmp_path: Path) -> None:
+    """A new GGUF beside an old Modelfile would be a model that no job made."""
+    names = ("gguf/unsloth.Q4_K_M.gguf", "checkpoints/a", "Modelfile")
+    good, bad = (
+        committed(tmp_path, job, Stage.EXPORT, dict.fromkeys(names, job), minutes=minute)
+        for minute, job in enumerate(("good", "bad"))
+    )
+    publish(tmp_path, "math", good)
+    (tmp_path / bad.artifacts[-1].path).unlink()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, "math", bad)
+    assert [(tmp_path / "math" / name).read_text() for name in names] == ["good"] * 3
+    assert not list((tmp_path / "math").glob(".*.part"))
+
+
+def test_a_folder_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_exchange", lambda *_: False)
+    old, new = (
+        committed(tmp_path, job, Stage.TRAIN, {"checkpoints/a": job}, minutes=minute)
+        for minute, job in enumerate(("old", "new"))
+    )
+    publish(tmp_path, "math", old)
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self == tmp_path / "math" / ".publish.part" / "checkpoints":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space"):
+        publish(tmp_path, "math", new)
+    assert (tmp_path / "math" / "checkpoints" / "a").read_text() == "old"
+
+
+def test_what_a_dead_publisher_left_is_cleared(tmp_path: Path) -> None:
+    left = tmp_path / "math" / ".publish.part" / "checkpoints"
+    left.mkdir(parents=True)
+    (left / "half").write_text("h")
+    publish(tmp_path, "math", committed(tmp_path, "j1", Stage.TRAIN, {"checkpoints/a": "1"}))
+    assert [p.name for p in (tmp_path / "math" / "checkpoints").iterdir()] == ["a"]
+    assert not left.parent.exists()
+
+
+def test_a_reader_that_holds_the_lock_sees_the_files_of_one_job(tmp_path: Path) -> None:
+    names = ("gguf/unsloth.Q4_K_M.gguf", "checkpoints/a", "Modelfile")
+    tasks = [
+        committed(tmp_path, f"j{i}", Stage.EXPORT, dict.fromkeys(names, f"j{i}"), minutes=i)
+        for i in range(60)
+    ]
+    publish(tmp_path, "math", tasks[0])
+    seen: list[set[str]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            with (tmp_path / "math" / PUBLISH_LOCK).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                seen.append({(tmp_path / "math" / name).read_text() for name in names})
+            time.sleep(0.001)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for task in tasks[1:]:
+        publish(tmp_path, "math", task)
+    done.set()
+    reader.join()
+    assert {len(jobs) for jobs in seen} == {1}
+    assert len(set().union(*seen)) > 5, "the reader ran beside the publisher"
 
 
 def test_a_reader_always_finds_a_whole_checkpoint(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 They are hard links to the committed attempt's files, so they cost no disk. `.publish.lock` keeps
 two publishers apart and remembers what was published, so that a late publisher of an older job
-never replaces a newer job's files.
+never replaces a newer job's files. Who reads several of the files and wants them of one job holds a
+shared lock on it meanwhile: `flock --shared .publish.lock COMMAND`.
 """
 
 import ctypes
@@ -14,13 +15,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from loco.contracts.artifacts import Artifact
 from loco.contracts.files import PUBLISH_LOCK, sync_folder
 from loco.contracts.jobs import Task
 
@@ -51,49 +51,38 @@ def publish(adapters_dir: Path, adapter: str, task: Task) -> bool:
         newest = published.get(task.stage, {}).get("finished_at", "")
         if newest and finished and _instant(newest) > _instant(finished):
             return False
-        for artifact in task.artifacts:
-            if artifact.name.startswith(FILES):
-                _replace_file(folder / artifact.name, adapters_dir / artifact.path)
-        for name in FOLDERS:
-            members = [a for a in task.artifacts if a.name.startswith(f"{name}/")]
-            if members:
-                _replace_folder(folder, name, adapters_dir, members)
+        _place(folder, {a.name: adapters_dir / a.path for a in task.artifacts})
         published[task.stage] = {"task_id": task.task_id, "finished_at": finished}
         _write(record, published)
     return True
 
 
-def _replace_file(place: Path, source: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
+def _place(folder: Path, sources: Mapping[str, Path]) -> None:
+    """Makes every file ready first, so that what is missing or full leaves all as it was."""
+    fresh = folder / ".publish.part"
+    shutil.rmtree(fresh, ignore_errors=True)  # of a publisher that died; the lock is ours
+    files = [name for name in sources if name.startswith(FILES)]
+    members = [name for name in sources if name.partition("/")[0] in FOLDERS]
     try:
-        _link(source, temporary)
-        # rename() does nothing when both names are links to one file, and leaves the temporary
-        temporary.replace(place)
+        for name in (*files, *members):
+            _link(sources[name], fresh / name)
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            (fresh / name).replace(folder / name)
+        for name in FOLDERS:
+            if (fresh / name).exists():
+                sync_folder(fresh / name)
+                _swap(fresh / name, folder / name)
+        for parent in {folder, *((folder / name).parent for name in files)}:
+            sync_folder(parent)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(place.parent)
-
-
-def _replace_folder(
-    folder: Path, name: str, adapters_dir: Path, members: Sequence[Artifact]
-) -> None:
-    fresh = folder / f".{name}.{os.getpid()}.part"
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        for artifact in members:
-            target = fresh / artifact.name.removeprefix(f"{name}/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link(adapters_dir / artifact.path, target)
-        sync_folder(fresh)
-        _swap(fresh, folder / name)
-        sync_folder(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # now the old content
+        # what was replaced, and links to files that were in their places already: rename() keeps both
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError as error:
@@ -108,7 +97,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _swap(fresh: Path, place: Path) -> None:
-    """Puts the folder `fresh` at `place`; the old one, if any, ends up at `fresh`."""
+    """Puts the folder `fresh` at `place`; the old one, if any, ends up beside or at `fresh`."""
     if not place.exists():
         fresh.rename(place)
         return
@@ -117,8 +106,11 @@ def _swap(fresh: Path, place: Path) -> None:
     # no atomic exchange here: for a moment there is no folder, but never a half one
     aside = fresh.with_suffix(".old")
     place.rename(aside)
-    fresh.rename(place)
-    aside.rename(fresh)
+    try:
+        fresh.rename(place)
+    except OSError:
+        aside.rename(place)
+        raise
 
 
 def _exchange(first: Path, second: Path) -> bool:
