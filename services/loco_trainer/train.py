@@ -28,6 +28,7 @@ from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
 from loco_trainer.data import rows
 from loco_trainer.engines import choose
+from loco_trainer.gguf import parent as gguf_file
 from loco_trainer.loop import checkpoints
 from loco_trainer.loop.facts import ladder, lengths_of, plan_for
 from loco_trainer.machine.disk import require_free
@@ -136,6 +137,7 @@ def _gather(given: _Given) -> _Facts:
         config = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
     shape = Shape.of(find.read_config(config))
     choose.check_layers(spec, config)
+    gguf_file.check_architecture(find.read_config(config))
     require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
     tokenizer = _tokenizer(config)
     data = _read(inputs.files[_TRAINING], tokenizer, spec, emit)
