@@ -31,6 +31,7 @@ from loco_trainer.bases import find
 from loco_trainer.data import rows
 from loco_trainer.data.template import Template
 from loco_trainer.engines import choose
+from loco_trainer.gguf import parent as gguf_file
 from loco_trainer.loop import checkpoints
 from loco_trainer.loop.facts import ladder, lengths_of, plan_for, shape_of
 from loco_trainer.machine.disk import require_free
@@ -148,6 +149,7 @@ def _gather(given: _Given) -> _Facts:
         config = find.resolve(spec.base_model, "config", inputs.models_dir, emit)
     shape = shape_of(spec, config, inputs.models_dir)
     choose.check_layers(spec, config)
+    gguf_file.check_architecture(find.read_config(config))
     require_free(given.folder, ceil(checkpoint_bytes(spec, shape)), "training's checkpoints")
     template = _template(config, spec.base_model.system)
     data = _read(inputs.files[_TRAINING], template, spec, emit)

@@ -4,6 +4,7 @@ Nothing is downloaded, compiled or installed here: the converter lies in its own
 training venv (it brings a `gguf` module newer than PyPI's), the quantizer is in llama-cpp-python.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loco.contracts.errors import DiskFull, ExportFailed
+from loco.contracts.errors import DiskFull, ExportFailed, TrainingFailed
 from loco.stage.deathsig import dying_with_us
 from loco.stage.program import Emitter
 
@@ -55,6 +56,37 @@ class Written:
     peak_ram_bytes: int  # of the child
 
 
+def check_architecture(config: dict[str, Any]) -> None:
+    """Refuses a base that the converter does not know, before it is trained for nothing.
+
+    The table of architectures is read from the converter's source: importing it takes seconds. Where
+    the converter is missing nothing is refused; export says so.
+
+    Args:
+        config: the base's config.json.
+
+    Raises:
+        TrainingFailed: names the architecture.
+    """
+    source = _converter() / "conversion" / "__init__.py"
+    if not source.is_file():
+        return
+    known: set[str] = set()
+    for line in ast.parse(source.read_text()).body:
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "TEXT_MODEL_MAP":
+            assert line.value is not None
+            known = set(ast.literal_eval(line.value))
+    levels = (config, config.get("text_config") or {})
+    named = [name for level in levels for name in (level.get("architectures") or [])[:1]]
+    if named and not known.intersection(named):
+        raise TrainingFailed(
+            f"The GGUF converter does not know the architecture {named[0]}: what is trained could "
+            "not be exported.",
+            param="base_model",
+            hint="Choose a base model whose architecture llama.cpp runs.",
+        )
+
+
 def write(job: Job, emit: Emitter) -> Written:
     """Has a child process write base + adapter as a GGUF (`loco_trainer.gguf.child`).
 
@@ -65,7 +97,7 @@ def write(job: Job, emit: Emitter) -> Written:
         DiskFull: the disk filled up on the way.
         Stopped: a stop was asked for; the child is gone.
     """
-    converter = Path(sys.prefix) / "converter"
+    converter = _converter()
     if not (converter / "convert_hf_to_gguf.py").is_file():
         raise ExportFailed(
             f"The GGUF converter is missing in {converter}.",
@@ -132,3 +164,7 @@ def _lines(child: subprocess.Popen[bytes], emit: Emitter) -> Iterator[dict[str, 
                 emit.progress(message="writing the GGUF", percent=round(10 + 70 * share, 2))
             else:
                 yield words
+
+
+def _converter() -> Path:
+    return Path(sys.prefix) / "converter"

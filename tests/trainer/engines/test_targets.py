@@ -83,6 +83,21 @@ def test_layers_that_export_cannot_name_are_refused_before_training(
     assert not any("loading" in event.model_dump_json() for event in recorder.events)
 
 
+def test_a_base_that_the_converter_does_not_know_is_refused_before_training(
+    a_base: Callable[[Any], BaseModelSpec],
+    toy_spec: TrainSpec,
+    inputs: Inputs,
+    tmp_path: Path,
+    recorder: Any,
+) -> None:
+    base = a_base(small_models.hrm)
+    spec = asking(toy_spec, "o_proj").model_copy(update={"base_model": base})
+    with pytest.raises(TrainingFailed, match="does not know the architecture HrmText") as caught:
+        train.run(spec, inputs, tmp_path / "out", recorder)
+    assert caught.value.param == "base_model"
+    assert not any("loading" in event.model_dump_json() for event in recorder.events)
+
+
 def test_a_base_of_which_only_the_config_is_here_is_checked_by_its_own_names(
     a_base: Callable[[Any], BaseModelSpec], toy_spec: TrainSpec
 ) -> None:
