@@ -314,6 +314,43 @@ def test_a_shortage_is_met_with_smaller_passes_to_the_same_end(
     assert losses(short) == pytest.approx(losses(whole), rel=0.02)
 
 
+#: Has every pass of a base in 16 bits run out of memory, as it would beside a larger model.
+_NO_ROOM_FOR_16_BITS = """
+from dataclasses import replace
+import torch
+from loco_trainer.engines import choose
+real = choose.load
+def load(*arguments):
+    loaded = real(*arguments)
+    def losses(batch):
+        if not loaded.dtype.startswith("4-bit"):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return loaded.losses(batch)
+    return replace(loaded, losses=losses)
+choose.load = load
+"""
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="gpu.txt is not installed")
+def test_the_last_rung_loads_the_base_again_in_4_bits(
+    wide_qwen: BaseModelSpec, spec_file: SpecFile, tmp_path: Path
+) -> None:
+    spec = recipe(wide_qwen, "peft", four_bit=True, learning_rate=1e-3)
+    out = tmp_path / "out"
+    with program(spec_file(Stage.TRAIN, spec), out, before=_NO_ROOM_FOR_16_BITS) as child:
+        assert child.stdout is not None
+        assert child.stdout.read()
+        assert child.wait() == 0, (tmp_path / "out.log").read_text()[-3000:]
+    result = TrainResult.model_validate_json((out / "result.json").read_bytes())
+    tried = [(attempt.plan.precision, attempt.outcome) for attempt in result.attempts]
+    assert tried[0] == ("bf16", "out_of_memory")
+    assert tried[-1] == ("4bit", "finished")
+    assert result.dtype.startswith("4-bit")
+    # 182 MB of weights in 16 bits are gone: what is held now is the base in 4 bits and the passes
+    assert result.attempts[-1].peak_memory_gb < 0.182
+    assert result.last_loss < result.first_loss
+
+
 def test_a_model_that_cannot_fit_says_what_to_change(
     wide_qwen: BaseModelSpec, spec_file: SpecFile, tmp_path: Path
 ) -> None:
