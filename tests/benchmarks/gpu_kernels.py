@@ -1,12 +1,11 @@
-"""How long a step takes with kernels put in place by hand, and by liger-kernel's own patching.
+"""How long a step takes with kernels as we put them in place, and by liger-kernel's own patching.
 
     PYTHONPATH=shared:services .venv-train/bin/python tests/benchmarks/gpu_kernels.py
 
 One JSON line an architecture, and one for the imports; needs an NVIDIA GPU. Twelve layers of each
-model's shape, random bfloat16 weights, LoRA on all linear layers, 8 rows of 165 tokens.
+model's shape, random bfloat16 weights, LoRA on all linear layers.
 """
 
-import importlib
 import json
 import statistics
 import subprocess
@@ -14,7 +13,7 @@ import sys
 from typing import Any
 
 import torch
-from liger_kernel.ops import LigerRopeFunction, LigerSiLUMulFunction
+from liger_kernel.transformers import monkey_patch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -29,33 +28,22 @@ _IMPORTS = {
 }
 
 
-def by_hand(model: Any) -> None:
-    """What `kernels.install` did before liger-kernel's patching: the same norm, rotation and gate."""
-
-    def rotate(q: Any, k: Any, cos: Any, sin: Any, *_: Any, **__: Any) -> Any:
-        return LigerRopeFunction.apply(q, k, cos, sin)
-
-    def gate(module: Any) -> Any:
-        function = LigerSiLUMulFunction.apply
-        return lambda x: module.down_proj(function(module.gate_proj(x), module.up_proj(x)))
-
-    importlib.import_module(type(model).__module__).apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
-    for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = kernels._Norm(module)
-        elif hasattr(module, "gate_proj"):
-            module.forward = gate(module)
+def ligers(model: Any) -> None:
+    """liger-kernel's rotation and gate, put in place by its own patching of an instance."""
+    monkey_patch._apply_liger_kernel_to_instance(
+        model, rms_norm=False, cross_entropy=False, fused_linear_cross_entropy=False
+    )
 
 
 def main() -> None:
     """Prints the figures."""
     print(json.dumps({"import_seconds": {name: import_seconds(c) for name, c in _IMPORTS.items()}}))
-    for architecture in ("qwen3", "llama", "gemma", "phi3"):
-        plain = architecture in kernels.PLAIN_DECODERS
-        ways = {"none": lambda _: None, **({"by hand": by_hand} if plain else {})}
-        seconds = {name: step_seconds(architecture, way) for name, way in ways.items()}
-        seconds["liger's patching"] = step_seconds(architecture, kernels.install)
-        print(json.dumps({"architecture": architecture, "milliseconds": seconds}), flush=True)
+    ways = {"none": lambda _: None, "ours": kernels.install, "liger's patching": ligers}
+    for architecture in ("qwen3", "llama", "gemma", "phi3"):  # the last two have none of ours
+        for rows, length in ((8, 165), (32, 512)):  # bound by launches, and by the GPU
+            seconds = {n: step_seconds(architecture, way, rows, length) for n, way in ways.items()}
+            figures = {"architecture": architecture, "rows": rows, "length": length}
+            print(json.dumps(figures | {"milliseconds": seconds}), flush=True)
 
 
 def import_seconds(code: str) -> float:
@@ -66,7 +54,7 @@ def import_seconds(code: str) -> float:
     return round(float(out.stdout), 2)
 
 
-def step_seconds(architecture: str, install: Any) -> dict[str, float]:
+def step_seconds(architecture: str, install: Any, rows: int, length: int) -> dict[str, float]:
     """Median and smallest time of forward and backward pass, in milliseconds, launched one by one."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
@@ -78,7 +66,7 @@ def step_seconds(architecture: str, install: Any) -> dict[str, float]:
     install(model)
     adapted = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear"))
     fused_lora.fuse(adapted)
-    ids = torch.randint(2, 32000, (8, 165), device="cuda")
+    ids = torch.randint(2, 32000, (rows, length), device="cuda")
     spans = []
     for _ in range(_STEPS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

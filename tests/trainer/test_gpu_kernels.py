@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from loco.planning.ways import PLAIN_DECODERS
 from loco_trainer.fast import kernels
 
 pytestmark = [
@@ -32,12 +33,6 @@ _SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-#: Phi-4-mini turns three quarters of a head.
-_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
-_MORE: dict[str, dict[str, Any]] = {
-    "phi3": {"rope_parameters": _PARTIAL},
-    "gemma2": {"attn_logit_softcapping": 2.0},
-}
 
 
 def step(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -47,10 +42,11 @@ def step(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.T
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("architecture", kernels.PATCHED)
-def test_losses_and_gradients_stay(architecture: str) -> None:
+@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize("architecture", PLAIN_DECODERS)
+def test_losses_and_gradients_stay(architecture: str, activation: str) -> None:
     torch.manual_seed(1)
-    config = AutoConfig.for_model(architecture, **_SHAPE, **_MORE.get(architecture, {}))
+    config = AutoConfig.for_model(architecture, **_SHAPE, hidden_act=activation)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").cuda()
     with torch.no_grad():  # norms of one hide a norm without its weight
         for name, parameter in model.named_parameters():
@@ -60,7 +56,7 @@ def test_losses_and_gradients_stay(architecture: str) -> None:
     mlp = model.model.layers[0].mlp
     assert "forward" not in vars(mlp)
     kernels.install(model)
-    assert "forward" in vars(mlp)
+    assert ("forward" in vars(mlp)) == (activation == "silu")
     after, gradients = step(model, ids)
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
     for name, gradient in wanted.items():

@@ -2,10 +2,12 @@
 
 Each of these is five to ten small kernels in transformers, bound by memory traffic and launches. The
 norm is torch's fused one (backward in 50 us where liger-kernel takes 168 and the memory 29: 8192 rows
-of 2560 on an H200); rotation and gate are liger-kernel's, in Triton, put in place by its own patching:
-compiled on first use and kept in `TRITON_CACHE_DIR` for the next job.
+of 2560 on an H200), rotation and gate are liger-kernel's, in Triton: compiled on first use and kept in
+`TRITON_CACHE_DIR` for the next job. They are put in place by hand: liger-kernel's own patching is slower
+and looks at no activation (docs/adr/0011).
 """
 
+import importlib
 from typing import Any
 
 import torch
@@ -13,23 +15,29 @@ from torch.nn.functional import rms_norm
 
 from loco.planning.ways import PLAIN_DECODERS
 
-#: Architectures whose rotation and gate liger-kernel has, and that tests/trainer/test_gpu.py compares.
-PATCHED = (*PLAIN_DECODERS, "gemma", "gemma2", "gemma3_text", "phi3")
-
 
 def install(model: Any) -> None:
-    """Puts the fused kernels that an architecture has into a loaded model."""
-    kind = model.config.model_type
-    if kind in PATCHED:
-        from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    """Puts the fused kernels into a loaded model, where its architecture has them.
 
-        _apply_liger_kernel_to_instance(
-            model, rms_norm=False, cross_entropy=False, fused_linear_cross_entropy=False
-        )
-    if kind in PLAIN_DECODERS:  # others' norms are no plain x / rms(x) * weight
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = _Norm(module)
+    Its norm has to be x / rms(x) * weight, its gate silu(gate(x)) * up(x), and its rotation has to take
+    the two halves of a head.
+    """
+    if model.config.model_type not in PLAIN_DECODERS:
+        return
+    from liger_kernel.ops import LigerRopeFunction
+
+    def rotate(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *_: Any, **__: Any
+    ) -> Any:
+        return LigerRopeFunction.apply(q, k, cos, sin)
+
+    # the attention layers look this function up in their module
+    importlib.import_module(type(model).__module__).apply_rotary_pos_emb = rotate  # type: ignore[attr-defined]
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = _Norm(module)
+        elif hasattr(module, "gate_proj") and type(module.act_fn).__name__.startswith("SiLU"):
+            module.forward = _Gate(module)
 
 
 class _Norm:
@@ -43,3 +51,17 @@ class _Norm:
         # autocast would widen it to float32, and attention and the vocabulary's product with it
         with torch.autocast(x.device.type, enabled=False):
             return rms_norm(x, weight.shape, weight, self._module.variance_epsilon)
+
+
+class _Gate:
+    """down(silu(gate(x)) * up(x)), the middle part in one kernel."""
+
+    def __init__(self, module: Any) -> None:
+        from liger_kernel.ops import LigerSiLUMulFunction
+
+        self._function = LigerSiLUMulFunction
+        self._module = module
+
+    def __call__(self, x: torch.Tensor) -> Any:
+        inner = self._function.apply(self._module.gate_proj(x), self._module.up_proj(x))
+        return self._module.down_proj(inner)
