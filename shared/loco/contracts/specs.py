@@ -126,7 +126,8 @@ class LoraSpec(Contract):
     alpha: int = Field(32, ge=1, description="Scale: updates are multiplied by alpha / r.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="Linear layers that are adapted."
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="Linear layers that are adapted; of a base that also sees or listens, those of its language model.",
     )
 
 
