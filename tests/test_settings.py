@@ -107,6 +107,39 @@ def test_what_cannot_be_read_is_named(here: Path) -> None:
         variables_here({})
 
 
+def test_a_line_that_cannot_be_read_is_named_and_not_shown(here: Path) -> None:
+    (here / ".env").write_text("LOCO_PORT=9000\n\nthe secret word\n")
+    with pytest.raises(InvalidRequest, match=r"\.env cannot be read: line 3") as caught:
+        variables_here({})
+    assert caught.value.param == ".env"
+    assert "secret" not in f"{caught.value}{caught.value.hint}"
+    (here / ".env").write_text('LOCO_PORT=9000\nLOCO_GPU="1\n')
+    with pytest.raises(InvalidRequest, match=r"line 2") as caught:
+        variables_here({})
+
+
+def test_a_dollar_in_a_dotenv_file_stands_for_itself(here: Path) -> None:
+    (here / ".env").write_text(
+        "A='pa${HOME}d'\nB=\"pa${HOME}d\"\nC=pa${HOME}d\nD=pa$HOMEd  # a password\n"
+    )
+    found = variables_here({"HOME": "/root"})
+    assert [found[name] for name in "ABCD"] == ["pa${HOME}d"] * 3 + ["pa$HOMEd"]
+
+
+def test_a_dotenv_file_may_name_the_folder_of_secrets(here: Path) -> None:
+    (here / "secrets").mkdir()
+    (here / "secrets" / "loco_redis_url").write_text("redis://:word@r:1\n")
+    (here / ".env").write_text("LOCO_SECRETS_DIR=secrets\n")
+    assert Settings.from_environment(variables_here({})).redis_url == "redis://:word@r:1"
+    none = variables_here({"LOCO_SECRETS_DIR": ""})
+    assert Settings.from_environment(none).redis_url is None
+
+
+def test_the_address_that_containers_call_ollama_by_is_none_of_ours(here: Path) -> None:
+    (here / ".env").write_text("LOCO_OLLAMA_HOST=http://host.docker.internal:11434\n")
+    assert Settings.from_environment(variables_here({})) == Settings.from_environment({})
+
+
 def test_a_child_keeps_what_its_parent_decided(here: Path) -> None:
     """`loco up` gives its children every setting; the `.env` beside them changes none."""
     given = Settings.from_environment({"LOCO_PORT": "7000", "LOCO_REDIS_URL": "redis://up"})

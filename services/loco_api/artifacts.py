@@ -3,9 +3,13 @@
 A path is looked up in the job's list of artifacts; it is never joined to a folder.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http import HTTPStatus
+from os import stat_result
 from pathlib import Path as FilePath
+from stat import S_ISREG
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
@@ -24,6 +28,8 @@ router = APIRouter(tags=["artifacts"])
 _BINARY = {
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 }
+#: FileResponse also takes what Python's int() takes, `1_0` or `+1`, and `--5`.
+_SINGLE_RANGE = re.compile(rb"bytes=\s*(\d+-\d*|-\d+)\s*", re.IGNORECASE)
 #: Headers that FileResponse reads.
 _RANGE_HEADERS = {
     "parameters": [
@@ -100,12 +106,7 @@ def download_artifact(
     }
     if if_none_match and _matches(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return ArtifactResponse(
-        _place(here.settings.adapters_dir, artifact),
-        headers=headers,
-        media_type=artifact.media_type,
-        filename=artifact.name.rpartition("/")[2],
-    )
+    return ArtifactResponse(artifact, *_place(here.settings.adapters_dir, artifact), headers)
 
 
 def committed(job: Job) -> Iterator[Artifact]:
@@ -141,16 +142,19 @@ def _matches(header: str, etag: str) -> bool:
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in header.split(","))
 
 
-def _place(adapters_dir: FilePath, artifact: Artifact) -> FilePath:
+def _place(adapters_dir: FilePath, artifact: Artifact) -> tuple[FilePath, stat_result]:
     """The committed file; the ledger says where it lies, the folder that it is still there."""
     path = (adapters_dir / artifact.path).resolve()
-    if (
-        path.is_relative_to(adapters_dir.resolve())
-        and path.is_file()
-        and path.stat().st_size == artifact.size
-    ):
-        return path
-    raise NotFound(
+    if path.is_relative_to(adapters_dir.resolve()):
+        with suppress(OSError):
+            found = path.stat()
+            if S_ISREG(found.st_mode) and found.st_size == artifact.size:
+                return path, found
+    raise _gone(artifact)
+
+
+def _gone(artifact: Artifact) -> NotFound:
+    return NotFound(
         f"{artifact.stage}/{artifact.name} is no longer on the server as it was committed.",
         param="path",
         hint="It was deleted or changed under the adapters folder; run the job again.",
@@ -164,26 +168,51 @@ class ArtifactResponse(FileResponse):
 
     Raises:
         RangeNotSatisfiable: no byte of the range exists.
+        NotFound: the file has been deleted since it was looked up.
     """
 
     chunk_size = 1024 * 1024  # with 64 KiB a large file takes six times as long
     max_ranges = 1
 
+    def __init__(
+        self, artifact: Artifact, path: FilePath, found: stat_result, headers: Mapping[str, str]
+    ) -> None:
+        """An artifact's file as it was found."""
+        name = artifact.name.rpartition("/")[2]
+        kind = artifact.media_type
+        super().__init__(path, headers=headers, media_type=kind, filename=name, stat_result=found)
+        self._artifact = artifact
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the bytes."""
+        held: list[Message] = []  # the status, until the file is open
 
         async def send_unless_refused(message: Message) -> None:
             if message.get("status") == HTTPStatus.BAD_REQUEST:
                 raise MalformedRangeHeader
             if message.get("status") == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise self._outside()
-            await send(message)
+            held.append(message)
+            if message["type"] != "http.response.start":
+                while held:
+                    await send(held.pop(0))
 
+        async def answer(*, keep_single: bool) -> None:
+            headers = [
+                (name, value)
+                for name, value in scope["headers"]
+                if name != b"range" or (keep_single and _SINGLE_RANGE.fullmatch(value))
+            ]
+            await respond({**scope, "headers": headers}, receive, send_unless_refused)
+
+        respond = super().__call__
         try:
-            await super().__call__(scope, receive, send_unless_refused)
-        except MalformedRangeHeader:
-            headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-            await super().__call__({**scope, "headers": headers}, receive, send)
+            try:
+                await answer(keep_single=True)
+            except MalformedRangeHeader:  # it ends before it begins
+                await answer(keep_single=False)
+        except FileNotFoundError:
+            raise _gone(self._artifact) from None
 
     def _outside(self) -> RangeNotSatisfiable:
         size = self.headers["Content-Length"]

@@ -1,7 +1,7 @@
 """Settings, read once from LOCO_* variables in each process's composition root.
 
 Variables come from the environment, then from `.env` in the current folder, then from the files of
-the folder LOCO_SECRETS_DIR names (as Docker and Podman mount secrets).
+the folder LOCO_SECRETS_DIR (of either) names (as Docker and Podman mount secrets).
 """
 
 import json
@@ -22,6 +22,9 @@ DEFAULT_OLLAMA = "http://127.0.0.1:11434"
 UP_FILE = "up.json"
 #: In the current folder: variables as Docker Compose reads them. Never committed.
 ENV_FILE = ".env"
+#: Fields of `Settings` that no LOCO_FIELD gives as it is. LOCO_OLLAMA_HOST in a `.env` is Compose's, and
+#: names a host that only its containers know.
+_NAMED_OTHERWISE = ("timings", "dataset_dirs", "ollama_host")
 
 
 class Timings(Contract):
@@ -83,7 +86,7 @@ class Settings(Contract):
         values: dict[str, object] = {}
         for field in cls.model_fields:
             raw = environment.get(f"LOCO_{field.upper()}")
-            if raw and field not in ("timings", "dataset_dirs"):
+            if raw and field not in _NAMED_OTHERWISE:
                 values[field] = raw
         if raw := environment.get("LOCO_DATASET_DIRS"):
             values["dataset_dirs"] = [Path(p).absolute() for p in raw.split(os.pathsep) if p]
@@ -119,7 +122,7 @@ class Settings(Contract):
         variables = {
             f"LOCO_{name.upper()}": "" if (value := getattr(self, name)) is None else str(value)
             for name in type(self).model_fields
-            if name not in ("timings", "dataset_dirs", "ollama_host")
+            if name not in _NAMED_OTHERWISE
         }
         variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
         variables["OLLAMA_HOST"] = self.ollama_host
@@ -142,22 +145,39 @@ def variables_here(environment: Mapping[str, str] = os.environ) -> dict[str, str
     """The environment, and below it `.env` and secrets: what is set in it wins, even when empty.
 
     Raises:
-        InvalidRequest: `.env` or the folder of secrets cannot be read.
+        InvalidRequest: `.env`, a line of it or the folder of secrets cannot be read.
     """
-    given: dict[str, str] = {}
-    if folder := environment.get("LOCO_SECRETS_DIR"):
+    given = {**_env_file(Path(ENV_FILE)), **environment}
+    secrets: dict[str, str] = {}
+    if folder := given.get("LOCO_SECRETS_DIR"):
         with _readable("LOCO_SECRETS_DIR"):
-            given = {
+            secrets = {
                 file.name.upper(): file.read_text(encoding="utf-8").strip()
                 for file in Path(folder).iterdir()
                 if file.is_file() and file.name.upper().startswith(("LOCO_", "OLLAMA_HOST"))
             }
-    if (file := Path(ENV_FILE)).is_file():
-        from dotenv import dotenv_values  # noqa: PLC0415 (25 ms that only those with a file pay)
+    return {**secrets, **given}
 
-        with _readable(ENV_FILE):
-            given |= {name: value or "" for name, value in dotenv_values(file).items()}
-    return {**given, **environment}
+
+def _env_file(file: Path) -> dict[str, str]:
+    """Its variables; `$` stands for itself, in whatever quotes."""
+    if not file.is_file():
+        return {}
+    from dotenv.parser import parse_stream  # noqa: PLC0415 (25 ms that only those with a file pay)
+
+    with _readable(ENV_FILE), file.open(encoding="utf-8") as content:
+        bindings = list(parse_stream(content))
+    for binding in bindings:
+        if binding.error:
+            text, first = binding.original  # with the empty lines before it
+            number = first + text[: len(text) - len(text.lstrip())].count("\n")
+            line = f"line {number}"  # not its text: it may be a password
+            raise InvalidRequest(
+                f"{ENV_FILE} cannot be read: {line} is no NAME=value.",
+                param=ENV_FILE,
+                hint=f"Correct {line}: close its quotes, or begin it with # if it is a comment.",
+            )
+    return {binding.key: binding.value or "" for binding in bindings if binding.key is not None}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from loco.contracts.stages import Stage
+from loco_api import artifacts
 
 pytestmark = pytest.mark.redis
 
@@ -119,6 +120,10 @@ def test_an_empty_file_has_no_range(http_client, job_id, asked):
         b"bytes=1-\xb2",
         b"lines=1-2",
         b"nonsense",
+        b"bytes=1_0-2_0",
+        b"bytes=+1-5",
+        b"bytes=--5",
+        b"bytes=-+5",
     ],
 )
 def test_what_is_no_single_range_gets_the_whole_file(http_client, url, asked):
@@ -152,6 +157,24 @@ def test_a_file_that_was_deleted_or_changed_is_said_to_be_gone(
     assert "no longer" in answer.json()["error"]["message"]
     path.unlink()
     assert http_client.get(url).status_code == 404
+
+
+@pytest.mark.parametrize("asked", [{}, {"Range": "bytes=0-9"}])
+def test_a_file_that_is_deleted_meanwhile_is_said_to_be_gone(
+    http_client, url, monkeypatch, adapters_dir, asked
+):
+    look = artifacts._place
+
+    def look_and_lose(*arguments):
+        found = look(*arguments)
+        (path,) = adapters_dir.glob(f"math/runs/*/prepare/*/{NAME}")
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(artifacts, "_place", look_and_lose)
+    answer = http_client.get(url, headers=asked)
+    assert answer.status_code == 404
+    assert "no longer" in answer.json()["error"]["message"]
 
 
 def test_a_ledger_entry_that_leads_outside_is_not_followed(http_client, url, adapters_dir):

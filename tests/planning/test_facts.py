@@ -12,7 +12,12 @@ from loco.contracts.plans import Shape
 from loco.contracts.specs import BaseModelSpec
 from loco.planning.facts import is_here
 from loco.planning.memory import weight_bytes
-from loco.recipes.base_files import missing_weights, user_hub_cache, with_stored_size
+from loco.recipes.base_files import (
+    missing_weights,
+    tensor_entries,
+    user_hub_cache,
+    with_stored_size,
+)
 
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 BASE = BaseModelSpec(
@@ -125,20 +130,72 @@ def store(file: Path, **sizes: int) -> None:
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(sum(sizes.values())))
 
 
-def test_the_size_of_4_bit_weights_is_read_from_their_headers(tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    assert with_stored_size(SHAPE, BASE, models) == SHAPE
-    folder = keep(models / "hub", "config.json")
-    model = models / "hub" / "models--team--toy"
-    model.rename(model.with_name("models--team--toy-4bit"))
-    folder = models / "hub" / "models--team--toy-4bit" / "snapshots" / "c1"
-    store(folder / "a.safetensors", q=70_000, absmax=1000)
-    store(folder / "b.safetensors", left_in_16_bits=60_000)
-    (folder / "config.json").write_text(json.dumps({"quantization_config": {"load_in_4bit": True}}))
-    found = with_stored_size(SHAPE, BASE, models)
+FOUR_BIT = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """The folder that the base trains from, with the config of 4-bit weights and none of them."""
+    keep(tmp_path / "hub", "config.json")
+    model = tmp_path / "hub" / "models--team--toy"
+    folder = model.rename(model.with_name("models--team--toy-4bit")) / "snapshots" / "c1"
+    (folder / "config.json").write_text(json.dumps(FOUR_BIT))
+    return folder
+
+
+def test_the_size_of_4_bit_weights_is_read_from_their_headers(stored: Path, tmp_path: Path) -> None:
+    assert with_stored_size(SHAPE, BASE, tmp_path) == SHAPE
+    store(stored / "a.safetensors", q=70_000, absmax=1000)
+    store(stored / "b.safetensors", left_in_16_bits=60_000)
+    names = {"q": "a.safetensors", "left_in_16_bits": "b.safetensors"}
+    (stored / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    found = with_stored_size(SHAPE, BASE, tmp_path)
     assert weight_bytes(found, "4bit") == 131_000 != round(weight_bytes(SHAPE, "4bit"))
     assert weight_bytes(found, "bf16") == weight_bytes(SHAPE, "bf16")
-    (folder / "b.safetensors").write_bytes(b"x")
-    assert with_stored_size(SHAPE, BASE, models) == SHAPE
-    (folder / "config.json").write_text("{}")  # 16 bits, which training quantizes itself
-    assert with_stored_size(SHAPE, BASE, models) == SHAPE
+    (stored / "b.safetensors").write_bytes(b"x")
+    assert with_stored_size(SHAPE, BASE, tmp_path) == SHAPE
+
+
+def test_weights_that_are_there_twice_count_once(stored: Path, tmp_path: Path) -> None:
+    store(stored / "model.safetensors", q=3000)
+    store(stored / "consolidated.safetensors", q=3000)
+    assert with_stored_size(SHAPE, BASE, tmp_path).quantized_bytes == 3000
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},  # 16 bits, which training quantizes itself
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"quantization_config": None},
+        None,
+    ],
+)
+def test_only_4_bit_weights_tell_their_size(stored: Path, tmp_path: Path, config: object) -> None:
+    store(stored / "model.safetensors", q=3000)
+    (stored / "config.json").write_text(json.dumps(config))
+    assert with_stored_size(SHAPE, BASE, tmp_path) == SHAPE
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        [],
+        {"a": 5},
+        {"a": {"dtype": "F16", "shape": None, "data_offsets": [0, 1]}},
+        {"a": {"dtype": "F16", "shape": [1], "data_offsets": 3}},
+        {"a": {"dtype": "F16", "shape": [1], "data_offsets": [4, 2]}},
+        {"a": {"shape": [1], "data_offsets": [0, 2]}},
+    ],
+)
+def test_a_damaged_header_is_one_whatever_it_holds(
+    stored: Path, tmp_path: Path, header: object
+) -> None:
+    text = json.dumps(header).encode()
+    file = stored / "model.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ValueError, match="the header"):
+        list(tensor_entries(file))
+    assert with_stored_size(SHAPE, BASE, tmp_path) == SHAPE

@@ -81,6 +81,55 @@ def test_a_plan_that_ran_out_is_not_tried_again_on_that_card_nor_a_larger_one():
     assert third.memory_gb < second.memory_gb
 
 
+def test_a_part_of_a_run_never_lowers_what_is_expected():
+    first = plan(card(20))
+    late = attempt(first, 10.2).model_copy(update={"first_step": 75})
+    early = attempt(first, 14.9, "stopped").model_copy(update={"last_step": 74})
+    assert plan(card(12), late) == plan(card(12))  # of a smaller plan, after memory ran out
+    resumed = plan(card(20), late, early, micro_batch=8, gradient_checkpointing=False)
+    assert resumed.memory_gb == pytest.approx(14.9, rel=0.001)
+    assert plan(card(12), late, early).precision == "4bit"
+    # steps of another run are no part of this one
+    other = early.model_copy(update={"last_step": 60})
+    assert plan(card(12), late, other) == plan(card(12))
+    higher = late.model_copy(update={"peak_memory_gb": 1.2 * first.memory_gb})
+    assert Lessons((higher,)).factor(first, card(20)) == pytest.approx(1.2)
+
+
+def test_no_measured_peak_brings_a_plan_below_its_weights():
+    pins = {"load_in_4bit": False, "micro_batch": 8, "gradient_checkpointing": False}
+    first = plan(card(20), **pins)
+    again = plan(card(20), attempt(first, 0.4), **pins)
+    assert 8 < again.memory_gb < first.memory_gb  # 4.0 billion parameters, of 2 bytes
+
+
+def test_a_run_out_is_forgotten_once_as_much_has_finished_in_the_memory_of_then():
+    first = plan(card(20))
+    failed = attempt(first, 20, "out_of_memory")
+    modelled = first.memory_gb / first.memory_factor
+    fine = attempt(first, first.memory_gb, free_gb=23.0)
+    assert not Lessons((fine, failed)).ran_out(first, modelled, card(20))
+    for since in (
+        attempt(first, 21, free_gb=23.0),  # it took what was not free then
+        attempt(first, 5, memory_gb=0.5 * first.memory_gb),
+        fine.model_copy(update={"first_step": 75}),
+        fine.model_copy(update={"outcome": "stopped"}),
+    ):
+        assert Lessons((since, failed)).ran_out(first, modelled, card(20))
+    assert Lessons((failed, fine)).ran_out(first, modelled, card(20))  # the run-out is newer
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.95, 1.0, 1.07, 1.2])
+def test_a_run_out_is_recognised_whatever_was_learnt_before(factor: float):
+    first = plan(card(20))
+    for thousandths in range(200):
+        modelled = first.memory_gb + thousandths / 1000
+        expected = round(modelled + round(modelled * (factor - 1), 4), 3)
+        stored = {"memory_gb": expected, "memory_factor": factor}
+        failed = attempt(first, 0, "out_of_memory", **stored)
+        assert Lessons((failed,)).ran_out(first, modelled, card(20))
+
+
 def test_where_everything_ran_out_the_smallest_is_tried_before_a_refusal():
     least = plan(card(4.5), load_in_4bit=True, micro_batch=1, gradient_checkpointing=True)
     failed = attempt(least, 4, "out_of_memory", memory_gb=0.1, free_gb=20.0)

@@ -486,6 +486,16 @@ def test_a_mixture_of_experts_is_refused_by_its_field(field: str, nested: bool) 
     assert "dense" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("experts", [None, 0, 1])
-def test_a_dense_model_may_have_the_field(experts: int | None) -> None:
+def test_experts_counted_by_layer_or_kind_are_refused_too() -> None:
+    with pytest.raises(InvalidRequest, match=r"\(moe_num_experts \[64, 64\] in"):
+        Shape.of(QWEN.model_dump() | {"moe_num_experts": [64, 64]})
+
+
+@pytest.mark.parametrize("experts", [None, 0, 1, [], [1, 1]])
+def test_a_dense_model_may_have_the_field(experts: int | list[int] | None) -> None:
     assert Shape.of(QWEN.model_dump() | {"num_experts": experts}) == QWEN
+
+
+def test_layers_of_unequal_width_count_as_the_widest() -> None:
+    widths = [QWEN.intermediate_size, 128]
+    assert Shape.of(QWEN.model_dump() | {"intermediate_size": widths}) == QWEN

@@ -4,8 +4,10 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -76,7 +78,7 @@ def test_checkpoints_are_replaced_as_a_whole(tmp_path: Path) -> None:
     place = tmp_path / "math" / "checkpoints"
     assert [p.name for p in place.iterdir()] == ["adapter.st"]
     assert (place / "adapter.st").read_text() == "2"
-    assert not list((tmp_path / "math").glob(".checkpoints*"))
+    assert not _leftovers(tmp_path)
 
 
 def test_an_older_job_never_replaces_a_newer_one(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_without_an_atomic_exchange_the_folder_is_still_replaced(
         task = committed(tmp_path, job, Stage.TRAIN, {"checkpoints/a": job}, minutes=minute)
         publish(tmp_path, "math", task)
     assert (tmp_path / "math" / "checkpoints" / "a").read_text() == "j2"
-    assert not list((tmp_path / "math").glob(".checkpoints*"))
+    assert not _leftovers(tmp_path)
 
 
 def test_a_missing_file_leaves_the_published_one(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_missing_file_leaves_the_published_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         publish(tmp_path, "math", bad)
     assert (tmp_path / "math" / "training_data.jsonl").read_text() == "good"
-    assert not list((tmp_path / "math").glob(".*.part"))
+    assert not _leftovers(tmp_path)
 
 
 def test_a_missing_file_leaves_all_files_of_the_stage(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_missing_file_leaves_all_files_of_the_stage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         publish(tmp_path, "math", bad)
     assert [(tmp_path / "math" / name).read_text() for name in names] == ["good"] * 3
-    assert not list((tmp_path / "math").glob(".*.part"))
+    assert not _leftovers(tmp_path)
 
 
 def test_a_folder_that_cannot_be_replaced_stays(
@@ -165,6 +167,73 @@ def test_what_a_dead_publisher_left_is_cleared(tmp_path: Path) -> None:
     publish(tmp_path, "math", committed(tmp_path, "j1", Stage.TRAIN, {"checkpoints/a": "1"}))
     assert [p.name for p in (tmp_path / "math" / "checkpoints").iterdir()] == ["a"]
     assert not left.parent.exists()
+
+
+def test_parts_of_a_dead_publisher_are_cleared(tmp_path: Path) -> None:
+    """Also those of files that this job does not write: each may hold gigabytes."""
+    place = tmp_path / "math" / "gguf"
+    place.mkdir(parents=True)
+    for name in ("unsloth.Q4_K_M.gguf", "unsloth.Q8_0.gguf"):
+        (place / f".{name}.publish.part").write_text("half")
+    task = committed(tmp_path, "j1", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "g"})
+    publish(tmp_path, "math", task)
+    assert [p.name for p in place.iterdir()] == ["unsloth.Q4_K_M.gguf"]
+    assert (place / "unsloth.Q4_K_M.gguf").read_text() == "g"
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than the adapters."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("one file system only")
+    with TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_a_gguf_folder_on_another_disk_is_published_into(tmp_path: Path, other_disk: Path) -> None:
+    names = ("Modelfile", "gguf/unsloth.Q4_K_M.gguf")
+    old, new, bad = (
+        committed(tmp_path, job, Stage.EXPORT, dict.fromkeys(names, job), minutes=minute)
+        for minute, job in enumerate(("old", "new", "bad"))
+    )
+    (tmp_path / "math" / "gguf").symlink_to(other_disk)
+    for task in (old, new):
+        publish(tmp_path, "math", task)
+    (tmp_path / bad.artifacts[-1].path).unlink()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, "math", bad)
+    assert [(tmp_path / "math" / name).read_text() for name in names] == ["new", "new"]
+    assert [p.name for p in other_disk.iterdir()] == ["unsloth.Q4_K_M.gguf"]
+    assert not _leftovers(tmp_path)
+
+
+def test_a_reader_that_does_not_let_go_keeps_no_publisher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_PATIENCE", 0.1, raising=False)
+    old, new = (
+        committed(tmp_path, job, Stage.PREPARE, {"training_data.jsonl": job}, minutes=minute)
+        for minute, job in enumerate(("old", "new"))
+    )
+    publish(tmp_path, "math", old)
+    raised: list[OSError] = []
+
+    def write() -> None:
+        try:
+            publish(tmp_path, "math", new)
+        except OSError as error:
+            raised.append(error)
+
+    publisher = threading.Thread(target=write)
+    with (tmp_path / "math" / PUBLISH_LOCK).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        publisher.start()
+        publisher.join(10)
+        assert not publisher.is_alive()
+        assert "held for 0.1 seconds" in str(raised)
+        assert (tmp_path / "math" / "training_data.jsonl").read_text() == "old"
+    assert publish(tmp_path, "math", new)
 
 
 def test_a_reader_that_holds_the_lock_sees_the_files_of_one_job(tmp_path: Path) -> None:
@@ -225,6 +294,12 @@ def test_a_reader_always_finds_a_whole_checkpoint(tmp_path: Path) -> None:
     done.set()
     reader.join()
     assert set(seen) == {tuple("abcdef")}
+
+
+def _leftovers(adapters: Path) -> list[Path]:
+    """What publishing made ready, or put aside, and did not clear."""
+    found = [*(adapters / "math").rglob("*.part*"), *(adapters / "math").rglob("*.old")]
+    return [path for path in found if "runs" not in path.parts]
 
 
 def _files(folder: Path) -> list[Path]:

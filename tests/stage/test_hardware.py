@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from fake_nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, Card
+from fake_nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, NO_PERMISSION, Card
 
 from loco.stage import hardware, nvml
 
@@ -35,6 +35,20 @@ def test_a_gpu_that_is_not_there_is_logged(driver, caplog, device_id):
     driver(Card("NVIDIA H200"), Card("NVIDIA H200", uuid="GPU-01"))
     assert hardware.of(device_id) is None
     assert f"GPU {device_id} is not described" in caplog.text
+
+
+def test_a_lost_card_does_not_keep_the_others_from_being_found(driver):
+    driver(Card("NVIDIA H200", lost=True), Card("NVIDIA A100", (8, 0), uuid="GPU-01"))
+    found = hardware.of("GPU-01")
+    assert found is not None
+    assert found.name == "NVIDIA A100"
+
+
+def test_memory_that_must_not_be_asked_for_is_unknown(driver):
+    driver(Card("A100 in parts", memory=None, refusal=NO_PERMISSION), Card("A100", uuid="GPU-01"))
+    whole, other = nvml.gpus()
+    assert (whole.memory, whole.free) == (None, None)
+    assert other.memory is not None
 
 
 def test_a_part_of_a_gpu_has_its_own_memory_and_the_cards_capability(driver):

@@ -68,7 +68,7 @@ def index(base: Path) -> dict[str, Stored]:
                 e.name: Stored(e.name, e.dtype, e.shape, shard, e.offset, e.size)
                 for e in tensor_entries(shard)
             }
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise ExportFailed(
                 f"{shard.name} of the base is damaged: its header cannot be read.", hint=_FETCH
             ) from error

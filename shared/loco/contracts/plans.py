@@ -18,6 +18,11 @@ Outcome = Literal["finished", "out_of_memory", "stopped"]
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
+def _largest(field: int | list[int] | None) -> int:
+    """A number of a config, or the largest where it has one a layer; 0: none."""
+    return max(field, default=0) if isinstance(field, list) else field or 0
+
+
 class Shape(Contract):
     """What memory and arithmetic follow from, under the names of a Hugging Face config.json."""
 
@@ -48,7 +53,7 @@ class Shape(Contract):
             InvalidRequest: it is a mixture of experts, whose layers this shape does not describe.
         """
         config = config.get("text_config") or config
-        experts = {n: config[n] for n in _EXPERTS if n in config and (config[n] or 0) > 1}
+        experts = {n: config[n] for n in _EXPERTS if n in config and _largest(config[n]) > 1}
         if experts:
             found = ", ".join(f"{name} {count}" for name, count in experts.items())
             raise InvalidRequest(
@@ -62,7 +67,7 @@ class Shape(Contract):
         return cls(
             model_type=config.get("model_type", "unknown"),
             hidden_size=hidden,
-            intermediate_size=config.get("intermediate_size") or 4 * hidden,
+            intermediate_size=_largest(config.get("intermediate_size")) or 4 * hidden,
             num_hidden_layers=config["num_hidden_layers"],
             num_attention_heads=heads,
             num_key_value_heads=config.get("num_key_value_heads") or heads,

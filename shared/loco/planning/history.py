@@ -78,7 +78,7 @@ class History:
         )
 
     def tried(self, base_model: str) -> tuple[PlanAttempt, ...]:
-        """The plans that runs of a base model tried, newest first."""
+        """The plans that successful runs of a base model tried, newest first; others leave no result."""
         runs = self._trained(base_model)
         return tuple(a for run in runs for a in reversed(run.result.attempts))[:_TRIED]
 

@@ -173,7 +173,9 @@ def estimate(
 ) -> Estimate:
     """What a way is expected to take: seconds by the model alone, memory as earlier runs teach."""
     memory = peak_memory(way, spec, shape, lengths, device)
-    factor = lessons.factor(way, device)
+    # whatever was measured (a part of a run, another program's share): weights and adapter are held
+    least = (memory.weights_gb + memory.adapter_gb) / memory.peak_gb
+    factor = max(lessons.factor(way, device), least)
     learned = round(memory.peak_gb * (factor - 1), 4)
     return Estimate(
         way=way,

@@ -12,6 +12,7 @@ from loco.contracts.plans import Shape
 from loco.contracts.specs import BaseModelSpec
 
 _INDEX = "model.safetensors.index.json"
+_WHOLE = "model.safetensors"
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 
 
@@ -25,13 +26,19 @@ def missing_weights(folder: Path) -> list[str]:
     present = [file.name for file in folder.glob("*.safetensors") if file.is_file()]
     if index.is_file():
         try:
-            named = {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+            named = _indexed(folder)
         except (ValueError, KeyError, TypeError, AttributeError):
             return [_INDEX]
         return sorted(name for name in named if not (folder / name).is_file())
     if any(_SHARD.search(name) for name in present):
         return [_INDEX]
     return [] if present else ["*.safetensors"]
+
+
+def _indexed(folder: Path) -> set[str]:
+    """The weight files that a folder's index names."""
+    index = json.loads((folder / _INDEX).read_bytes())
+    return {str(name) for name in index["weight_map"].values()}
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,26 @@ def tensor_entries(file: Path) -> Iterator[TensorEntry]:
     https://github.com/huggingface/safetensors#format
 
     Raises:
-        ValueError, KeyError: the header is damaged.
+        ValueError: the header is damaged.
     """
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         if length > file.stat().st_size:
             raise ValueError("the header is longer than the file")
-        entries: dict[str, dict[str, Any]] = json.loads(content.read(length))
+        entries: Any = json.loads(content.read(length))
+    if not isinstance(entries, dict):
+        raise ValueError("the header is no JSON object")
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
-        start, end = entry["data_offsets"]
-        offset = 8 + length + start
-        yield TensorEntry(name, entry["dtype"], tuple(entry["shape"]), offset, end - start)
+        match entry:
+            case {
+                "dtype": str(dtype),
+                "shape": [*shape],
+                "data_offsets": [int(start), int(end)],
+            } if 0 <= start <= end and all(isinstance(side, int) for side in shape):
+                yield TensorEntry(name, dtype, tuple(shape), 8 + length + start, end - start)
+            case _:
+                raise ValueError(f"the header does not describe tensor {name}")
 
 
 def with_stored_size(shape: Shape, base: BaseModelSpec, models_dir: Path) -> Shape:
@@ -86,11 +101,15 @@ def with_stored_size(shape: Shape, base: BaseModelSpec, models_dir: Path) -> Sha
 def _quantized_bytes(folder: Path) -> int | None:
     """Bytes of the weights; None where training quantizes them itself, or a header is damaged."""
     try:
-        if "quantization_config" not in json.loads((folder / "config.json").read_bytes()):
-            return None
-        files = folder.glob("*.safetensors")
-        return sum(entry.size for file in files for entry in tensor_entries(file))
-    except (OSError, ValueError, KeyError):
+        match json.loads((folder / "config.json").read_bytes()):
+            case {"quantization_config": {"load_in_4bit": True}}:  # as bitsandbytes writes it
+                pass
+            case _:
+                return None
+        # what transformers loads, in its order; other files may hold the same weights again
+        names = {_WHOLE} if (folder / _WHOLE).is_file() else _indexed(folder)
+        return sum(entry.size for name in names for entry in tensor_entries(folder / name))
+    except (OSError, ValueError):
         return None  # loading it will say so
 
 

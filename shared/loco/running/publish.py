@@ -5,7 +5,8 @@
 They are hard links to the committed attempt's files, so they cost no disk. `.publish.lock` keeps
 two publishers apart and remembers what was published, so that a late publisher of an older job
 never replaces a newer job's files. Who reads several of the files and wants them of one job holds a
-shared lock on it meanwhile: `flock --shared .publish.lock COMMAND`.
+shared lock on it meanwhile: `flock --shared .publish.lock COMMAND`. Publishing waits some seconds for
+readers, and else fails; its caller tries again later.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +31,11 @@ FILES = ("training_data.jsonl", "gguf/", "Modelfile")
 #: Folders that are replaced as a whole, because their files belong together.
 FOLDERS = ("checkpoints",)
 
+#: Ends the names of what is made ready.
+_PART = ".publish.part"
+#: Seconds to wait for readers, and between two looks.
+_PATIENCE = 5.0
+_LOOK = 0.005
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
@@ -42,7 +49,8 @@ def publish(adapters_dir: Path, adapter: str, task: Task) -> bool:
         False when a newer job has already published this stage.
 
     Raises:
-        OSError: a file is gone or the disk is full; nothing half-written is left.
+        OSError: a file is gone, the disk is full or a reader holds the lock for long; nothing
+            half-written is left.
     """
     folder = adapters_dir / adapter
     finished = task.finished_at.isoformat() if task.finished_at else ""
@@ -59,26 +67,41 @@ def publish(adapters_dir: Path, adapter: str, task: Task) -> bool:
 
 def _place(folder: Path, sources: Mapping[str, Path]) -> None:
     """Makes every file ready first, so that what is missing or full leaves all as it was."""
-    fresh = folder / ".publish.part"
-    shutil.rmtree(fresh, ignore_errors=True)  # of a publisher that died; the lock is ours
-    files = [name for name in sources if name.startswith(FILES)]
+    fresh = folder / _PART
+    # each beside its place: `gguf/` may lie on another disk, and no rename crosses disks
+    parts = {
+        folder / name: (folder / name).with_name(f".{Path(name).name}{_PART}")
+        for name in sources
+        if name.startswith(FILES)
+    }
     members = [name for name in sources if name.partition("/")[0] in FOLDERS]
+    parents = {folder, *(place.parent for place in parts)}
     try:
-        for name in (*files, *members):
+        for parent in parents:
+            parent.mkdir(parents=True, exist_ok=True)
+        _clear(fresh, parents)  # of a publisher that died; the lock is ours
+        for place, part in parts.items():
+            _link(sources[place.relative_to(folder).as_posix()], part)
+        for name in members:
             _link(sources[name], fresh / name)
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        for name in files:
-            (fresh / name).replace(folder / name)
+        for place, part in parts.items():
+            part.replace(place)
         for name in FOLDERS:
             if (fresh / name).exists():
                 sync_folder(fresh / name)
                 _swap(fresh / name, folder / name)
-        for parent in {folder, *((folder / name).parent for name in files)}:
+        for parent in parents:
             sync_folder(parent)
     finally:
         # what was replaced, and links to files that were in their places already: rename() keeps both
-        shutil.rmtree(fresh, ignore_errors=True)
+        _clear(fresh, parents)
+
+
+def _clear(fresh: Path, parents: Iterable[Path]) -> None:
+    """Deletes what was made ready."""
+    shutil.rmtree(fresh, ignore_errors=True)
+    for part in [part for parent in parents for part in parent.glob(f".*{_PART}")]:
+        part.unlink()
 
 
 def _link(source: Path, target: Path) -> None:
@@ -131,9 +154,26 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[TextIO]:
+    """The lock, for as long as nobody reads.
+
+    Raises:
+        TimeoutError: somebody reads for longer than `_PATIENCE`; who publishes has other work, too.
+    """
+    deadline = time.monotonic() + _PATIENCE
     with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _taken(file):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{path} has been held for {_PATIENCE:g} seconds by a reader")
+            time.sleep(_LOOK)
         yield file
+
+
+def _taken(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _read(file: TextIO) -> dict[str, dict[str, str]]:

@@ -24,6 +24,7 @@ _NO_DRIVER = 3
 _NOT_TOLD = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_INVALID_ARGUMENT,
+    pynvml.NVML_ERROR_NO_PERMISSION,  # the whole of a card in parts, from a container with some
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
 )
 
@@ -130,10 +131,13 @@ def _handle(device_id: str) -> Any:
     """The handle of a GPU by number, UUID or the beginning of one, or of a MIG part by its UUID."""
     if device_id.isdigit():
         return pynvml.nvmlDeviceGetHandleByIndex(int(device_id))
-    for handle in _all():
-        if pynvml.nvmlDeviceGetUUID(handle).startswith(device_id):
-            return handle
-    return pynvml.nvmlDeviceGetHandleByUUID(device_id)
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(device_id)  # first: it touches no card that is lost
+    except pynvml.NVMLError:
+        for handle in _all():
+            if pynvml.nvmlDeviceGetUUID(handle).startswith(device_id):
+                return handle
+        raise
 
 
 def _described(handle: Any) -> Gpu:
