@@ -8,15 +8,15 @@ becomes a row of its own.
 
 import json
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from loco.contracts.errors import DataError
+from loco_trainer.data import thoughts
 from loco_trainer.data.template import Message, Template
 
 #: Label of tokens that carry no loss (torch's cross-entropy ignores it).
 IGNORED = -100
-_THOUGHTS_END = "</think>"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Rows:
     #: Rows left out because what comes before the first answer alone fills the longest length.
     dropped: int
     #: Conversations with thoughts in them.
-    thinking: int
+    thinking: int = 0
 
     @property
     def tokens(self) -> int:
@@ -64,7 +64,7 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
             if not line.strip():
                 continue
             messages = _messages(path, number, line)
-            thinking += any(map(_thinks, messages))
+            thinking += any(map(thoughts.thinks, messages))
             for row in _encoded(path, number, messages, template):
                 if len(row.input_ids) > max_length:
                     row = Row(row.input_ids[:max_length], row.labels[:max_length])  # noqa: PLW2901
@@ -97,7 +97,19 @@ def encode(messages: list[Message], template: Template) -> list[Row]:
     Raises:
         DataError: the template does not continue the prompt with the answer, or knows no thoughts.
     """
-    asked = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    first = next((n for n, message in enumerate(messages) if message["role"] == "user"), None)
+    asked = [
+        place
+        for place, message in enumerate(messages)
+        if message["role"] == "assistant" and first is not None and place > first
+    ]
+    if not asked:
+        raise DataError(
+            "no user's turn comes before an answer, so the model would be trained on what it is "
+            "never asked.",
+            hint="Put a turn of role user before the answer, or leave the row out.",
+        )
+    messages = thoughts.as_read(messages, asked, template)
     if len(asked) > 1:
         row = _row_of_all(messages, asked, template)
         return [row] if row else [_row_of_last(messages[: n + 1], template) for n in asked]
@@ -106,50 +118,48 @@ def encode(messages: list[Message], template: Template) -> list[Row]:
 
 def _row_of_all(messages: list[Message], asked: list[int], template: Template) -> Row | None:
     """All answers in one row; None where one of them would be trained on otherwise than asked for."""
-    text = template.text(messages, think=_thinks(messages[-1]))
+    text = template.text(messages, think=thoughts.thinks(messages[-1]))
     ids = template.encode(text)
     marked = template.marks(messages, ids)
     labels = [IGNORED] * len(ids)
-    stop = 0
+    end = 0
     for place in asked:
-        prompt = template.prompt(messages[:place], think=_thinks(messages[place]))
+        think = thoughts.thinks(messages[place])
+        prompt = template.prompt(messages[:place], think=think)
         before = template.encode(prompt)
         if not text.startswith(prompt) or ids[: len(before)] != before:
             return None
-        if not _keeps_thoughts(messages[place], text[len(prompt) :], template):
+        if not thoughts.are_kept(messages[place], text[len(prompt) :]):
             return None
-        stop = _end_of_marks(marked, len(before))
-        if not stop:
-            so_far = template.text(messages[: place + 1], think=_thinks(messages[place]))
-            same = takewhile(
-                lambda pair: pair[0] == pair[1], zip(template.encode(so_far), ids, strict=False)
-            )
-            stop = sum(1 for _ in same)
-        stop = _end_of_turn(ids, len(before), stop, template)
-        if not stop:
+        # a later turn may change what an earlier one was, and marks may run into the next answer
+        same = _same(template.encode(template.text(messages[: place + 1], think=think)), ids)
+        stop = min(_end_of_marks(marked, len(before)) or same, same)
+        end = _end_of_turn(ids, len(before), stop, template)
+        if not end and stop < same and ids[stop] in template.special_ids:
+            end = stop + 1  # the marks leave it out
+        if not end:
             return None
-        labels[len(before) : stop] = ids[len(before) : stop]
-    return Row(ids[:stop], labels[:stop])
+        labels[len(before) : end] = ids[len(before) : end]
+    return Row(ids[:end], labels[:end])
 
 
 def _row_of_last(messages: list[Message], template: Template) -> Row:
     """The last answer after all that came before it."""
-    think = _thinks(messages[-1])
+    think = thoughts.thinks(messages[-1])
     prompt = template.prompt(messages[:-1], think=think)
     text = template.text(messages, think=think)
-    if not _keeps_thoughts(messages[-1], text, template):
-        raise DataError(
-            "the answer has thoughts (<think>…</think>), which the base model's chat template "
-            + ("leaves out of what is trained on." if template.thinks else "has no place for."),
-            hint="Leave the thoughts out of the row, or take a base model whose template has them "
-            "(Qwen3).",
-        )
     if not text.startswith(prompt):
         raise DataError(
             "the base model's chat template renders the answer differently from a prompt's "
             "continuation, so the model would be trained on what it is never asked.",
             hint="Take a base model whose template has a generation prompt that its answers begin "
             "with; some reasoning models' cannot be trained on answers without thoughts.",
+        )
+    if not thoughts.are_kept(messages[-1], text[len(prompt) :]):
+        raise DataError(
+            "the base model's chat template writes the answer otherwise: it takes `</think>` for the "
+            "end of thoughts.",
+            hint="Open the content with <think> where it has thoughts, or write `</think>` otherwise.",
         )
     before, ids = template.encode(prompt), template.encode(text)
     start = len(before)
@@ -160,9 +170,16 @@ def _row_of_last(messages: list[Message], template: Template) -> Row:
         stop = len(ids)
     if end := _end_of_turn(ids, start, stop, template):
         ids = ids[:end]
-    else:  # the template ends no turn, but the model has to learn to
-        ids = [*ids[:stop], template.tokenizer.eos_token_id]
+    else:  # the marks leave the end out, or the template ends no turn, but the model has to learn to
+        behind = (token for token in ids[stop:] if token in template.special_ids)
+        ids = [*ids[:stop], next(behind, template.tokenizer.eos_token_id)]
     return Row(ids, [IGNORED] * start + ids[start:])
+
+
+def _same(some: list[int], others: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    pairs = enumerate(zip(some, others, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(some), len(others)))
 
 
 def _end_of_marks(marks: list[int], start: int) -> int:
@@ -197,18 +214,6 @@ def _continued(answer: str, template: Template) -> list[int]:
     return template.encode(answer)
 
 
-def _thinks(message: Message) -> bool:
-    return message["role"] == "assistant" and _THOUGHTS_END in message["content"]
-
-
-def _keeps_thoughts(message: Message, rendered: str, template: Template) -> bool:
-    """Whether an answer's thoughts are written by a template that knows them; True without any."""
-    if not _thinks(message):
-        return True
-    thoughts = message["content"].partition(_THOUGHTS_END)[0].replace("<think>", "").strip()
-    return template.thinks and thoughts in rendered
-
-
 def _encoded(path: Path, number: int, messages: list[Message], template: Template) -> list[Row]:
     try:
         return encode(messages, template)
@@ -221,13 +226,28 @@ def _encoded(path: Path, number: int, messages: list[Message], template: Templat
 def _messages(path: Path, number: int, line: str) -> list[Message]:
     try:
         messages = json.loads(line)["conversations"]
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        messages = [_message(turn) for turn in messages]
         well_formed = len(messages) > 1 and messages[-1]["role"] == "assistant"
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(_malformed(path, number)) from error
     if not well_formed:
         raise DataError(_malformed(path, number))
+    if any(map(thoughts.twice, messages)):
+        raise DataError(
+            f"{path.name}, line {number}: an answer has thoughts in `content` and in "
+            "`reasoning_content`.",
+            hint="Keep one of them.",
+        )
     return messages
+
+
+def _message(turn: dict[str, Any]) -> Message:
+    message = {"role": turn["role"], "content": turn["content"]}
+    if turn["role"] == "assistant" and turn.get("reasoning_content") is not None:
+        message["reasoning_content"] = turn["reasoning_content"]
+    if not all(isinstance(value, str) for value in message.values()):
+        raise TypeError  # null would be trained on as the word None
+    return message
 
 
 def _malformed(path: Path, number: int) -> str:

@@ -27,6 +27,10 @@ Message = dict[str, str]
 DATE = date(2024, 7, 26)
 _SETTLED_DATE = f'{{%- set date_string = "{DATE:%d %b %Y}" %}}\n'
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+#: Of templates, and of transformers for a conversation without turns.
+_REFUSALS = (TemplateError, ValueError)
+#: Stands for a system prompt; no template has it in its own text.
+_SYSTEM = "loco-5d1f7a02-system"
 _MARK = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
@@ -134,7 +138,7 @@ class Template:
             return _render(
                 self.tokenizer, self._with_system(messages), enable_thinking=think, **options
             )
-        except TemplateError as error:
+        except _REFUSALS as error:
             raise DataError(
                 f"the base model's chat template refuses the conversation: {error}",
                 hint="Change the row's roles, or take a base model whose template has them; a "
@@ -182,13 +186,26 @@ def _default_system(tokenizer: Any) -> str | None:
     """The system prompt a template writes where a conversation has none."""
     asked = [{"role": "user", "content": "?"}]
 
-    def with_system(system: str) -> str:
-        return _render(tokenizer, [{"role": "system", "content": system}, *asked])
+    def rendered(*system: str) -> str:
+        said = [{"role": "system", "content": content} for content in system]
+        return _render(
+            tokenizer, [*said, *asked], enable_thinking=False
+        )  # as rows are without thoughts
 
-    bare = _render(tokenizer, asked)
     try:
-        head, _, tail = with_system("SYSTEM").partition("SYSTEM")
-    except TemplateError:
+        bare = rendered()
+    except _REFUSALS as error:
+        raise DataError(
+            f"The base model's chat template refuses a chat without a system prompt: {error}",
+            param="base_model",
+            hint="Set the base model's `system` in adapters/base_models.yaml.",
+        ) from error
+    try:
+        around = rendered(_SYSTEM).split(_SYSTEM)
+    except _REFUSALS:
         return None  # it knows no system prompt
+    if len(around) != 2:
+        return None  # it leaves it out, or says it more than once
+    head, tail = around
     default = bare[len(head) : len(bare) - len(tail)]
-    return default if default and with_system(default) == bare else None
+    return default if default and rendered(default) == bare else None

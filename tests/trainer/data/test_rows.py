@@ -323,3 +323,57 @@ def test_a_malformed_line_is_named(template: Template, tmp_path: Path, line: obj
     path = write(tmp_path / "t.jsonl", {"conversations": [QUESTION, ANSWER]}, line)
     with pytest.raises(DataError, match=r"t\.jsonl, line 2"):
         rows.read(path, template, max_length=100)
+
+
+def test_a_greeting_before_the_first_question_is_not_trained_on(
+    family: Family, tmp_path: Path
+) -> None:
+    greeting = {"role": "assistant", "content": "How can I help?"}
+    template = Template.of(family("qwen3"), None)
+    [row] = rows.encode([greeting, QUESTION, ANSWER], template)
+    assert trained_on(row, template) == [ANSWER["content"] + "<|im_end|>"]
+    assert "How can I help?" in template.tokenizer.decode(row.input_ids)
+    path = write(tmp_path / "t.jsonl", {"conversations": [greeting, greeting]})
+    with pytest.raises(DataError, match=r"t\.jsonl, line 1: no user's turn") as caught:
+        rows.read(path, template, max_length=100)
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("content", [None, 4, ["a"]])
+def test_a_content_that_is_no_text_is_malformed(
+    template: Template, tmp_path: Path, content: object
+) -> None:
+    path = write(
+        tmp_path / "t.jsonl", {"conversations": [QUESTION, {**ANSWER, "content": content}]}
+    )
+    with pytest.raises(DataError, match=r"t\.jsonl, line 1: not a chat row"):
+        rows.read(path, template, max_length=100)
+
+
+def test_an_end_of_turn_outside_the_marks_counts(family: Family) -> None:
+    """Not the end of text, which the template never writes there."""
+    tokenizer = family("smollm2")
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = Template.of(tokenizer, None)
+    for messages in ([QUESTION, ANSWER], [QUESTION, ANSWER, AGAIN, LAST]):
+        [row] = rows.encode(messages, template)
+        said = [m["content"] + "<|im_end|>" for m in messages if m["role"] == "assistant"]
+        assert trained_on(row, template) == said
+
+
+def test_answers_in_a_row_count_without_what_the_template_puts_between(family: Family) -> None:
+    tokenizer = family("smollm2")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n"
+        "{{ m.content }}<|im_end|>{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = Template.of(tokenizer, None)
+    [row] = rows.encode([QUESTION, ANSWER, LAST], template)
+    assert trained_on(row, template) == [m["content"] + "<|im_end|>" for m in (ANSWER, LAST)]

@@ -115,3 +115,47 @@ def test_the_model_host_renders_what_is_trained_on(family: Family) -> None:
                 add_bos=False,
             )
             assert served == template.prompt(messages), json.dumps([name, messages])
+
+
+#: A template that names its parts in capitals, as Cohere's does.
+CAPITALS = (
+    "<|SYSTEM|>{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}Be brief."
+    "{% endif %}\n{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+#: One whose system prompt says whether the model thinks, as SmolLM3's does.
+MODES = CAPITALS.replace(
+    "Be brief.", "Be brief. {{ '/no_think' if enable_thinking is false else '/think' }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "system"), [(CAPITALS, "Be brief."), (MODES, "Be brief. /no_think")]
+)
+def test_the_system_prompt_is_found_as_it_is_served(family: Family, text: str, system: str) -> None:
+    tokenizer = family("smollm2")
+    tokenizer.chat_template = text
+    template = Template.of(tokenizer, None)
+    assert template.system == system
+    by_itself = tokenizer.apply_chat_template(
+        [QUESTION], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    assert template.prompt([QUESTION]) == by_itself
+
+
+def test_a_template_that_wants_a_system_prompt_says_so(family: Family) -> None:
+    tokenizer = family("smollm2")
+    tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    )
+    with pytest.raises(DataError, match="without a system prompt: no system") as caught:
+        Template.of(tokenizer, None)
+    assert caught.value.hint is not None
+    assert "`system`" in caught.value.hint
+    assert Template.of(tokenizer, "Be brief.").prompt([QUESTION]).startswith("Be brief.")
+
+
+def test_a_conversation_without_turns_is_refused(family: Family) -> None:
+    with pytest.raises(DataError, match="refuses the conversation"):
+        Template.of(family("qwen3"), None).prompt([])
