@@ -201,7 +201,28 @@ def _model_folder(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) 
             for file in source.glob(pattern):
                 (folder / file.name).unlink(missing_ok=True)
                 shutil.copyfile(file, folder / file.name)
+    _settle(folder)
     return folder
+
+
+def _settle(folder: Path) -> None:
+    """Settles the chat template the converter reads: older adapters have it as the base has it."""
+    from loco_trainer.data.template import settled
+
+    for file in folder.glob("*.jinja"):
+        write_text(file, settled(file.read_text(encoding="utf-8")))
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_bytes())
+    match config.get("chat_template"):
+        case str(text):
+            config["chat_template"] = settled(text)
+        case list(named):
+            config["chat_template"] = [{**t, "template": settled(t["template"])} for t in named]
+        case _:
+            return
+    write_text(path, json.dumps(config, ensure_ascii=False, indent=2))
 
 
 def _size(base: Path, spec: ExportSpec) -> int:

@@ -71,8 +71,10 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         base_model=spec.base_model.name,
         examples=len(facts.data.rows),
         tokens=facts.data.tokens,
+        conversations=facts.data.conversations,
         cut=facts.data.cut,
         dropped=facts.data.dropped,
+        lost=facts.data.lost,
         trainable_parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         total_steps=fitted.total_steps,
         resumed_from_step=fitted.resumed_from_step,
@@ -239,10 +241,15 @@ def _measure(facts: _Facts, plan: Plan, loaded: "Loaded") -> tuple[ValidationRow
 
 def _read(path: Path, template: Template, spec: TrainSpec, emit: Emitter) -> rows.Rows:
     data = rows.read(path, template, max_length=spec.max_length)
-    if data.cut or data.dropped:
+    if data.conversations is not None and len(data.rows) + data.dropped != data.conversations:
         emit.log(
-            f"{data.cut} rows were cut at {spec.max_length} tokens, {data.dropped} left out "
-            "because what comes before their answer alone is longer."
+            f"{data.conversations} conversations became {len(data.rows) + data.dropped} rows: the "
+            "chat template writes earlier answers otherwise than they are asked for."
+        )
+    if data.cut or data.lost:
+        emit.log(
+            f"{data.cut} rows were cut at {spec.max_length} tokens within an answer; {data.lost} "
+            f"answers that begin beyond are left out, and {data.dropped} rows with them."
         )
     if data.cut > _MOST_CUT * len(data.rows):
         emit.log(

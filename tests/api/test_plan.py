@@ -196,6 +196,15 @@ def test_mistakes_are_named(http, body, param):
     assert error["message"]
 
 
+def test_rows_an_answer_are_counted_as_the_last_run_had_them(http, hands, trainer):
+    """160 conversations, of which Qwen3 makes 480 rows, are not 160 rows the next time."""
+    http.post("/jobs", json=TINY)
+    hands.commit(hands.claim(Stage.PREPARE), prepared())
+    lengths = {**LENGTHS, "rows": 480, "tokens": 30_867, "answer_tokens": 9_558}
+    hands.commit(hands.claim(Stage.TRAIN), train_result(lengths=lengths, conversations=160))
+    assert http.post("/plan", json=TINY).json()["lengths"] == lengths
+
+
 def test_earlier_runs_give_lengths_and_correct_the_seconds(http, hands, trainer):
     before = http.post("/plan", json=TINY).json()
     assert before["history_runs"] == 0

@@ -1,5 +1,6 @@
 """Stage export on the toy model, and what it refuses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,25 @@ def test_free_space_is_counted_in_bytes(tmp_path: Path) -> None:
 
 def test_cpus_are_those_this_process_may_use() -> None:
     assert usable_cpus() >= 1
+
+
+@pytest.mark.parametrize("kept", ["jinja", "text", "list"])
+def test_what_the_converter_reads_has_no_clock(spec: ExportSpec, tmp_path: Path, kept: str) -> None:
+    """Also of an adapter that was trained before templates were settled."""
+    base, adapter, temporary = (tmp_path / name for name in ("base", "adapter", "tmp"))
+    for folder in (base, adapter, temporary):
+        folder.mkdir()
+    clock = "{{ strftime_now('%d %b %Y') }}“ü”"
+    inside = {"text": clock, "list": [{"name": "default", "template": clock}]}.get(kept)
+    (base / "tokenizer_config.json").write_text("{}")
+    config = {"eos_token": "<|im_end|>"} | ({"chat_template": inside} if inside else {})
+    (adapter / "tokenizer_config.json").write_text(json.dumps(config))
+    if kept == "jinja":
+        (adapter / "chat_template.jinja").write_text(clock)
+    folder = export._model_folder(spec, base, adapter, temporary)
+    read = json.loads((folder / "tokenizer_config.json").read_text())
+    assert read["eos_token"] == "<|im_end|>"
+    found = read.get("chat_template") or (folder / "chat_template.jinja").read_text()
+    text = found if isinstance(found, str) else found[0]["template"]
+    assert text == '{{ "26 Jul 2024" }}“ü”'
+    assert json.loads((adapter / "tokenizer_config.json").read_text()) == config

@@ -308,3 +308,25 @@ def test_the_order_keeps_a_steps_rows_and_sorts_them_by_length() -> None:
     for start in range(0, 10, 4):
         step = epochs[0][start : start + 4]
         assert [lengths[i] for i in step] == sorted(lengths[i] for i in step)
+
+
+def test_rows_an_answer_and_lost_answers_are_said(
+    toy_spec: TrainSpec, toy_dir: Path, tmp_path: Path, recorder: Any
+) -> None:
+    from chat_families import template_text
+
+    template = train._template(toy_dir, None)
+    template.tokenizer.chat_template = template_text("qwen3")
+    path = tmp_path / "training_data.jsonl"
+    turns = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "why " * 200},
+        {"role": "assistant", "content": "So."},
+    ]
+    path.write_text(json.dumps({"conversations": turns}) + "\n")
+    spec = toy_spec.model_copy(update={"max_length": 100})
+    train._read(path, template, spec, recorder)
+    said = [event.message for event in recorder.of_type("log")]
+    assert said[0].startswith("1 conversations became 2 rows")
+    assert said[1].startswith("0 rows were cut at 100 tokens within an answer; 1 answers")

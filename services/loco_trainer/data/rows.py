@@ -33,12 +33,16 @@ class Rows:
     """Tokenized training data."""
 
     rows: list[Row]
-    #: Rows whose end was cut off at the longest length.
+    #: Rows cut off at the longest length within an answer, which has no end.
     cut: int
     #: Rows left out because what comes before the first answer alone fills the longest length.
     dropped: int
     #: Conversations with thoughts in them.
     thinking: int = 0
+    #: Answers left out because they begin beyond the longest length, those of `dropped` rows too.
+    lost: int = 0
+    #: Conversations read; more rows than these where a template asks for a row an answer.
+    conversations: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -58,21 +62,22 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
         DataError: a line is malformed or beyond the template (named), or no row is left.
     """
     rows: list[Row] = []
-    cut = dropped = thinking = 0
+    cut = dropped = thinking = lost = conversations = 0
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             messages = _messages(path, number, line)
+            conversations += 1
             thinking += any(map(thoughts.thinks, messages))
             for row in _encoded(path, number, messages, template):
-                if len(row.input_ids) > max_length:
-                    row = Row(row.input_ids[:max_length], row.labels[:max_length])  # noqa: PLW2901
-                    if all(label == IGNORED for label in row.labels):
-                        dropped += 1
-                        continue
-                    cut += 1
-                rows.append(row)
+                kept, inside, beyond = _cut(row, max_length)
+                lost += beyond
+                cut += inside
+                if kept is None:
+                    dropped += 1
+                else:
+                    rows.append(kept)
     if not rows:
         raise DataError(
             f"{path.name} has no row to train on ({dropped} are longer than {max_length} tokens "
@@ -80,7 +85,25 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
             param="train.max_length" if dropped else None,
             hint="Raise train.max_length, or look at what prepare dropped and why.",
         )
-    return Rows(rows, cut, dropped, thinking)
+    return Rows(rows, cut, dropped, thinking, lost, conversations)
+
+
+def _cut(row: Row, longest: int) -> tuple[Row | None, bool, int]:
+    """A row up to its last answer within a length, whether that answer was cut, and answers beyond.
+
+    None for a row whose first answer begins beyond it.
+    """
+    labels = row.labels
+    if len(labels) <= longest:
+        return row, False, 0
+    inside = IGNORED not in labels[longest - 1 : longest + 1]
+    places = range(longest, len(labels))
+    begun = [n for n in places if labels[n] != IGNORED and labels[n - 1] == IGNORED]
+    end = longest
+    while end and labels[end - 1] == IGNORED:  # a question whose answer is lost
+        end -= 1
+    kept = Row(row.input_ids[:end], labels[:end]) if end else None
+    return kept, inside, len(begun)
 
 
 def encode(messages: list[Message], template: Template) -> list[Row]:

@@ -64,7 +64,7 @@ class Template:
                 hint="Take the instruct (chat) version of the model.",
             ) from error
         marked = text if _MARK.search(text) else _marked_by_trl(text)
-        tokenizer.chat_template = _MARK.sub(_unmarked, _dated(text))
+        tokenizer.chat_template = settled(text)
         if system is None:
             system = _default_system(tokenizer)
         return cls(tokenizer, system, _dated(marked) if marked else None)
@@ -144,6 +144,15 @@ class Template:
                 hint="Change the row's roles, or take a base model whose template has them; a "
                 "system prompt may come from the row or from the base model's `system`.",
             ) from error
+
+
+def settled(text: str) -> str:
+    """A chat template as it is saved and served: with its date, and without marks.
+
+    Raises:
+        DataError: it asks the clock in an unknown way.
+    """
+    return _MARK.sub(_unmarked, _dated(text))
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], **options: bool) -> str:

@@ -115,6 +115,10 @@ def _chat_row(number: int, turns: Any) -> Row:
         if not isinstance(content, str):
             raise Malformed("content is not text")
         kept.append({"role": role, "content": content})
+        if role == "assistant" and (thoughts := turn.get("reasoning_content")) is not None:
+            if not isinstance(thoughts, str):
+                raise Malformed("reasoning_content is not text")
+            kept[-1]["reasoning_content"] = thoughts
     talk = kept[1:] if kept and kept[0]["role"] == "system" else kept
     expected = ["user", "assistant"] * (len(talk) // 2)
     if not talk or [turn["role"] for turn in talk] != expected:

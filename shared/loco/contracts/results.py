@@ -67,9 +67,21 @@ class TrainResult(StageResult):
     base_model: str = Field(description="What was fine-tuned.")
     examples: int = Field(description="Rows trained on.")
     tokens: int = Field(description="Tokens of one epoch, padding excluded.")
-    cut: int = Field(0, description="Rows cut at max_length, whose answer has no end.")
+    conversations: int | None = Field(
+        None,
+        description="Conversations they were made of; fewer than rows where the chat template asks "
+        "for a row an answer.",
+    )
+    cut: int = Field(
+        0, description="Rows cut at max_length within an answer, which has no end therefore."
+    )
     dropped: int = Field(
-        0, description="Rows left out: what comes before the answer alone fills max_length."
+        0, description="Rows left out: what comes before the first answer alone fills max_length."
+    )
+    lost: int = Field(
+        0,
+        description="Answers left out because they begin beyond max_length, those of dropped rows "
+        "among them.",
     )
     trainable_parameters: int = Field(description="Parameters of the adapter.")
     total_steps: int = Field(description="Optimizer steps of the whole run.")

@@ -7,7 +7,7 @@ Field descriptions are the user documentation: they end up in OpenAPI.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from loco.contracts.base import Contract
 from loco.contracts.plans import PlanAttempt
@@ -33,7 +33,8 @@ class BaseModelSpec(Contract):
     merge: str = Field(description="Hub id or folder of the 16-bit weights merged into.")
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
     system: str | None = Field(
-        None, description="System prompt of training and serving; none: the template's own."
+        None,
+        description="System prompt of training and serving, not empty; none: the template's own.",
     )
     stop: tuple[str, ...] = Field((), description="Strings that end an answer.")
     parameters_billion: float = Field(gt=0, description="Parameters in billions (10^9).")
@@ -41,6 +42,14 @@ class BaseModelSpec(Contract):
         None,
         description="Its shape, as in its config.json: lets a job be planned before the download.",
     )
+
+    @field_validator("system")
+    @classmethod
+    def _says_something(cls, system: str | None) -> str | None:
+        """Servers leave an empty one out, and the template then writes its own."""
+        if system is not None and not system.strip():
+            raise ValueError("empty: leave it out for the chat template's own, or write one")
+        return system
 
 
 class HuggingFaceSource(Contract):

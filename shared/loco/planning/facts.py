@@ -105,8 +105,10 @@ def lengths_of(spec: JobSpec, history: History, settings: Settings) -> tuple[Len
     """How long the training rows will be, and how that is known."""
     longest = spec.train.max_length
     if known := history.lengths(spec):
-        lengths, job_id = known
-        return _scaled(cut(lengths, longest), spec.prepare.examples), f"the rows of job {job_id}"
+        lengths, conversations, job_id = known
+        # a chat template may ask for a row an answer
+        rows = max(1, round(spec.prepare.examples * lengths.rows / conversations))
+        return _scaled(cut(lengths, longest), rows), f"the rows of job {job_id}"
     if (data := _prepared_file(spec, history, settings)) and (guess := _by_characters(data[0])):
         return _scaled(cut(guess, longest), spec.prepare.examples), f"the characters of {data[1]}"
     rows = spec.prepare.examples

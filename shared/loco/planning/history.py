@@ -103,15 +103,19 @@ class History:
         newest = found[:_RUNS]
         return (median(newest), len(newest)) if newest else (0.0, 0)
 
-    def lengths(self, spec: JobSpec) -> tuple[Lengths, str] | None:
-        """How long rows of the same source were when they were last trained on, and in which job."""
+    def lengths(self, spec: JobSpec) -> tuple[Lengths, int, str] | None:
+        """How long rows of the same source were when they were last trained on.
+
+        Returns:
+            Their lengths, the conversations they were made of, and in which job.
+        """
         for job in self._jobs:
             if job.adapter != spec.adapter or not _same_rows(job.spec.prepare, spec.prepare):
                 continue
             result = _result(job, TrainResult)
             same_base = job.spec.train.base_model.name == spec.train.base_model.name
             if result is not None and same_base:
-                return result.lengths, job.id
+                return result.lengths, result.conversations or result.lengths.rows, job.id
         return None
 
     def prepared(self, spec: JobSpec) -> Job | None:

@@ -377,3 +377,32 @@ def test_answers_in_a_row_count_without_what_the_template_puts_between(family: F
     template = Template.of(tokenizer, None)
     [row] = rows.encode([QUESTION, ANSWER, LAST], template)
     assert trained_on(row, template) == [m["content"] + "<|im_end|>" for m in (ANSWER, LAST)]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    # one row that is cut in an answer; Qwen3 has a row for each answer, of which one is cut
+    [("smollm2", (1, 1, 0)), ("qwen3", (2, 1, 1))],
+)
+def test_answers_beyond_the_longest_length_are_counted(
+    family: Family, tmp_path: Path, name: str, counts: tuple[int, int, int]
+) -> None:
+    template = Template.of(family(name), "Be brief.")
+    long = {"role": "assistant", "content": "so " * 100}
+    path = write(
+        tmp_path / "t.jsonl", {"conversations": [QUESTION, ANSWER, AGAIN, long, AGAIN, LAST]}
+    )
+    data = rows.read(path, template, max_length=100)
+    assert (len(data.rows), data.cut, data.dropped) == counts
+    assert (data.lost, data.conversations) == (1, 1)
+    assert [len(row.input_ids) for row in data.rows][-1] == 100
+
+
+def test_a_row_cut_within_a_question_ends_with_its_last_whole_answer(
+    template: Template, tmp_path: Path
+) -> None:
+    why = {"role": "user", "content": "why " * 200}
+    path = write(tmp_path / "t.jsonl", {"conversations": [QUESTION, ANSWER, why, LAST]})
+    data = rows.read(path, template, max_length=100)
+    assert (len(data.rows), data.cut, data.dropped, data.lost) == (1, 0, 0, 1)
+    assert data.rows == rows.encode([QUESTION, ANSWER], template)

@@ -67,6 +67,15 @@ def test_chat_rows_stay_as_they_are() -> None:
         assert row.question == "Hi\nHi"
 
 
+def test_thoughts_in_a_field_of_their_own_stay() -> None:
+    thinking = {**MODEL, "reasoning_content": "A greeting."}
+    assert row_of(1, {"messages": [USER, thinking]}).conversations == [USER, thinking]
+    assert row_of(1, {"messages": [USER, {**MODEL, "reasoning_content": None}]}).conversations == [
+        USER,
+        MODEL,
+    ]
+
+
 def test_sharegpt_names_are_understood() -> None:
     row = row_of(
         1, {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]}
@@ -84,6 +93,7 @@ def test_sharegpt_names_are_understood() -> None:
         {"messages": "Hi"},
         {"messages": [{"role": "tool", "content": "x"}, MODEL]},
         {"messages": [{"role": "user", "content": 3}, MODEL]},
+        {"messages": [USER, {**MODEL, "reasoning_content": 3}]},
         {"question": "Why?"},
         {"question": "Why?", "answer": 42},
         "text",
