@@ -1,10 +1,13 @@
 """What an attempt's spec.json tells the stage program about earlier runs."""
 
 from collections.abc import Callable
+from uuid import uuid4
 
 import pytest
 
+from loco.contracts.jobs import Failure
 from loco.contracts.plans import Plan, PlanAttempt
+from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Ledger
@@ -92,3 +95,29 @@ def test_train_is_told_the_plans_that_runs_of_its_base_tried_newest_first(
         tried = stage_run(ledger, settings, train).inputs.tried
         commit(train, RESULT)
     assert tried == (FINISHED, RAN_OUT)
+
+
+def test_what_a_run_tried_in_vain_is_told_to_the_next(
+    ledger: Ledger, settings: Settings, spec: Callable[..., JobSpec]
+) -> None:
+    def begin():
+        ledger.submit(spec(stages=("prepare", "train")))
+        for stage in (Stage.PREPARE, Stage.TRAIN):
+            claim = ledger.claim(stage.queue, worker_id="w1", nonce=uuid4().hex)
+            assert claim is not None
+            if stage is Stage.PREPARE:
+                result = {"seconds": 1.0, "files": {}}
+                token = claim.token
+                ledger.commit(
+                    claim.task_id, token, result=result, artifacts=(), fingerprint=uuid4().hex
+                )
+        return claim
+
+    first = begin()
+    assert stage_run(ledger, settings, first).inputs.tried == ()
+    ledger.progress(first.task_id, first.token, Progress(tried=(RAN_OUT,)))
+    failure = Failure(
+        code="out_of_memory", message="full", stage=Stage.TRAIN, attempt=1, user_fault=False
+    )
+    ledger.fail(first.task_id, first.token, failure, retryable=False)
+    assert stage_run(ledger, settings, begin()).inputs.tried == (RAN_OUT,)

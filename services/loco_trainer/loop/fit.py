@@ -296,6 +296,8 @@ class Fit:
         """
         plan = self._smaller(self._plan)
         if plan is None:
+            # a run that fails has no result: this is how the next one learns of it
+            self._emit.progress(message="out of memory", tried=tuple(self._attempts), last=True)
             raise out_of_memory(words)
         self._emit.log(
             f"Out of memory at step {len(self._log) + 1} with {self._plan.micro_batch} rows a "

@@ -6,6 +6,7 @@ from pydantic import Field, TypeAdapter
 
 from loco.contracts.base import Contract
 from loco.contracts.errors import ErrorBody
+from loco.contracts.plans import PlanAttempt
 
 
 class Progress(Contract):
@@ -25,6 +26,9 @@ class Progress(Contract):
     )
     elapsed_seconds: float | None = Field(None, description="Seconds since the stage started.")
     eta_seconds: float | None = Field(None, description="Seconds expected to remain.")
+    tried: tuple[PlanAttempt, ...] | None = Field(
+        None, description="Plans of a training that ended because none of them had enough memory."
+    )
 
 
 class ProgressEvent(Contract):

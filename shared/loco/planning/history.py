@@ -78,9 +78,17 @@ class History:
         )
 
     def tried(self, base_model: str) -> tuple[PlanAttempt, ...]:
-        """The plans that successful runs of a base model tried, newest first; others leave no result."""
-        runs = self._trained(base_model)
-        return tuple(a for run in runs for a in reversed(run.result.attempts))[:_TRIED]
+        """The plans that runs of a base model tried, newest first: to their end, or all in vain."""
+        found: list[PlanAttempt] = []
+        for job in self._jobs:
+            task = job.stage(Stage.TRAIN)
+            if task is None or job.spec.train.base_model.name != base_model:
+                continue
+            if task.status is StageStatus.FAILED and task.progress is not None:
+                found += reversed(task.progress.tried or ())
+            elif run := _trained(job):
+                found += reversed(run.result.attempts)
+        return tuple(found[:_TRIED])
 
     def seconds(self, stage: Stage, spec: JobSpec, *, device: str | None) -> tuple[float, int]:
         """Median seconds a stage took for the same adapter, base and size; and of how many runs.
@@ -132,17 +140,19 @@ class History:
         return None
 
     def _trained(self, base_model: str) -> list[Trained]:
-        found = []
-        for job in self._jobs:
-            task = job.stage(Stage.TRAIN)
-            if task is None or task.status is not StageStatus.SUCCEEDED:
-                continue  # a reused result is that of another job
-            result = _result(job, TrainResult)
-            usable = result is not None and result.step_seconds > 0
-            if usable and job.spec.train.base_model.name == base_model:
-                assert result is not None
-                found.append(Trained(job.id, job.spec.train, result))
-        return found
+        found = (_trained(j) for j in self._jobs if j.spec.train.base_model.name == base_model)
+        return [run for run in found if run is not None]
+
+
+def _trained(job: Job) -> Trained | None:
+    """A job's own run of train; a reused result is that of another job."""
+    task = job.stage(Stage.TRAIN)
+    if task is None or task.status is not StageStatus.SUCCEEDED:
+        return None
+    result = _result(job, TrainResult)
+    if result is None or result.step_seconds <= 0:
+        return None
+    return Trained(job.id, job.spec.train, result)
 
 
 def _factors(run: Trained, shape: Shape, device: Device) -> tuple[float, float, float]:

@@ -186,12 +186,17 @@ def test_a_plan_that_worked_elsewhere_is_made_anew_here(
     assert again(worked.model_copy(update={"memory_gb": 10_000.0})) == 8
 
 
-def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any) -> None:
+def test_below_the_floor_it_says_what_to_change(run: Any, refuse: Any, recorder: Any) -> None:
     refuse(lambda *_: short_of(True))
     with pytest.raises(OutOfMemory, match=r"Tried to allocate 2.00 GiB\.$") as caught:
         run("short")
     assert caught.value.param == "train.max_length"
     assert "train.max_length" in (caught.value.hint or "")
+    tried = recorder.of_type("progress")[-1].progress.tried
+    assert [(a.plan.micro_batch, a.outcome) for a in tried][:2] == [
+        (8, "out_of_memory"),
+        (4, "out_of_memory"),
+    ]
 
 
 def test_a_shortage_without_words_is_one(run: Any, refuse: Any) -> None:
