@@ -23,7 +23,7 @@ from loco.recipes.resolve import resolve
 from loco.running.runner import Runner, publish_committed
 from loco.settings import Settings, Timings
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 LOOP = Path(__file__).parents[1] / "programs" / "loop.py"
 TIMINGS = Timings(

@@ -18,7 +18,7 @@ from loco_worker import eval as evaluation
 from loco_worker import register
 from loco_worker.ollama.host import Answer, OllamaHost
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 EXPORTED = "export/gguf/unsloth.Q4_K_M.gguf"
 

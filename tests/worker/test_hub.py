@@ -15,7 +15,7 @@ import pytest
 from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import Stage
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

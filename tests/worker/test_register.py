@@ -17,7 +17,7 @@ from loco_worker import register
 from loco_worker.eval import wheel_gguf
 from loco_worker.ollama.host import OllamaHost
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 EXPORTED = "export/gguf/unsloth.Q4_K_M.gguf"
 MakeInputs = Callable[..., Inputs]
