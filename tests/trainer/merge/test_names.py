@@ -50,7 +50,8 @@ def test_a_merge_under_other_names_is_base_and_adapter(
         expected = PeftModel.from_pretrained(plain, adapter).eval()(ids).logits
         found = AutoModelForCausalLM.from_pretrained(result)(ids).logits
     assert (expected - before).abs().max() > 0.01
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # merged or beside, float32 sums come in another order: seen up to 3e-5 (Qwen3.5's linear attention)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4)
 
 
 def test_what_is_stored_in_one_piece_has_no_name_for_its_parts(tmp_path: Path) -> None:
