@@ -4,21 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from loco.contracts import specs
 from loco.contracts.base import Contract
-from loco.contracts.specs import (
-    ArithmeticSource,
-    BaseModelSpec,
-    EvalSpec,
-    ExportSpec,
-    HeldOut,
-    HuggingFaceSource,
-    JsonlSource,
-    LoraSpec,
-    PrepareSpec,
-    ReasoningGymSource,
-    RegisterSpec,
-    TrainSpec,
-)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 
@@ -26,18 +13,18 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 @pytest.mark.parametrize(
     "model",
     [
-        ArithmeticSource,
-        BaseModelSpec,
-        EvalSpec,
-        ExportSpec,
-        HeldOut,
-        HuggingFaceSource,
-        JsonlSource,
-        LoraSpec,
-        PrepareSpec,
-        ReasoningGymSource,
-        RegisterSpec,
-        TrainSpec,
+        specs.ArithmeticSource,
+        specs.BaseModelSpec,
+        specs.EvalSpec,
+        specs.ExportSpec,
+        specs.HeldOut,
+        specs.HuggingFaceSource,
+        specs.JsonlSource,
+        specs.LoraSpec,
+        specs.PrepareSpec,
+        specs.ReasoningGymSource,
+        specs.RegisterSpec,
+        specs.TrainSpec,
     ],
 )
 def test_every_field_is_described(model: type[Contract]) -> None:

@@ -23,23 +23,23 @@ TASK = {
     "crashes": "1",
 }
 
+JOB = {
+    "id": "j",
+    "adapter": "math",
+    "profile": "tiny",
+    "status": "running",
+    "priority": "-3",
+    "metadata": "{}",
+    "cancel_requested": "0",
+    "created_at": "1795359874974",
+}
+
 
 def test_fields_of_another_release_are_left_out(spec: Callable[..., JobSpec]) -> None:
     document = json.loads(spec().model_dump_json(by_alias=True))
     document["from_the_future"] = 1
     document["train"]["optimizer"] = "new"
-    fields = {
-        "id": "j",
-        "adapter": "math",
-        "profile": "tiny",
-        "status": "running",
-        "priority": "-3",
-        "metadata": "{}",
-        "cancel_requested": "0",
-        "created_at": "1795359874974",
-        "spec": json.dumps(document),
-        "new_field": "x",
-    }
+    fields = {**JOB, "spec": json.dumps(document), "new_field": "x"}
     progress = json.dumps({"step": 3, "watts": 200})
     job = job_view(fields, [{**TASK, "progress": progress, "new": "x"}])
     assert job.spec == spec()
@@ -49,6 +49,16 @@ def test_fields_of_another_release_are_left_out(spec: Callable[..., JobSpec]) ->
     assert job.stages[0].progress.step == 3
     with pytest.raises(ValidationError):
         JobSpec.model_validate(document)
+
+
+def test_what_an_earlier_release_took_and_this_one_refuses_is_still_shown(
+    spec: Callable[..., JobSpec],
+) -> None:
+    """One old job must not keep the list of jobs from being shown."""
+    document = json.loads(spec().model_dump_json(by_alias=True))
+    document["train"]["base_model"]["system"] = ""  # the catalog refuses it now
+    job = job_view({**JOB, "spec": json.dumps(document)}, [])
+    assert job.spec.train.base_model.system == ""
 
 
 def test_a_task_that_never_ran_has_nothing_to_show() -> None:

@@ -214,6 +214,17 @@ class TestRecipeFiles:
         with pytest.raises(InvalidRequest, match=r"base_models\.yaml: broken"):
             load_catalog(adapters_dir)
 
+    @pytest.mark.parametrize("system", ["", " \n"])
+    def test_an_empty_system_prompt_is_refused(self, adapters_dir: Path, system: str) -> None:
+        """It would be trained with, and left out where it is served."""
+        path = adapters_dir / "base_models.yaml"
+        entries = yaml.safe_load(path.read_text())
+        entries["qwen3-4b"]["system"] = system
+        path.write_text(yaml.safe_dump(entries))
+        with pytest.raises(InvalidRequest, match="qwen3-4b: system is empty") as caught:
+            load_catalog(adapters_dir)
+        assert caught.value.param == "system"
+
     def test_no_catalog_says_where_it_should_be(self, adapters_dir: Path) -> None:
         (adapters_dir / "base_models.yaml").unlink()
         with pytest.raises(InvalidRequest) as caught:

@@ -7,7 +7,7 @@ Field descriptions are the user documentation: they end up in OpenAPI.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.plans import PlanAttempt
@@ -42,14 +42,6 @@ class BaseModelSpec(Contract):
         None,
         description="Its shape, as in its config.json: lets a job be planned before the download.",
     )
-
-    @field_validator("system")
-    @classmethod
-    def _says_something(cls, system: str | None) -> str | None:
-        """Servers leave an empty one out, and the template then writes its own."""
-        if system is not None and not system.strip():
-            raise ValueError("empty: leave it out for the chat template's own, or write one")
-        return system
 
 
 class HuggingFaceSource(Contract):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loco.contracts.errors import UnknownBaseModel
+from loco.contracts.errors import InvalidRequest, UnknownBaseModel
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.documents import read_yaml, validated
 
@@ -12,12 +12,12 @@ CATALOG = "base_models.yaml"
 
 
 def load_catalog(adapters_dir: Path) -> dict[str, BaseModelSpec]:
-    """The base models that may be used, by name."""
-    entries = read_yaml(adapters_dir / CATALOG)
-    return {
-        name: validated(BaseModelSpec, _named(name, entry), where=f"{CATALOG}: {name}")
-        for name, entry in entries.items()
-    }
+    """The base models that may be used, by name.
+
+    Raises:
+        InvalidRequest: an entry is wrong; names it and the field.
+    """
+    return {name: _entry(name, value) for name, value in read_yaml(adapters_dir / CATALOG).items()}
 
 
 def base_model(adapters_dir: Path, name: str) -> BaseModelSpec:
@@ -36,6 +36,16 @@ def base_model(adapters_dir: Path, name: str) -> BaseModelSpec:
     return catalog[name]
 
 
-def _named(name: str, entry: Any) -> Any:
-    """An entry of the catalog with its name; what is no mapping is left for validation to refuse."""
-    return {"name": name, **entry} if isinstance(entry, Mapping) else entry
+def _entry(name: str, value: Any) -> BaseModelSpec:
+    # what is no mapping is left for validation to refuse
+    named = {"name": name, **value} if isinstance(value, Mapping) else value
+    entry = validated(BaseModelSpec, named, where=f"{CATALOG}: {name}")
+    # here and not in the contract, which also reads the jobs of earlier releases
+    if entry.system is not None and not entry.system.strip():
+        raise InvalidRequest(
+            f"{CATALOG}: {name}: system is empty. It would be trained with, and left out where it "
+            "is served.",
+            param="system",
+            hint="Leave it out for the chat template's own, or write one.",
+        )
+    return entry
