@@ -4,7 +4,6 @@ Order: a redis-server or valkey-server on PATH, then the binary in the valkeylit
 survives a kill -9: append-only file, synced before every answer (docs/adr/0002).
 """
 
-import fcntl
 import importlib.util
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 import redis
 
 from loco.contracts.errors import RedisUnavailable
+from loco.contracts.files import try_lock
 from loco.stage.deathsig import dying_with_us
 
 _LOCK = "redis.lock"
@@ -147,15 +147,12 @@ def _flags(data_dir: Path, host: str, port: int) -> list[str]:
 
 def _lock(data_dir: Path) -> int:
     """Locks the folder: two servers on one append-only file would destroy it."""
-    descriptor = os.open(data_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    descriptor = try_lock(data_dir / _LOCK)
+    if descriptor is None:
         raise RedisUnavailable(
             f"Another Redis server runs on {data_dir}.",
             hint="Stop the other `loco up`, or give this one its own --data-dir.",
-        ) from error
+        )
     return descriptor
 
 

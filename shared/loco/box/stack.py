@@ -8,7 +8,6 @@ Redis, the model host where no Ollama answers, the API and both workers; used by
         ...                     # stack.server is the API's address
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -26,7 +25,7 @@ from loco.box import redis_server
 from loco.box.redis_server import RedisServer
 from loco.box.service import Service
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError, RedisUnavailable
-from loco.contracts.files import write_text
+from loco.contracts.files import try_lock, write_text
 from loco.ledger.ledger import Ledger
 from loco.settings import DEFAULT_OLLAMA, UP_FILE, Settings
 
@@ -336,15 +335,12 @@ def _readiness(server: str) -> dict[str, Any] | None:
 
 
 def _take_lock(data_dir: Path) -> int:
-    descriptor = os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    descriptor = try_lock(data_dir / LOCK)
+    if descriptor is None:
         raise Conflict(
             f"Another `loco up` runs on {data_dir}.",
             hint="Use it (`loco jobs`), stop it, or give this one its own --data-dir and --port.",
-        ) from error
+        )
     return descriptor
 
 

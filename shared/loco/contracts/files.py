@@ -1,5 +1,6 @@
-"""Files written so that no reader sees half of one, and their digests."""
+"""Files written so that no reader sees half of one, their digests, and locks."""
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -46,3 +47,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def try_lock(path: Path) -> int | None:
+    """Locks a file for this process alone, until the descriptor is closed or the process ends.
+
+    Returns:
+        The descriptor; None when another process holds the lock.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
