@@ -1,0 +1,54 @@
+"""How an exported model is proven where it serves: what export saw, what register checks."""
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+
+#: Artifact of export: a `ServingReference` as JSON.
+REFERENCE = "serving_reference.json"
+
+
+class ReferencePrompt(Contract):
+    """One conversation as training renders it, and what the exported GGUF answers to it."""
+
+    name: str = Field(description="What it tries, e.g. `system`, `multi_turn`, `validation-3`.")
+    messages: tuple[dict[str, str], ...] = Field(
+        description="The conversation, `role` and `content`, up to the turn that is asked for."
+    )
+    rendered: str = Field(description="The prompt as the template of the training renders it.")
+    tokens: int = Field(description="Tokens of the rendered prompt, by the training's tokenizer.")
+    answer: str | None = Field(
+        None,
+        description="Greedy answer of the GGUF run directly in llama.cpp; none: not asked.",
+    )
+    answer_tokens: int = Field(0, description="Tokens of the answer.")
+    ended: bool = Field(False, description="Whether the answer ended by itself.")
+
+
+class ServingReference(Contract):
+    """What a served model must be like to be what was exported."""
+
+    prompts: tuple[ReferencePrompt, ...] = Field(description="Conversations to compare.")
+    num_predict: int = Field(description="Limit of generated tokens of the answers.")
+    chat_template_sha256: str = Field(description="SHA-256 of the chat template in the GGUF.")
+    architecture: str = Field(description="`general.architecture` of the GGUF.")
+    context_length: int = Field(description="Longest context the model knows, tokens.")
+    parameter_count: int = Field(description="Weights in all tensors.")
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = Field(
+        description="Tensor name to its GGUF type and shape as the GGUF has it."
+    )
+    vocabulary: int = Field(description="Tokens of the tokenizer.")
+    vocabulary_sha256: str = Field(
+        description="SHA-256 of the tokens as a JSON list (`json.dumps(tokens)`), in order."
+    )
+    thinks: bool = Field(description="Whether the chat template's text has a place for thoughts.")
+
+
+class Check(Contract):
+    """One check of a served model, with its evidence."""
+
+    name: str = Field(description="What was checked, e.g. `rendered_prompt`.")
+    passed: bool = Field(description="Whether it holds.")
+    expected: str = Field(description="What had to be seen.")
+    seen: str = Field(description="What was seen.")
+    fix: str | None = Field(None, description="What to do where it failed.")
