@@ -17,8 +17,8 @@ from loco.contracts.errors import (
 )
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.specs import JobSpec
+from loco.contracts.versions import Version
 from loco.recipes import registry
-from loco.recipes.registry import Version
 from loco.recipes.resolve import Recipe, adapter_names, load_recipe, resolve
 from loco_api.context import Here
 from loco_api.errors import responses

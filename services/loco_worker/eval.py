@@ -22,10 +22,10 @@ from loco.contracts.stages import Stage
 from loco.grading.answers import extract, extract_words, is_correct, parse
 from loco.grading.eval_items import EvalItem, load_eval_items
 from loco.grading.significance import mcnemar_exact, wilson_interval
-from loco.recipes import registry
-from loco.recipes.datasets import dataset_path
 from loco.stage.program import Emitter, main
 from loco_worker.ollama.host import Answer, OllamaHost, full_name
+from loco_worker.sources.eval_sets import read_sets
+from loco_worker.sources.overlap import OverlapIndex
 
 ANSWERS = "eval.jsonl"
 SUMMARY = "summary.json"
@@ -53,7 +53,7 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         RegistrationFailed: the candidate is not there.
         DataError: an eval set can't be read; names file and line.
     """
-    sets = _sets(spec, inputs)
+    sets = _sets(spec, inputs, emit)
     base = full_name(spec.base_model.ollama)
     candidate = _candidate(inputs)
     with OllamaHost(inputs.ollama_host) as host:
@@ -75,7 +75,6 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         emit.log(in_words(comparison))
     summary = {c.set: c.model_dump(exclude={"set"}) for c in comparisons}
     write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    _record(inputs, comparisons, emit)
     emit.progress(message="done", percent=100, last=True)
     return EvalResult(
         seconds=0,
@@ -159,12 +158,12 @@ def in_words(comparison: Comparison) -> str:
     )
 
 
-def _sets(spec: EvalSpec, inputs: Inputs) -> dict[str, list[EvalItem]]:
-    paths = {
-        "benchmark": dataset_path(spec.benchmark, inputs.adapter_dir, inputs.dataset_dirs),
-        "held_out": inputs.files.get("prepare/held_out.jsonl"),
-    }
-    return {name: load_eval_items(path)[: spec.limit] for name, path in paths.items() if path}
+def _sets(spec: EvalSpec, inputs: Inputs, emit: Emitter) -> dict[str, list[EvalItem]]:
+    prepared = {name: inputs.files.get(f"prepare/eval_sets/{name}.jsonl") for name in spec.sets}
+    missing = {name: s for name, s in spec.sets.items() if prepared[name] is None}
+    found = read_sets(missing, inputs, OverlapIndex(13), emit)
+    found |= {name: load_eval_items(path) for name, path in prepared.items() if path}
+    return {name: found[name][: spec.limit] for name in spec.sets}
 
 
 def _candidate(inputs: Inputs) -> str:
@@ -278,23 +277,6 @@ def _row(verdict: Verdict) -> dict[str, Any]:
         "tokens": verdict.answer.tokens,
         "seconds": verdict.answer.seconds,
     }
-
-
-def _record(inputs: Inputs, comparisons: tuple[Comparison, ...], emit: Emitter) -> None:
-    """Puts the scores beside the model in the registry."""
-    candidate = _candidate(inputs)
-    job = candidate.rpartition(":")[2]
-    scores = {
-        c.set: {
-            "base": c.base.accuracy,
-            "candidate": c.candidate.accuracy,
-            "problems": c.candidate.total,
-            "p_value": c.p_value,
-        }
-        for c in comparisons
-    }
-    if not registry.record_scores(inputs.adapter_dir.parent, inputs.adapter, job, scores):
-        emit.log(f"the registry has no version of job {job}; its scores are only in the result")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m loco_worker.prepare --spec adapters/math/runs/JOB/prepare/a1/spec.json --out /tmp/x
 
 Writes `training_data.jsonl`, `validation_data.jsonl` (rows of the same source to measure the loss
-on) and, when the spec asks for generated held-out problems, `held_out.jsonl`. The same spec and
-files give the same bytes.
+on) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
+give the same bytes.
 """
 
 import json
@@ -19,18 +19,17 @@ from typing import Any
 from loco.contracts.errors import DataError
 from loco.contracts.files import atomic_write
 from loco.contracts.results import Dropped, Overlap, PrepareResult
-from loco.contracts.specs import HeldOut, Inputs, PrepareSpec
+from loco.contracts.specs import Inputs, PrepareSpec
 from loco.contracts.stages import Stage
-from loco.grading.eval_items import EvalItem, load_eval_items
-from loco.recipes.datasets import dataset_path
 from loco.stage.program import Emitter, main
+from loco_worker.sources.eval_sets import read_sets
 from loco_worker.sources.overlap import OverlapIndex, normalise
 from loco_worker.sources.rows import Empty, Malformed, Row
-from loco_worker.sources.sources import Record, Records, held_out_problems, open_source
+from loco_worker.sources.sources import Record, Records, open_source
 
 TRAINING_DATA = "training_data.jsonl"
 VALIDATION_DATA = "validation_data.jsonl"
-HELD_OUT = "held_out.jsonl"
+EVAL_SETS = "eval_sets"
 
 #: A generator that gave so many unusable problems in a row has no new ones left; a source of which
 #: so many rows resemble the training rows has nothing else to validate on.
@@ -46,13 +45,8 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         SourceUnreachable, DataError, InvalidRequest: see `loco_worker.sources.sources.open_source`;
             DataError also when no row is left.
     """
-    benchmark = load_eval_items(
-        dataset_path(spec.benchmark, inputs.adapter_dir, inputs.dataset_dirs)
-    )
     index = OverlapIndex(spec.overlap_ngram)
-    for item in benchmark:
-        index.add(f"benchmark/{item.id}", item.question)
-    held_out = _held_out(spec.held_out, index, emit) if spec.held_out else []
+    eval_sets = read_sets(spec.eval_sets, inputs, index, emit)
 
     emit.progress(message=f"opening source {spec.source.kind}", percent=0, last=True)
     records = open_source(spec.source, inputs, spec.seed)
@@ -81,9 +75,11 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         _write(
             out_dir / VALIDATION_DATA, ({"conversations": row.conversations} for row in validation)
         )
-    if spec.held_out:
-        files[HELD_OUT] = HELD_OUT
-        _write(out_dir / HELD_OUT, (item.model_dump() for item in held_out))
+    for name, items in eval_sets.items():
+        file = f"{EVAL_SETS}/{name}.jsonl"
+        files[file] = file
+        (out_dir / EVAL_SETS).mkdir(exist_ok=True)
+        _write(out_dir / file, (item.model_dump() for item in items))
     emit.log(
         f"{len(rows)} rows of {records.description}, {len(validation)} for validation; read {sieve.read}, dropped {sieve.in_words()}; "
         f"compared with {index.items} eval items"
@@ -100,7 +96,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         dropped=Dropped(**sieve.dropped),
         overlaps=tuple(sieve.overlaps[:OVERLAPS_LISTED]),
         eval_items_checked=index.items,
-        held_out=len(held_out),
+        eval_sets={name: len(items) for name, items in eval_sets.items()},
         validation=len(validation),
     )
 
@@ -205,35 +201,6 @@ def _apart(rest: Iterator[Row], trained: list[Row], spec: PrepareSpec, emit: Emi
         batch *= 2  # every batch is one pass over the training rows: few passes, however many fail
         emit.check_stop()
     return chosen[: spec.validation]
-
-
-def _held_out(held_out: HeldOut, index: OverlapIndex, emit: Emitter) -> list[EvalItem]:
-    """Generated problems, none twice and none overlapping the index, which they then join."""
-    emit.progress(message=f"generating {held_out.count} held-out problems", last=True)
-    chosen: list[tuple[EvalItem, str | None]] = []
-    seen: set[str] = set()
-    fruitless = 0
-    for item, problem in held_out_problems(held_out.source, held_out.seed):
-        question = normalise(item.question)
-        if question in seen or problem in seen or index.match(item.question):
-            fruitless += 1
-            if fruitless == FRUITLESS:
-                raise DataError(
-                    f"Source {held_out.source.kind} gives only {len(chosen)} different held-out "
-                    f"problems, {held_out.count} were asked for.",
-                    param="prepare.held_out.count",
-                    hint=f"Ask for {len(chosen)} or fewer.",
-                )
-            continue
-        fruitless = 0
-        seen |= {question} | ({problem} if problem else set())
-        chosen.append((item.model_copy(update={"id": f"h{len(chosen) + 1:04}"}), problem))
-        if len(chosen) == held_out.count:
-            break
-        emit.check_stop()
-    for item, problem in chosen:
-        index.add(f"held_out/{item.id}", item.question, problem)
-    return [item for item, _ in chosen]
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

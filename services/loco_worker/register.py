@@ -1,12 +1,11 @@
-"""Stage register: the exported GGUF becomes a model in Ollama, is checked, then promoted.
+"""Stage register: the exported GGUF becomes a candidate in Ollama and is proven to be it.
 
     python -m loco_worker.register --spec adapters/math/runs/JOB/register/a1/spec.json --out /tmp/x
 
-The candidate `MODEL:JOB_ID` is never changed afterwards; promoting and rolling back only point
-`MODEL:latest` at one. Running it again after a crash at any place ends the same.
+The candidate `MODEL:JOB_ID` is never changed afterwards, and `MODEL:latest` is not touched: the gate
+moves it. Running it again after a crash at any place ends the same.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from loco.contracts.files import sha256_of, write_text
 from loco.contracts.results import RegisterResult
 from loco.contracts.specs import Inputs, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
+from loco.contracts.versions import DataRecord, Version
 from loco.recipes import registry
 from loco.stage.program import Emitter, main
 from loco_worker.ollama.host import OllamaHost
@@ -29,7 +29,7 @@ NO_THINKING = "<think>\n\n</think>\n\n"
 
 
 def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> RegisterResult:
-    """Uploads, creates, checks, promotes and records.
+    """Uploads, creates and checks.
 
     Raises:
         OllamaUnavailable: no Ollama answers (retried later).
@@ -79,29 +79,17 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         _check_template(host, candidate, spec, system)
         answer = _probe(host, candidate, spec)
         emit.log(f"{candidate} answers {spec.probe!r}: {answer!r}")
-        emit.check_stop()
-        if spec.promote:
-            emit.progress(message=f"promoting {candidate}", percent=90, last=True)
-            host.copy(candidate, latest)
-            now = host.digests().get(latest)
-            if now != digest:
-                raise _failed(latest, f"its digest is {now}, the candidate's is {digest}")
 
-    entry = registry.record(
-        adapters_dir,
-        inputs.adapter,
-        _version(
-            spec,
-            inputs,
-            gguf=gguf,
-            system=system,
-            parameters=parameters,
-            candidate=candidate,
-            digest=digest,
-            blob=blob,
-        ),
+    entry = _version(
+        spec,
+        inputs,
+        gguf=gguf,
+        system=system,
+        parameters=parameters,
+        candidate=candidate,
+        digest=digest,
+        blob=blob,
     )
-    emit.log(f"{candidate} is version {entry.version} of {inputs.adapter}")
     result = RegisterResult(
         seconds=0,
         files={REGISTRATION: REGISTRATION},
@@ -111,12 +99,11 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         digest=digest,
         blob=blob,
         uploaded=uploaded,
-        promoted=latest if spec.promote else None,
-        previous_digest=before.get(latest),
+        version=entry,
         probe_answer=answer,
     )
-    write_text(out_dir / REGISTRATION, json.dumps(entry.model_dump(), indent=2) + "\n")
-    emit.progress(message=f"{candidate} serves", percent=100, last=True)
+    write_text(out_dir / REGISTRATION, entry.model_dump_json(indent=2) + "\n")
+    emit.progress(message=f"{candidate} is ready", percent=100, last=True)
     return result
 
 
@@ -166,7 +153,7 @@ def _check_changed(
     blob: str,
     before: dict[str, str],
     latest: str,
-    previous: registry.Version | None,
+    previous: Version | None,
 ) -> None:
     """A new GGUF must give a new model: else the server took something from an old one."""
     old = before.get(latest)
@@ -248,7 +235,7 @@ def _version(
     candidate: str,
     digest: str,
     blob: str,
-) -> registry.Version:
+) -> Version:
     """The registry's entry; what earlier stages did not say stays out."""
     prepared = inputs.results.get(Stage.PREPARE, {})
     trained = inputs.results.get(Stage.TRAIN, {})
@@ -256,11 +243,10 @@ def _version(
     adapters_dir = inputs.adapter_dir.parent
     inside = gguf.is_relative_to(adapters_dir)
     told = ("engine", "device", "total_steps", "first_loss", "last_loss", "train_seconds")
-    return registry.Version(
+    return Version(
         job=inputs.job_id,
         model=spec.model_name,
         candidate=candidate,
-        promoted=spec.promote,
         base_model=spec.base_model.name,
         base_ollama=spec.base_model.ollama,
         quantization=spec.quantization,
@@ -270,7 +256,7 @@ def _version(
         size_bytes=gguf.stat().st_size,
         system=system,
         parameters=parameters,
-        data=registry.DataRecord(
+        data=DataRecord(
             source=prepared.get("source"),
             rows=prepared.get("kept"),
             sha256=sha256_of(data) if data else None,

@@ -15,16 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from loco.contracts.plans import Shape
-from loco.contracts.specs import (
-    BaseModelSpec,
-    ExportSpec,
-    HuggingFaceSource,
-    Inputs,
-    JsonlSource,
-    PrepareSpec,
-    StageRun,
-    TrainSpec,
-)
+from loco.contracts.sources import HuggingFaceSource, JsonlSource
+from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, PrepareSpec, StageRun, TrainSpec
 from loco.contracts.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 from loco.contracts.errors import DataError, InvalidRequest, SourceUnreachable
 from loco.contracts.files import sha256_of
-from loco.contracts.specs import (
+from loco.contracts.sources import (
     ArithmeticSource,
     HuggingFaceSource,
-    Inputs,
     JsonlSource,
     ReasoningGymSource,
     Source,
 )
+from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
 from loco.recipes.datasets import dataset_path
 from loco_worker.sources import arithmetic, gym

@@ -175,7 +175,8 @@ def _prepare(task: Task) -> str:
     if result is None:
         return _OTHER_VERSION
     dropped = ", ".join(f"{n} {why}" for why, n in result.dropped if n)
-    held_out = f", {result.held_out} held out" if result.held_out else ""
+    sets = sum(result.eval_sets.values())
+    held_out = f", apart from {sets} eval problems" if sets else ""
     left_out = f"; left out {dropped}" if dropped else ""
     return f"{result.kept} of {result.read} rows{held_out}{left_out}"
 
@@ -203,7 +204,7 @@ def _register(task: Task) -> str:
     result = _result(task, RegisterResult)
     if result is None:
         return _OTHER_VERSION
-    return result.candidate + (f", now {result.promoted}" if result.promoted else "")
+    return result.candidate
 
 
 def _eval(task: Task) -> str:
@@ -229,7 +230,7 @@ def _served(job: Job) -> RenderableType | None:
     result = _result(job.stage(Stage.REGISTER), RegisterResult)
     if result is None or job.status is not JobStatus.SUCCEEDED:
         return None
-    model = (result.promoted or result.candidate).removesuffix(":latest")
+    model = result.candidate
     return _fields(
         [("Served", f"{model} at {result.ollama_host}"), ("try", f"ollama run {model}")],
     )

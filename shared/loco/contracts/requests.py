@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from loco.contracts.base import Contract
-from loco.contracts.specs import LARGEST_SEED
+from loco.contracts.evaluation import LARGEST_SEED
 from loco.contracts.stages import Stage
 
 DEFAULT_PROFILE = "default"

@@ -3,8 +3,11 @@
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.evaluation import Baseline, GateResult, Role
 from loco.contracts.plans import Lengths, Plan, PlanAttempt
+from loco.contracts.serving import Check
 from loco.contracts.specs import StageResult
+from loco.contracts.versions import Version
 
 
 class Dropped(Contract):
@@ -36,7 +39,9 @@ class PrepareResult(StageResult):
     dropped: Dropped = Field(description="Rows left out, by reason.")
     overlaps: tuple[Overlap, ...] = Field(description="Which rows overlapped which eval items.")
     eval_items_checked: int = Field(description="Eval items the rows were compared with.")
-    held_out: int = Field(0, description="Held-out problems written to held_out.jsonl.")
+    eval_sets: dict[str, int] = Field(
+        {}, description="Eval set to its problems, eval_sets/NAME.jsonl."
+    )
     validation: int = Field(0, description="Rows written to validation_data.jsonl.")
 
 
@@ -164,8 +169,15 @@ class RegisterResult(StageResult):
     digest: str = Field(description="Digest of the candidate in Ollama.")
     blob: str = Field(description="`sha256:…` of the uploaded GGUF.")
     uploaded: bool = Field(description="False when Ollama already had the blob.")
-    promoted: str | None = Field(None, description="`MODEL:latest` when it was pointed here.")
-    previous_digest: str | None = Field(None, description="What `latest` was before.")
+    checks: tuple[Check, ...] = Field((), description="What was proven of it, check by check.")
+    warnings: tuple[str, ...] = Field((), description="What should be mended, but failed nothing.")
+    exported_base: str | None = Field(
+        None,
+        description="`MODEL:JOB_ID-base`: the base through the same export, if it was written.",
+    )
+    version: Version | None = Field(
+        None, description="Its entry in the registry, not numbered yet."
+    )
     probe_answer: str = Field(description="What the candidate answered to the probe.")
 
 
@@ -181,19 +193,31 @@ class Score(Contract):
     unfinished: int = Field(
         description="Answers cut at num_predict instead of ending by themselves."
     )
-    seconds: float = Field(description="Seconds all answers took.")
+    seconds: float = Field(description="Seconds all answers took, one after the other.")
+    tokens: int = Field(0, description="Tokens of all answers.")
+    latency_p50: float | None = Field(None, description="Median seconds of an answer.")
+    latency_p95: float | None = Field(None, description="95th percentile of an answer's seconds.")
+    cached: int = Field(0, description="Answers taken over from earlier runs.")
 
 
 class Comparison(Contract):
-    """Base against candidate on one set."""
+    """A baseline against the candidate on one set."""
 
-    set: str = Field(description="`benchmark` or `held_out`.")
-    base: Score = Field(description="The base model.")
+    set: str = Field(description="Name of the set.")
+    role: Role = Field(Role.SHOWN, description="`primary` decides, `guard` must not get worse.")
+    against: Baseline = Field(Baseline.BASE, description="What `base` is.")
+    base: Score = Field(description="The model compared with.")
     candidate: Score = Field(description="The candidate.")
     gain: float = Field(description="Accuracy of the candidate minus that of the base.")
+    low: float | None = Field(None, description="Lower end of the gain's 95 % bootstrap interval.")
+    high: float | None = Field(None, description="Upper end of the gain's 95 % bootstrap interval.")
     won: int = Field(description="Problems only the candidate solved.")
     lost: int = Field(description="Problems only the base solved.")
     p_value: float = Field(description="Exact two-sided McNemar p.")
+    smallest_difference: float | None = Field(
+        None, description="Smallest difference so many problems can show to be significant."
+    )
+    allowance: float | None = Field(None, description="Of a guard: accuracy that may be lost.")
 
 
 class EvalResult(StageResult):
@@ -201,4 +225,13 @@ class EvalResult(StageResult):
 
     base_model: str = Field(description="Name of the base model in Ollama.")
     candidate: str = Field(description="Name of the candidate in Ollama.")
-    comparisons: tuple[Comparison, ...] = Field(description="One for each set of problems.")
+    comparisons: tuple[Comparison, ...] = Field(
+        description="One for each set of problems and baseline."
+    )
+    contaminated: dict[str, int] = Field(
+        {},
+        description="Set to its problems that overlap a training row; 0 where prepare kept them out.",
+    )
+    gate: GateResult | None = Field(
+        None, description="What the gate decided; none in jobs of earlier releases."
+    )

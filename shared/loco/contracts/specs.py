@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.evaluation import LARGEST_SEED, Baseline, EvalSet, GateSpec, ItemSource, Role
 from loco.contracts.plans import PlanAttempt
+from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
 
-#: Seeds fit every generator here; numpy takes 32 bits.
-LARGEST_SEED = 2**32 - 1
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 OllamaName = Annotated[
@@ -44,68 +44,15 @@ class BaseModelSpec(Contract):
     )
 
 
-class HuggingFaceSource(Contract):
-    """Question/answer rows of a dataset on the Hugging Face hub."""
-
-    kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
-    dataset: str = Field("openai/gsm8k", description="Dataset id.")
-    config: str | None = Field("main", description="Configuration of the dataset.")
-    split: str = Field("train", description="Split to read.")
-    revision: str | None = Field(None, description="Commit, tag or branch; none: the newest.")
-
-
-class JsonlSource(Contract):
-    """A JSONL file on the server: GSM8K rows (`question`, `answer`) or chat rows (`conversations`)."""
-
-    kind: Literal["jsonl"] = Field(description="Rows of a file.")
-    path: str = Field(
-        description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS."
-    )
-
-
-class ReasoningGymSource(Contract):
-    """Generated problems of the reasoning-gym package, seeded, offline."""
-
-    kind: Literal["reasoning-gym"] = Field(description="Generated problems.")
-    tasks: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        {"gsm_symbolic": 1.0},
-        min_length=1,
-        description="Task name to weight in the mixture, e.g. `{gsm_symbolic: 1}`.",
-    )
-
-
-class ArithmeticSource(Contract):
-    """Generated short problems with one-line worked answers, seeded, offline."""
-
-    kind: Literal["arithmetic"] = Field(description="Generated short problems.")
-
-
-Source = Annotated[
-    HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource,
-    Field(discriminator="kind"),
-]
-
-
-class HeldOut(Contract):
-    """Generated problems kept out of the training data and used by eval."""
-
-    source: ReasoningGymSource | ArithmeticSource = Field(
-        discriminator="kind", description="Generator of the problems."
-    )
-    count: int = Field(100, ge=1, le=10_000, description="Problems to generate.")
-    seed: int = Field(20_261_122, ge=0, le=LARGEST_SEED, description="Seed of the generator.")
-
-
 class PrepareSpec(Contract):
     """Stage prepare: where the rows come from and which are kept."""
 
     source: Source = Field(description="Where the rows come from.")
     examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
-    benchmark: str = Field(
-        "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
+    eval_sets: dict[Name, ItemSource] = Field(
+        {}, description="The problems that no row may overlap; follows from eval.sets."
     )
-    held_out: HeldOut | None = Field(None, description="Generated held-out problems, if any.")
     validation: int = Field(
         32,
         ge=0,
@@ -206,7 +153,6 @@ class RegisterSpec(Contract):
     base_model: BaseModelSpec = Field(description="Gives the system prompt and the stop strings.")
     model_name: Name = Field(description="Model name in Ollama; the job's ID becomes the tag.")
     quantization: Quantization = Field("Q4_K_M", description="What export wrote.")
-    promote: bool = Field(True, description="Point `latest` at the candidate.")
     temperature: float = Field(0.0, ge=0, le=2, description="Default sampling temperature.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
     num_predict: int = Field(512, ge=1, description="Default limit of generated tokens.")
@@ -217,8 +163,26 @@ class EvalSpec(Contract):
     """Stage eval: base against candidate."""
 
     base_model: BaseModelSpec = Field(description="The model compared against.")
-    benchmark: str = Field(
-        "eval_dataset.jsonl", description="Eval problems, a file in the adapter's folder."
+    sets: dict[Name, EvalSet] = Field(
+        {
+            "benchmark": EvalSet(
+                source=JsonlSource(kind="jsonl", path="eval_dataset.jsonl"), role=Role.PRIMARY
+            )
+        },
+        min_length=1,
+        description="Name to a set of problems; one at most is `primary`, and in a profile or request "
+        "`null` takes a set out.",
+    )
+    gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
+    baselines: tuple[Baseline, ...] = Field(
+        (Baseline.BASE, Baseline.INSTRUCTED, Baseline.PROMOTED),
+        description="What the candidate is compared with; `instructed` asks for `instruction`, "
+        "`exported` for export.base, `promoted` is left out where nothing is.",
+    )
+    instruction: str | None = Field(
+        None,
+        min_length=1,
+        description="A system prompt that asks the base for what the adapter was trained to do.",
     )
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
@@ -242,6 +206,10 @@ class JobSpec(Contract):
         None, description="Committed job whose outputs stand in for the stages left out."
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
+    place: str = Field(
+        "",
+        description="Folder below the adapter's where its files are published; empty: beside the recipe.",
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none.")
     prepare: PrepareSpec = Field(description="Stage prepare.")
     train: TrainSpec = Field(description="Stage train.")

@@ -177,7 +177,7 @@ def _size(spec: JobSpec, stage: Stage) -> tuple[Any, ...]:
     parts: dict[Stage, Callable[[], tuple[Any, ...]]] = {
         Stage.PREPARE: lambda: (spec.prepare.source, spec.prepare.examples),
         Stage.EXPORT: lambda: (spec.export.quantization,),
-        Stage.EVAL: lambda: (spec.eval, spec.prepare.held_out),
+        Stage.EVAL: lambda: (spec.eval,),
     }
     return (*common, *parts.get(stage, tuple)())
 

@@ -8,7 +8,8 @@ from celery import Celery
 from loco.contracts.errors import DataError, InvalidRequest, NotFound, StageGap
 from loco.contracts.jobs import Job
 from loco.contracts.requests import JobRequest
-from loco.contracts.specs import JobSpec, JsonlSource
+from loco.contracts.sources import JsonlSource
+from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint

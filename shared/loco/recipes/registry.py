@@ -13,59 +13,21 @@ Register and eval write it, under a lock and by renaming, so a reader never need
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from loco.contracts.errors import Conflict
 from loco.contracts.files import write_text
+from loco.contracts.versions import Version
 
 REGISTRY = "registry.yaml"
 _LOCK = ".registry.lock"
 _HEADER = (
     "# Written by the stages register and eval. The newest version of an adapter comes first.\n"
 )
-
-
-class DataRecord(BaseModel):
-    """What a version was trained on."""
-
-    source: str | None = Field(None, description="The source in words.")
-    rows: int | None = Field(None, description="Training rows.")
-    sha256: str | None = Field(None, description="SHA-256 of training_data.jsonl.")
-
-
-class Version(BaseModel):
-    """One model that was registered."""
-
-    # stored data is read tolerantly: a newer program may have written more
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-    version: int = Field(0, description="Counts up from 1 for each adapter.")
-    job: str = Field(description="The job that built it.")
-    model: str = Field(description="Name in Ollama, without tag.")
-    candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
-    promoted: bool = Field(description="Whether `MODEL:latest` points to it.")
-    base_model: str = Field(description="Name in the catalog of base models.")
-    base_ollama: str = Field(description="Name of the base model in Ollama.")
-    quantization: str = Field(description="GGUF file type.")
-    digest: str = Field(description="Digest of the candidate in Ollama.")
-    blob: str = Field(description="`sha256:…` of the GGUF that was uploaded.")
-    gguf: str = Field(description="The GGUF, relative to the adapters folder.")
-    size_bytes: int = Field(description="Size of the GGUF.")
-    system: str | None = Field(None, description="System prompt of training and serving.")
-    parameters: dict[str, Any] = Field({}, description="Ollama parameters, e.g. `temperature`.")
-    data: DataRecord = Field(DataRecord(), description="What it was trained on.")
-    hyperparameters: dict[str, Any] = Field({}, description="The train spec.")
-    training: dict[str, Any] = Field({}, description="Engine, steps, losses, seconds.")
-    scores: dict[str, Any] | None = Field(None, description="Set to scores, once eval has run.")
-    registered_at: str = Field(
-        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
-        description="When it was registered, ISO 8601.",
-    )
 
 
 def read(adapters_dir: Path) -> dict[str, list[Version]]:

@@ -13,7 +13,9 @@ from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownProfile
+from loco.contracts.evaluation import ItemSource, Role
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
+from loco.contracts.sources import ArithmeticSource, ReasoningGymSource
 from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
@@ -92,7 +94,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             hint="Name one of them.",
         )
     profile = recipe.profiles.get(request.profile, {})
-    unknown = set(profile) - {"base_model", "seed", *(s.value for s in Stage)}
+    unknown = set(profile) - {"base_model", "model_name", "seed", *(s.value for s in Stage)}
     if unknown:
         raise InvalidRequest(
             f"{recipe.name}/{RECIPE}: profile {request.profile!r} has unknown fields "
@@ -109,6 +111,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
     base = base_model(
         adapters_dir, request.base_model or profile.get("base_model") or recipe.base_model
     )
+    model_name = _served_name(recipe, request, base.name)
     seed = request.seed if request.seed is not None else profile.get("seed", 0)
     document: dict[str, Any] = {
         "adapter": recipe.name,
@@ -116,13 +119,14 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
         "stages": _checked_stages(request.stages),
         "from_job": request.from_job,
         "reuse": request.reuse,
+        "place": "" if model_name == recipe.model_name else f"served/{model_name}",
         "seed": seed,
     }
     common: dict[Stage, dict[str, Any]] = {
         Stage.PREPARE: {"seed": seed},
         Stage.TRAIN: {"seed": seed, "base_model": base},
-        Stage.EXPORT: {"base_model": base, "model_name": recipe.model_name},
-        Stage.REGISTER: {"base_model": base, "model_name": recipe.model_name},
+        Stage.EXPORT: {"base_model": base, "model_name": model_name},
+        Stage.REGISTER: {"base_model": base, "model_name": model_name},
         Stage.EVAL: {"base_model": base, "seed": seed},
     }
     for stage in Stage:
@@ -144,13 +148,32 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
             asked,
         )
+    sets = document[Stage.EVAL.value].get("sets")
+    if isinstance(sets, Mapping):
+        document[Stage.EVAL.value]["sets"] = {n: s for n, s in sets.items() if s is not None}
+    if "eval_sets" in document[Stage.PREPARE.value]:
+        raise InvalidRequest(
+            "prepare.eval_sets follows from eval.sets.",
+            param="prepare.eval_sets",
+            hint="Name the sets of problems in eval.sets.",
+        )
     job = validated(JobSpec, document, where="")
+    _check_sets(job)
     served = {  # the Modelfile says what register sends to Ollama
         field: getattr(job.register_, field)
         for field in ("temperature", "num_ctx", "num_predict")
         if field not in document[Stage.EXPORT.value]
     }
-    return job.model_copy(update={"export": job.export.model_copy(update=served)})
+    kept_out = {
+        name: ItemSource(source=s.source, count=s.count, seed=s.seed)
+        for name, s in job.eval.sets.items()
+    }
+    return job.model_copy(
+        update={
+            "export": job.export.model_copy(update=served),
+            "prepare": job.prepare.model_copy(update={"eval_sets": kept_out}),
+        }
+    )
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +190,39 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
         else:
             merged[key] = value
     return merged
+
+
+def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
+    """The model's name in Ollama: only what is built on the recipe's own base has the recipe's.
+
+    A smaller stand-in must not take the place of the adapter that people use.
+    """
+    profile = recipe.profiles.get(request.profile, {})
+    if request.base_model is None or request.base_model == profile.get("base_model"):
+        named = profile.get("model_name")
+        if named is not None:
+            return str(named)
+        if base == recipe.base_model:
+            return recipe.model_name
+        return f"{recipe.model_name}-{request.profile}"
+    return recipe.model_name if base == recipe.base_model else f"{recipe.model_name}-{base}"
+
+
+def _check_sets(job: JobSpec) -> None:
+    primary = [name for name, s in job.eval.sets.items() if s.role is Role.PRIMARY]
+    if len(primary) > 1:
+        raise InvalidRequest(
+            f"eval.sets: {' and '.join(primary)} are all primary; one set decides.",
+            param="eval.sets",
+            hint="Give the others the role `guard` or `shown`.",
+        )
+    for name, entry in job.eval.sets.items():
+        if entry.count == "all" and isinstance(entry.source, ReasoningGymSource | ArithmeticSource):
+            raise InvalidRequest(
+                f"eval.sets.{name}.count is `all`, but source {entry.source.kind} has no end.",
+                param=f"eval.sets.{name}.count",
+                hint="Give the number of problems to generate, e.g. 200.",
+            )
 
 
 def _checked_stages(asked: tuple[Stage, ...] | None) -> tuple[Stage, ...]:

@@ -17,7 +17,8 @@ from loco.contracts.artifacts import Artifact, describe
 from loco.contracts.errors import LocoError, NotFound
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
-from loco.contracts.specs import EvalSpec, Inputs, JsonlSource, PrepareSpec, StageRun
+from loco.contracts.sources import JsonlSource
+from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
@@ -174,13 +175,17 @@ def _present(adapters_dir: Path, artifact: Artifact) -> Path:
 
 
 def _read_beside(inputs: Inputs, spec: Any) -> list[Path]:
-    """Files a stage reads that are no artifacts: the benchmark and a local source."""
+    """Files a stage reads that are no artifacts: local sources."""
     paths = []
-    if isinstance(spec, PrepareSpec | EvalSpec):
-        paths.append(inputs.adapter_dir / spec.benchmark)
-    if isinstance(spec, PrepareSpec) and isinstance(spec.source, JsonlSource):
-        # an absolute path replaces the folder it is joined to
-        paths += [f / spec.source.path for f in (inputs.adapter_dir, *inputs.dataset_dirs)]
+    sources: list[Any] = []
+    if isinstance(spec, PrepareSpec):
+        sources = [spec.source, *(s.source for s in spec.eval_sets.values())]
+    if isinstance(spec, EvalSpec):
+        sources = [s.source for s in spec.sets.values()]
+    for source in sources:
+        if isinstance(source, JsonlSource):
+            # an absolute path replaces the folder it is joined to
+            paths += [f / source.path for f in (inputs.adapter_dir, *inputs.dataset_dirs)]
     return paths
 
 

@@ -42,8 +42,13 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
-def publish(adapters_dir: Path, adapter: str, task: Task) -> bool:
+def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
     """Puts a committed task's well-known files in their places.
+
+    Args:
+        adapters_dir: the artifacts' paths begin here.
+        folder: where they are published: the adapter's, or one below it (`JobSpec.place`).
+        task: committed.
 
     Returns:
         False when a newer job has already published this stage.
@@ -52,7 +57,7 @@ def publish(adapters_dir: Path, adapter: str, task: Task) -> bool:
         OSError: a file is gone, the disk is full or a reader holds the lock for long; nothing
             half-written is left.
     """
-    folder = adapters_dir / adapter
+    folder.mkdir(parents=True, exist_ok=True)
     finished = task.finished_at.isoformat() if task.finished_at else ""
     with _locked(folder / PUBLISH_LOCK) as record:
         published = _read(record)

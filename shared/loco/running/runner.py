@@ -273,8 +273,8 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
     """Publishes a committed task's files and notes it; trouble is logged and tried again later."""
     try:
         task = ledger.task(task_id)
-        adapter = ledger.job(task.job_id).adapter
-        publish(settings.adapters_dir, adapter, task)
+        job = ledger.job(task.job_id)
+        publish(settings.adapters_dir, settings.adapters_dir / job.adapter / job.spec.place, task)
         ledger.published(task_id)
     except (OSError, RedisUnavailable) as error:
         logger.warning("%s: not published yet: %s", task_id, error)

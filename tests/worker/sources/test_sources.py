@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from loco.contracts.errors import DataError, InvalidRequest, SourceUnreachable
-from loco.contracts.specs import (
+from loco.contracts.sources import (
     ArithmeticSource,
     HuggingFaceSource,
-    Inputs,
     JsonlSource,
     ReasoningGymSource,
 )
+from loco.contracts.specs import Inputs
 from loco.recipes.datasets import dataset_path
 from loco_worker.sources import gym
 from loco_worker.sources.rows import Empty, Malformed, row_of, training_answer

@@ -1,0 +1,79 @@
+"""The problems of eval sets: of a file, a hub dataset or a generator."""
+
+from collections.abc import Mapping
+
+from loco.contracts.errors import DataError
+from loco.contracts.evaluation import ItemSource
+from loco.contracts.sources import ArithmeticSource, JsonlSource, ReasoningGymSource
+from loco.contracts.specs import Inputs
+from loco.grading.eval_items import EvalItem, load_eval_items
+from loco.recipes.datasets import dataset_path
+from loco.stage.program import Emitter
+from loco_worker.sources.overlap import OverlapIndex, normalise
+from loco_worker.sources.sources import held_out_problems
+
+#: A generator that gave so many unusable problems in a row has no new ones left.
+FRUITLESS = 2000
+
+
+def read_sets(
+    sets: Mapping[str, ItemSource], inputs: Inputs, index: OverlapIndex, emit: Emitter
+) -> dict[str, list[EvalItem]]:
+    """The problems of every set, which join the index; files come before generators.
+
+    Raises:
+        DataError: a set can't be read, or a generator has too few problems.
+    """
+    ordered = sorted(
+        sets, key=lambda n: isinstance(sets[n].source, ReasoningGymSource | ArithmeticSource)
+    )
+    return {name: _read(name, sets[name], inputs, index, emit) for name in ordered}
+
+
+def _read(
+    name: str, wanted: ItemSource, inputs: Inputs, index: OverlapIndex, emit: Emitter
+) -> list[EvalItem]:
+    source = wanted.source
+    if isinstance(source, ReasoningGymSource | ArithmeticSource):
+        return _generated(name, wanted, source, index, emit)
+    if isinstance(source, JsonlSource):
+        items = load_eval_items(dataset_path(source.path, inputs.adapter_dir, inputs.dataset_dirs))
+        for item in items:
+            index.add(f"{name}/{item.id}", item.question)
+        return items
+    raise DataError(f"eval.sets.{name}: source {source.kind} is not read yet.", param="eval.sets")
+
+
+def _generated(
+    name: str,
+    wanted: ItemSource,
+    source: ReasoningGymSource | ArithmeticSource,
+    index: OverlapIndex,
+    emit: Emitter,
+) -> list[EvalItem]:
+    """Generated problems, none twice and none overlapping the index, which they then join."""
+    emit.progress(message=f"generating {wanted.count} problems for {name}", last=True)
+    chosen: list[tuple[EvalItem, str | None]] = []
+    seen: set[str] = set()
+    fruitless = 0
+    for item, problem in held_out_problems(source, wanted.seed):
+        question = normalise(item.question)
+        if question in seen or problem in seen or index.match(item.question):
+            fruitless += 1
+            if fruitless == FRUITLESS:
+                raise DataError(
+                    f"Source {source.kind} gives only {len(chosen)} different held-out "
+                    f"problems, {wanted.count} were asked for.",
+                    param=f"eval.sets.{name}.count",
+                    hint=f"Ask for {len(chosen)} or fewer.",
+                )
+            continue
+        fruitless = 0
+        seen |= {question} | ({problem} if problem else set())
+        chosen.append((item.model_copy(update={"id": f"h{len(chosen) + 1:04}"}), problem))
+        if len(chosen) == wanted.count:
+            break
+        emit.check_stop()
+    for item, problem in chosen:
+        index.add(f"{name}/{item.id}", item.question, problem)
+    return [item for item, _ in chosen]

@@ -1,0 +1,93 @@
+"""What eval measures, against what, and when the gate promotes."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.sources import Source
+
+#: Seeds fit every generator here; numpy takes 32 bits.
+LARGEST_SEED = 2**32 - 1
+
+
+class Role(StrEnum):
+    """What an eval set is for."""
+
+    #: The one that decides.
+    PRIMARY = "primary"
+    #: Must not get worse by more than its allowance.
+    GUARD = "guard"
+    #: Measured and shown; decides nothing.
+    SHOWN = "shown"
+
+
+class Baseline(StrEnum):
+    """What a candidate is compared with."""
+
+    #: The base model as it is served.
+    BASE = "base"
+    #: The base model with the recipe's instruction as its system prompt.
+    INSTRUCTED = "instructed"
+    #: The base model through the export of this project: training apart from quantization.
+    EXPORTED = "exported"
+    #: The version that serves now.
+    PROMOTED = "promoted"
+
+
+class Verdict(StrEnum):
+    """What the gate says of a candidate."""
+
+    #: Significantly better than the base on the primary set; promoted.
+    BETTER = "better"
+    #: Not shown to be better nor worse; promoted where the policy lets it.
+    UNPROVEN = "unproven"
+    #: Not promoted.
+    REFUSED = "refused"
+
+
+class ItemSource(Contract):
+    """Where the problems of an eval set come from."""
+
+    source: Source = Field(description="Rows of a file or hub dataset, or a generator.")
+    count: int | Literal["all"] = Field(
+        "all",
+        description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",
+    )
+    seed: int = Field(20_261_122, ge=0, le=LARGEST_SEED, description="Seed of the choice.")
+
+
+class EvalSet(ItemSource):
+    """A set of problems with its role."""
+
+    role: Role = Field(Role.SHOWN, description="`primary` decides, `guard` must not get worse.")
+    allowance: float = Field(
+        0.05, ge=0, le=1, description="Accuracy a guard may lose against base or promoted version."
+    )
+
+
+class GateSpec(Contract):
+    """The rule at the end of eval that promotes a candidate or refuses it."""
+
+    policy: Literal["not_worse", "better", "always", "never"] = Field(
+        "not_worse",
+        description="`not_worse`: refused when a check failed, or when it is significantly worse on "
+        "the primary set or worse on a guard; `better`: promoted only when significantly better.",
+    )
+    max_p: float = Field(0.05, gt=0, lt=1, description="Largest p of a significant difference.")
+    min_problems: int = Field(
+        100, ge=1, description="Fewer primary problems than this prove nothing: `unproven` at most."
+    )
+
+
+class GateResult(Contract):
+    """What the gate decided, and why."""
+
+    verdict: Verdict = Field(description="`better`, `unproven` or `refused`.")
+    policy: str = Field(description="The policy it followed.")
+    reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
+    advice: tuple[str, ...] = Field((), description="What to try after a refusal.")
+    compared_version: int | None = Field(
+        None, description="The promoted version it was compared with; none: nothing was promoted."
+    )

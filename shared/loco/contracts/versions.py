@@ -1,0 +1,66 @@
+"""Versions: the registered candidates of an adapter, numbered, with their lineage and scores."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loco.contracts.evaluation import GateResult
+
+
+class DataRecord(BaseModel):
+    """What a version was trained on."""
+
+    source: str | None = Field(None, description="The source in words.")
+    rows: int | None = Field(None, description="Training rows.")
+    sha256: str | None = Field(None, description="SHA-256 of training_data.jsonl.")
+
+
+class VersionEvent(BaseModel):
+    """Something that happened to a version: the audit trail."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: datetime = Field(description="When.")
+    action: str = Field(
+        description="`registered`, `measured`, `promoted`, `refused`, `replaced`, `rolled_back`."
+    )
+    by: str = Field(description="`gate`, or the name of the API key or `local`.")
+    reason: str | None = Field(None, description="Why, in the words of who did it.")
+    forced: bool = Field(False, description="Whether a refusal was overruled.")
+
+
+class Version(BaseModel):
+    """One model that was registered."""
+
+    # stored data is read tolerantly: a newer program may have written more
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    version: int = Field(0, description="Counts up from 1 for each adapter.")
+    job: str = Field(description="The job that built it.")
+    model: str = Field(description="Name in Ollama, without tag.")
+    candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
+    profile: str | None = Field(None, description="Profile of the job that built it.")
+    promoted: bool = Field(False, description="Whether it is what `MODEL:latest` shall point to.")
+    gate: GateResult | None = Field(None, description="What the gate decided, once eval has run.")
+    events: tuple[VersionEvent, ...] = Field(
+        (),
+        description="What happened to it: registered, promoted, refused, rolled back; oldest first.",
+    )
+    base_model: str = Field(description="Name in the catalog of base models.")
+    base_ollama: str = Field(description="Name of the base model in Ollama.")
+    quantization: str = Field(description="GGUF file type.")
+    digest: str = Field(description="Digest of the candidate in Ollama.")
+    blob: str = Field(description="`sha256:…` of the GGUF that was uploaded.")
+    gguf: str = Field(description="The GGUF, relative to the adapters folder.")
+    size_bytes: int = Field(description="Size of the GGUF.")
+    system: str | None = Field(None, description="System prompt of training and serving.")
+    parameters: dict[str, Any] = Field({}, description="Ollama parameters, e.g. `temperature`.")
+    data: DataRecord = Field(DataRecord(), description="What it was trained on.")
+    hyperparameters: dict[str, Any] = Field({}, description="The train spec.")
+    training: dict[str, Any] = Field({}, description="Engine, steps, losses, seconds.")
+    scores: dict[str, Any] | None = Field(None, description="Set to scores, once eval has run.")
+    registered_at: str = Field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
+        description="When it was registered, ISO 8601.",
+    )
