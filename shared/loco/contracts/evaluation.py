@@ -1,7 +1,7 @@
 """What eval measures, against what, and when the gate promotes."""
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,10 @@ from loco.contracts.sources import Source
 
 #: Seeds fit every generator here; numpy takes 32 bits.
 LARGEST_SEED = 2**32 - 1
+
+
+#: It names a file, too.
+SetName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class Role(StrEnum):

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.evaluation import LARGEST_SEED, Baseline, EvalSet, GateSpec, ItemSource, Role
+from loco.contracts.evaluation import (
+    LARGEST_SEED,
+    Baseline,
+    EvalSet,
+    GateSpec,
+    ItemSource,
+    Role,
+    SetName,
+)
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
@@ -50,7 +58,7 @@ class PrepareSpec(Contract):
     source: Source = Field(description="Where the rows come from.")
     examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
-    eval_sets: dict[Name, ItemSource] = Field(
+    eval_sets: dict[SetName, ItemSource] = Field(
         {}, description="The problems that no row may overlap; follows from eval.sets."
     )
     validation: int = Field(
@@ -163,7 +171,7 @@ class EvalSpec(Contract):
     """Stage eval: base against candidate."""
 
     base_model: BaseModelSpec = Field(description="The model compared against.")
-    sets: dict[Name, EvalSet] = Field(
+    sets: dict[SetName, EvalSet] = Field(
         {
             "benchmark": EvalSet(
                 source=JsonlSource(kind="jsonl", path="eval_dataset.jsonl"), role=Role.PRIMARY
