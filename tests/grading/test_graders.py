@@ -167,6 +167,14 @@ def test_the_expected_json_may_be_the_answer() -> None:
     assert graded == (False, '{"a": [2]}', 'is not {"a": [1, 2]}')
 
 
+def test_code_is_run() -> None:
+    double = item({"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]})
+    assert grade(double, "```python\ndef f(x):\n    return 2 * x\n```").correct
+    graded = grade(double, "```python\ndef f(x):\n    return 3 * x\n```")
+    assert not graded.correct
+    assert graded.why
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -194,6 +202,8 @@ def test_the_expected_json_may_be_the_answer() -> None:
         ),
         ({"grader": {"kind": "regex", "pattern": r"\p{L}{1,40}"}}, "grader.pattern: compiles to"),
         ({"grader": {"kind": "regex", "pattern": "a" * 1001}}, "grader.pattern"),
+        ({"grader": {"kind": "code"}}, "grader: needs `cases` or `asserts`"),
+        ({"grader": {"kind": "code", "asserts": ["f("]}}, "grader.asserts: assert 1 is not"),
         ({"grader": {"kind": "numeric"}, "answer": "abc"}, "answer: 'abc' is no number"),
         (
             {"grader": {"kind": "numeric", "tolerance": -1}, "answer": "1"},

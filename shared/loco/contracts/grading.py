@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from loco.contracts.base import Contract
+from loco.contracts.code_tests import CodeTests
 from loco.contracts.patterns import LONGEST_PATTERN, compiled
 
 GraderName = Literal["numeric", "words", "choice", "contains", "regex", "json", "code"]
@@ -126,8 +127,20 @@ class JsonGrader(Contract):
         return value
 
 
+class CodeGrader(CodeTests):
+    """The answer's code passes tests."""
+
+    kind: Literal["code"] = Field(description="Runs the answer's code in a locked-down child.")
+
+
 Grader = Annotated[
-    NumericGrader | WordsGrader | ChoiceGrader | ContainsGrader | RegexGrader | JsonGrader,
+    NumericGrader
+    | WordsGrader
+    | ChoiceGrader
+    | ContainsGrader
+    | RegexGrader
+    | JsonGrader
+    | CodeGrader,
     Field(discriminator="kind"),
 ]
 

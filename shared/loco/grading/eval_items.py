@@ -29,6 +29,7 @@ _EXAMPLES = {
     "contains": '{"kind": "contains", "all": ["Paris"], "none": ["London"]}',
     "regex": '{"kind": "regex", "pattern": "[A-Z]+", "where": "fullmatch"}',
     "json": '{"kind": "json", "expected": {"name": "Ada"}, "subset": true}',
+    "code": '{"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}',
 }
 
 

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from loco.contracts.grading import (
     ChoiceGrader,
+    CodeGrader,
     ContainsGrader,
     Grader,
     JsonGrader,
@@ -45,6 +46,9 @@ def grade(item: EvalItem, text: str) -> Graded:
     Args:
         item: the problem, with its grader.
         text: all the model wrote; a `<think>` part is not read.
+
+    Raises:
+        SandboxUnavailable: the grader is `code` and this machine cannot run code safely.
     """
     # a lone surrogate (from a tokenizer cut within a character) cannot be encoded
     text = without_thinking(text.encode(errors="replace").decode()).strip()
@@ -56,7 +60,7 @@ def grade(item: EvalItem, text: str) -> Graded:
     return _graded(item, item.grader or _default(item), text)
 
 
-def _graded(item: EvalItem, grader: Grader, text: str) -> Graded:
+def _graded(item: EvalItem, grader: Grader, text: str) -> Graded:  # noqa: PLR0911 one a kind
     match grader:
         case NumericGrader():
             return _numeric(item, grader, text)
@@ -70,6 +74,10 @@ def _graded(item: EvalItem, grader: Grader, text: str) -> Graded:
             return _regex(grader, text)
         case JsonGrader():
             return _json(item, grader, text)
+        case CodeGrader():
+            from loco.grading.code import grade_code  # noqa: PLC0415 few sets hold code
+
+            return grade_code(text, grader)
         case _:
             assert_never(grader)
 
