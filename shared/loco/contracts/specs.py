@@ -22,6 +22,7 @@ from loco.contracts.evaluation import (
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
+from loco.contracts.versions import PromotedVersion
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -260,6 +261,9 @@ class Inputs(Contract):
     )
     tried: tuple[PlanAttempt, ...] = Field(
         (), description="Plans that earlier runs of the base model tried, newest first."
+    )
+    promoted: PromotedVersion | None = Field(
+        None, description="The version that serves now under the model's name; none: nothing does."
     )
 
 
