@@ -103,6 +103,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class ArtifactChanged(Conflict):
+    """A committed file no longer has the content that was committed."""
+
+    code = "artifact_changed"
+
+
 class Unauthorized(LocoError):
     """No valid API key came with the request."""
 
