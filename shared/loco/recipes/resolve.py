@@ -145,12 +145,24 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             asked,
         )
     job = validated(JobSpec, document, where="")
+    _check_select(job)
     served = {  # the Modelfile says what register sends to Ollama
         field: getattr(job.register_, field)
         for field in ("temperature", "num_ctx", "num_predict")
         if field not in document[Stage.EXPORT.value]
     }
     return job.model_copy(update={"export": job.export.model_copy(update=served)})
+
+
+def _check_select(job: JobSpec) -> None:
+    """Refuses to choose by rows that the job itself keeps none of; another's are seen in train."""
+    trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
+    if trains and job.train.select == "best" and not job.prepare.validation:
+        raise InvalidRequest(
+            "train.select: best needs validation rows, and prepare.validation is 0.",
+            param="train.select",
+            hint="Set prepare.validation (32 is the default), or train.select: last.",
+        )
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
