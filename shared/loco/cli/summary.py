@@ -190,8 +190,24 @@ def _train(task: Task) -> str:
     resumed = f", from step {result.resumed_from_step}" if result.resumed_from_step else ""
     return (
         f"loss {result.first_loss:.3f} → {result.last_loss:.3f} {curve} in {result.total_steps} "
-        f"steps{resumed}, {result.tokens_per_second:.0f} tokens/s, {result.engine} on {result.device}"
+        f"steps{resumed}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
+        f"{result.engine} on {result.device}"
     )
+
+
+def _validated(result: TrainResult) -> str:
+    """The validation loss before and with the adapter that is kept, and which that is."""
+    base, kept, step = result.base_validation_loss, result.validation_loss, result.selected_step
+    if base is None or kept is None or step is None:
+        return ""
+    if step == 0:
+        return f", validation loss {base:.3f}, lower than after any step: the base is kept"
+    words = f", validation loss {base:.3f} → {kept:.3f}"
+    if step != result.total_steps:
+        return f"{words} at step {step} (best, kept)"
+    if result.best_step != step and result.best_validation_loss is not None:
+        return f"{words} (lowest {result.best_validation_loss:.3f} at step {result.best_step})"
+    return words
 
 
 def _export(task: Task) -> str:

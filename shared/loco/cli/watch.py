@@ -193,6 +193,8 @@ def in_words(progress: Progress) -> str:
         parts.append(progress.message)
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
+    if progress.validation_loss is not None:
+        parts.append(f"validation {progress.validation_loss:.3f}")
     if progress.tokens_per_second:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
     if progress.gpu_memory_gb:

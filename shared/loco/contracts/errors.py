@@ -115,6 +115,12 @@ class CandidateMissing(Conflict):
     code = "candidate_missing"
 
 
+class ArtifactChanged(Conflict):
+    """A committed file no longer has the content that was committed."""
+
+    code = "artifact_changed"
+
+
 class Unauthorized(LocoError):
     """No valid API key came with the request."""
 

@@ -60,7 +60,15 @@ class ValidationRow(Contract):
 
     tokens: int = Field(description="Answer tokens of the row.")
     base_loss: float = Field(description="Mean loss before training, nats a token.")
-    loss: float = Field(description="Mean loss after training, nats a token.")
+    loss: float = Field(description="Mean loss with the adapter that is kept, nats a token.")
+
+
+class ValidationLoss(Contract):
+    """The loss on the validation rows at one moment of a training."""
+
+    step: int = Field(description="Optimizer steps done; 0: the untrained adapter, so the base.")
+    epoch: float = Field(description="Passes over the training data so far.")
+    loss: float = Field(description="Mean loss of the rows' answer tokens, nats a token.")
 
 
 class TrainResult(StageResult):
@@ -110,13 +118,28 @@ class TrainResult(StageResult):
     )
     step_seconds: float = Field(description="Median seconds of an optimizer step.")
     validation_loss: float | None = Field(
-        None, description="Mean loss on the validation rows after training, nats a token."
+        None, description="Mean loss on the validation rows with the adapter that is kept."
     )
     base_validation_loss: float | None = Field(
         None, description="The same before training, by the same base as held in training."
     )
     validation: tuple[ValidationRow, ...] = Field(
         (), description="One for each row of validation_data.jsonl that fits max_length."
+    )
+    validations: tuple[ValidationLoss, ...] = Field(
+        (),
+        description="The loss on the validation rows before training, after each epoch and at the "
+        "end; after a change to a base held in 4 bits, those measured with it.",
+    )
+    best_step: int | None = Field(
+        None, description="Step of the lowest of them, the first of equal ones."
+    )
+    best_validation_loss: float | None = Field(None, description="The lowest of them.")
+    selected_step: int | None = Field(
+        None, description="Step whose adapter is kept: `train.select` says the last or the best."
+    )
+    validation_seconds: float = Field(
+        0.0, description="Seconds this attempt measured them; no part of train_seconds."
     )
 
 

@@ -132,6 +132,11 @@ class TrainSpec(Contract):
     max_grad_norm: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
     )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which adapter is kept: the last, or the one of the lowest validation loss, "
+        "measured before training, after each epoch and at the end (needs prepare.validation).",
+    )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
     )

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from loco.contracts.artifacts import Artifact, describe
-from loco.contracts.errors import LocoError, NotFound
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
 from loco.contracts.sources import JsonlSource
@@ -24,6 +24,7 @@ from loco.contracts.versions import PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
 from loco.running.registry_file import take_over
+from loco.running.verify import sealed, verified
 from loco.settings import Settings
 
 SPEC = "spec.json"
@@ -50,6 +51,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
 
     Raises:
         NotFound: an earlier stage this one builds on has no committed outputs any more.
+        ArtifactChanged: one of them is not what was committed.
     """
     job = claim.job
     earlier = earlier_tasks(ledger, job, claim.stage)
@@ -67,7 +69,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             dataset_dirs=settings.dataset_dirs,
             ollama_host=settings.ollama_host,
             files={
-                f"{stage}/{a.name}": _present(settings.adapters_dir, a)
+                f"{stage}/{a.name}": verified(settings.adapters_dir, a)
                 for stage, t in earlier.items()
                 for a in t.artifacts
             },
@@ -142,7 +144,7 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
 def collect(
     settings: Settings, folder: Path, stage: Stage
 ) -> tuple[dict[str, Any], list[Artifact]]:
-    """The result a stage program left, and its files as artifacts.
+    """The result a stage program left, and its files, read-only from now on, as artifacts.
 
     Raises:
         LocoError: the result names a file that is not there or lies outside the folder.
@@ -158,7 +160,7 @@ def collect(
                 f"which is not a file inside its folder {folder}.",
                 hint="This is a fault of the stage program; please report it.",
             )
-        artifacts.append(describe(settings.adapters_dir, path, name=name, stage=stage))
+        artifacts.append(sealed(settings.adapters_dir, path, name=name, stage=stage))
     return result, artifacts
 
 
@@ -180,24 +182,6 @@ def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             except OSError as error:
                 logger.warning("%s is left over: %s", entry, error)
-
-
-def intact(adapters_dir: Path, artifacts: tuple[Artifact, ...]) -> bool:
-    """Whether all files are there with the recorded size and content."""
-    paths = [(adapters_dir / a.path, a) for a in artifacts]
-    if not all(p.is_file() and p.stat().st_size == a.size for p, a in paths):
-        return False
-    return all(sha256_of(p) == a.sha256 for p, a in paths)
-
-
-def _present(adapters_dir: Path, artifact: Artifact) -> Path:
-    path = adapters_dir / artifact.path
-    if not path.is_file():
-        raise NotFound(
-            f"{artifact.path}, written by stage {artifact.stage}, is gone.",
-            hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
-        )
-    return path
 
 
 def _read_beside(inputs: Inputs, spec: Any) -> list[Path]:

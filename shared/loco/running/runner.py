@@ -27,7 +27,6 @@ from loco.running.attempt import (
     collect,
     earlier_tasks,
     fingerprint,
-    intact,
     stage_run,
     sweep_others,
 )
@@ -35,6 +34,7 @@ from loco.running.child import Child, log_tail
 from loco.running.lease import Lease
 from loco.running.publish import publish
 from loco.running.relay import Relay
+from loco.running.verify import intact
 from loco.settings import Settings
 from loco.stage.program import EXIT_FAILED, EXIT_STOPPED
 
@@ -285,7 +285,7 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
         job = ledger.job(task.job_id)
         publish(settings.adapters_dir, settings.adapters_dir / job.adapter / job.spec.place, task)
         ledger.published(task_id)
-    except (OSError, RedisUnavailable) as error:
+    except (OSError, LocoError) as error:
         logger.warning("%s: not published yet: %s", task_id, error)
 
 

@@ -111,7 +111,9 @@ def test_white_space_it_begins_with_stays(space: str, body: str) -> None:
 
 
 def test_the_comment_keeps_known_templates_away_and_nothing_closes_it() -> None:
-    embedded = served.embedded("{{ 1 }}", think=False, title="a #} {{ raise_exception('x') }} -#} b")
+    embedded = served.embedded(
+        "{{ 1 }}", think=False, title="a #} {{ raise_exception('x') }} -#} b"
+    )
     comment, _, rest = embedded.partition("-#}\n")
     assert rest == "{{ 1 }}"
     assert comment.startswith("{#- a")
