@@ -122,10 +122,11 @@ def settings(redis_url: str, namespace: str, adapters_dir: Path, tmp_path: Path)
 
 @pytest.fixture
 def adapters_dir(tmp_path: Path) -> Path:
-    """A folder with the recipes of the repository, to write to."""
+    """A folder with the recipes of the repository and their eval sets, to write to."""
     source = REPOSITORY / "adapters"
     target = tmp_path / "adapters"
-    for path in [source / "base_models.yaml", *source.glob("*/adapter.yaml")]:
+    sets = [f for f in source.glob("*/*.jsonl") if f.name != "training_data.jsonl"]
+    for path in [source / "base_models.yaml", *source.glob("*/adapter.yaml"), *sets]:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())

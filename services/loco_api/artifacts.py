@@ -1,4 +1,4 @@
-"""GET /jobs/{id}/artifacts: the files a job committed, whole or by byte range.
+"""GET /jobs/{id}/artifacts: the files a job reads and committed, whole or by byte range.
 
 A path is looked up in the job's list of artifacts; it is never joined to a folder.
 """
@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Path, Response
 from starlette.responses import FileResponse, MalformedRangeHeader
 from starlette.types import Message, Receive, Scope, Send
 
-from loco.contracts.artifacts import Artifact
+from loco.contracts.artifacts import Artifact, input_artifacts
 from loco.contracts.errors import (
     ArtifactChanged,
     InvalidRequest,
@@ -54,8 +54,9 @@ _RANGE_HEADERS = {
     responses=responses(NotFound, InvalidRequest),
 )
 def list_artifacts(job_id: JobId, here: Here) -> ArtifactPage:
-    """The files of every committed stage, with size and SHA-256."""
-    return ArtifactPage(data=tuple(committed(here.ledger.job(job_id))))
+    """The job's inputs and the files of every committed stage, with size and SHA-256."""
+    job = here.ledger.job(job_id)
+    return ArtifactPage(data=(*input_artifacts(job.spec.inputs), *committed(job)))
 
 
 @router.head(
@@ -92,7 +93,7 @@ def download_artifact(
     path: Annotated[
         str,
         Path(
-            description="`STAGE/NAME`, or `NAME` where only one stage has it.",
+            description="`STAGE/NAME` or `inputs/NAME`, or `NAME` where only one has it.",
             examples=["export/gguf/unsloth.Q4_K_M.gguf"],
         ),
     ],
@@ -123,21 +124,23 @@ def committed(job: Job) -> Iterator[Artifact]:
 
 
 def find(job: Job, path: str) -> Artifact:
-    """The artifact a path names: `STAGE/NAME`, or `NAME` where only one stage has it.
+    """The artifact a path names: `STAGE/NAME` or `inputs/NAME`, or `NAME` where only one has it.
 
     Raises:
         NotFound: the job has no such artifact, or several.
     """
-    artifacts = list(committed(job))
-    exact = [a for a in artifacts if f"{a.stage}/{a.name}" == path]
+    artifacts, inputs = list(committed(job)), input_artifacts(job.spec.inputs)
+    exact = [a for a in (*artifacts, *inputs) if a.full_name == path]
+    # what a stage wrote goes before what it read
     found = exact or [a for a in artifacts if a.name == path]
+    found = found or [a for a in inputs if a.name == path]
     if len(found) == 1:
         return found[0]
     if found:
         raise NotFound(
             f"Several stages of job {job.id} wrote {path!r}.",
             param="path",
-            hint=f"Ask for {' or '.join(f'{a.stage}/{a.name}' for a in found)}.",
+            hint=f"Ask for {' or '.join(a.full_name for a in found)}.",
         )
     raise NotFound(
         f"Job {job.id} has no artifact {path!r:.200}.",
@@ -160,7 +163,7 @@ def _place(adapters_dir: FilePath, artifact: Artifact) -> tuple[FilePath, stat_r
 
 def _gone(artifact: Artifact) -> NotFound:
     return NotFound(
-        f"{artifact.stage}/{artifact.name} is no longer on the server.",
+        f"{artifact.full_name} is no longer on the server.",
         param="path",
         hint="It was deleted from the adapters folder; run the job again.",
     )

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 from loco.contracts.errors import (
     BodyTooLarge,
     Conflict,
+    DiskFull,
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
@@ -53,8 +54,10 @@ router = APIRouter(tags=["jobs"])
             UnknownProfile,
             UnknownBaseModel,
             StageGap,
+            Conflict,
             IdempotencyConflict,
             BodyTooLarge,
+            DiskFull,
         ),
     },
 )

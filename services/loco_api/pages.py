@@ -33,7 +33,7 @@ class EventPage(Page[JobEvent]):
 
 
 class ArtifactPage(Page[Artifact]):
-    """Artifacts of a job, in the order of its stages."""
+    """Artifacts of a job: its inputs, then those of its stages in order."""
 
 
 class WorkerPage(Page[WorkerInfo]):

@@ -39,8 +39,43 @@ def url(job_id) -> str:
 
 def test_the_list_names_size_and_digest(http_client, job_id):
     listed = http_client.get(f"/jobs/{job_id}/artifacts").json()
-    assert [a["name"] for a in listed["data"]] == [NAME, "empty.jsonl"]
-    assert (listed["data"][0]["size"], listed["data"][0]["sha256"]) == (len(CONTENT), SHA)
+    prepared = [a for a in listed["data"] if a["stage"] == "prepare"]
+    assert [a["name"] for a in prepared] == [NAME, "empty.jsonl"]
+    assert (prepared[0]["size"], prepared[0]["sha256"]) == (len(CONTENT), SHA)
+
+
+def test_the_frozen_inputs_are_artifacts_from_the_start(http_client, adapters_dir):
+    recipe = adapters_dir / "math" / "adapter.yaml"
+    before = recipe.read_bytes()
+    job = http_client.post("/jobs", json={"adapter": "math", "profile": "tiny"}).json()
+    recipe.write_bytes(b"edited")
+    listed = http_client.get(f"/jobs/{job['id']}/artifacts").json()["data"]
+    assert {"adapter.yaml", "eval_dataset.jsonl"} <= {a["name"] for a in listed}
+    assert all(a["stage"] is None for a in listed)
+    sha = hashlib.sha256(before).hexdigest()
+    assert job["spec"]["inputs"]["adapter.yaml"]["sha256"] == sha
+    for path in ("inputs/adapter.yaml", "adapter.yaml"):
+        answer = http_client.get(f"/jobs/{job['id']}/artifacts/{path}")
+        assert (answer.status_code, answer.content) == (200, before)
+        assert answer.headers["ETag"] == f'"{sha}"'
+        assert answer.headers["Content-Disposition"] == 'attachment; filename="adapter.yaml"'
+    part = http_client.get(
+        f"/jobs/{job['id']}/artifacts/inputs/adapter.yaml", headers={"Range": "bytes=0-9"}
+    )
+    assert (part.status_code, part.content) == (206, before[:10])
+    for path in ("inputs", "inputs/", "inputs/x", "inputs/base_models.yaml"):
+        assert http_client.get(f"/jobs/{job['id']}/artifacts/{path}").status_code == 404
+
+
+def test_an_input_that_leads_outside_the_folder_is_not_followed(http_client, adapters_dir):
+    job = http_client.post("/jobs", json={"adapter": "math", "profile": "tiny"}).json()
+    copy = adapters_dir / job["spec"]["inputs"]["adapter.yaml"]["path"]
+    secret = adapters_dir.parent / "secret"
+    secret.write_bytes(copy.read_bytes())
+    copy.unlink()
+    copy.symlink_to(secret)
+    url = f"/jobs/{job['id']}/artifacts/inputs/adapter.yaml"
+    assert http_client.get(url).status_code == 404
 
 
 def test_a_whole_file(http_client, url, job_id):

@@ -33,7 +33,8 @@ def settings(redis_url, tmp_path_factory) -> Settings:
     source = Path(__file__).parents[2] / "adapters"
     shutil.copy(source / "base_models.yaml", adapters)
     (adapters / "math").mkdir()
-    shutil.copy(source / "math" / "adapter.yaml", adapters / "math")
+    for name in ("adapter.yaml", "eval_dataset.jsonl"):
+        shutil.copy(source / "math" / name, adapters / "math")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     return Settings(

@@ -14,6 +14,7 @@ import pytest
 
 from loco import Client
 from loco.cli.main import main
+from loco.contracts.files import sha256_of
 from loco.contracts.jobs import JobStatus
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
@@ -294,6 +295,9 @@ def test_artifacts_are_listed_and_downloaded(loco, client, hands, tmp_path):
     assert found == [tmp_path / "here" / "prepare" / "training_data.jsonl"]
     assert found[0].read_bytes() == b"{}\n"
     assert loco("artifacts", job.id, "nothing").returncode == 2
+    assert loco("artifacts", job.id, "adapter.yaml", "--download", "here").returncode == 0
+    recipe = tmp_path / "here" / "inputs" / "adapter.yaml"
+    assert sha256_of(recipe) == job.spec.inputs["adapter.yaml"].sha256
 
 
 def test_eval_measures_the_newest_registered_model(started, client, hands):

@@ -26,6 +26,7 @@ from loco.contracts.errors import (
     UnknownAdapter,
     UnknownProfile,
 )
+from loco.contracts.files import sha256_of
 from loco.contracts.jobs import JobEvent, JobStatus, StageStatus
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
@@ -227,7 +228,9 @@ def built(client, hands):
 
 def test_download_checks_and_places_the_file(client, built, tmp_path):
     job, artifact, content = built
-    assert [a.name for a in client.artifacts(job.id)] == [
+    recipe = client.download(job.id, "inputs/adapter.yaml", tmp_path / "adapter.yaml")
+    assert sha256_of(recipe) == job.spec.inputs["adapter.yaml"].sha256
+    assert [a.name for a in client.artifacts(job.id) if a.stage is not None] == [
         "training_data.jsonl",
         "gguf/x.gguf",
         "notes/a b.txt",
@@ -237,7 +240,7 @@ def test_download_checks_and_places_the_file(client, built, tmp_path):
     assert client.download(job.id, "prepare/notes/a b.txt", tmp_path) == tmp_path / "a b.txt"
     assert client.download(job.id, "gguf/x.gguf", tmp_path / "empty").read_bytes() == b""
     assert list((tmp_path / "new").iterdir()) == [target]
-    with pytest.raises(NotFound, match=r"Artifacts: training_data\.jsonl"):
+    with pytest.raises(NotFound, match=r"Artifacts: .*training_data\.jsonl"):
         client.download(job.id, "other", tmp_path)
 
 

@@ -15,6 +15,7 @@ import dockerfile
 import pytest
 import yaml
 
+from loco.recipes.frozen import STORE
 from loco.settings import Settings, Timings
 
 ROOT = Path(__file__).parents[2]
@@ -201,9 +202,15 @@ def test_folders_and_volumes_exist(resolved: dict[str, Any]) -> None:
     assert used == set(volumes())
 
 
-def test_the_api_reads_what_it_plans_with_and_writes_nothing(resolved: dict[str, Any]) -> None:
+def test_the_api_reads_what_it_plans_with_and_writes_only_copies(resolved: dict[str, Any]) -> None:
     api = resolved["api"]
-    assert api["volumes"] == ["./adapters:/adapters:ro", "models:/data/models:ro"]
+    assert api["volumes"] == [
+        "./adapters:/adapters:ro",
+        f"./adapters/{STORE}:/adapters/{STORE}",
+        "models:/data/models:ro",
+    ]
+    kept = ROOT / "adapters" / STORE / ".gitignore"
+    assert kept.is_file(), "a folder that the engine makes would belong to root"
     assert str(Settings.from_environment(api["environment"]).models_dir) == "/data/models"
     assert "models:/data/models" in resolved["trainer"]["volumes"]
     # the hub's cache too is looked for where the trainer keeps it

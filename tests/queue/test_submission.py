@@ -1,5 +1,7 @@
 """From a request to an accepted job, and every way to be refused before."""
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 from celery import Celery
 
 from loco.contracts.errors import (
+    Conflict,
     DataError,
+    DiskFull,
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
@@ -15,12 +19,15 @@ from loco.contracts.errors import (
     StageGap,
     UnknownAdapter,
 )
+from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job
 from loco.contracts.requests import JobRequest
 from loco.contracts.stages import Queue, Stage
 from loco.ledger.ledger import Ledger, broker_prefix
+from loco.queue import submission
 from loco.queue.celery_app import celery_app, close_queue
 from loco.queue.submission import submit
+from loco.recipes import frozen
 from loco.settings import Settings
 
 pytestmark = pytest.mark.redis
@@ -179,6 +186,29 @@ class TestSourceFiles:
         assert caught.value.param == "prepare.source.path"
         assert ledger.jobs()[0] == []
 
+    @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+    def test_what_is_no_file_is_refused_at_once(
+        self, ask: Submit, ledger: Ledger, settings: Settings, kind: str
+    ) -> None:
+        path = settings.adapters_dir / "math" / "thing"
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero
+        with pytest.raises(DataError, match="no regular file") as caught:
+            ask(prepare={"source": {"kind": "jsonl", "path": "thing"}})
+        assert caught.value.param == "prepare.source.path"
+        assert ledger.jobs()[0] == []
+
+    def test_a_missing_eval_set_names_its_field(self, ask: Submit, ledger: Ledger) -> None:
+        gone = {"sets": {"more": {"source": {"kind": "jsonl", "path": "more.jsonl"}}}}
+        with pytest.raises(DataError, match=r"more\.jsonl") as caught:
+            ask(eval=gone)
+        assert caught.value.param == "eval.sets.more.source.path"
+        assert ledger.jobs()[0] == []
+
     def test_a_dataset_folder_may_be_named(
         self, ledger: Ledger, app: Celery, settings: Settings, tmp_path: Path
     ) -> None:
@@ -197,6 +227,72 @@ class TestSourceFiles:
         ask()
         run(ledger, Stage.PREPARE)
         ask(stages=("train",), prepare={"source": {"kind": "jsonl", "path": "gone.jsonl"}})
+
+
+class TestFreezing:
+    def test_recipe_and_files_are_kept_as_they_were(self, ask: Submit, settings: Settings) -> None:
+        math = settings.adapters_dir / "math"
+        (math / "mine.jsonl").write_text("{}\n")
+        recipe = (math / "adapter.yaml").read_bytes()
+        job = ask(prepare={"source": {"kind": "jsonl", "path": "mine.jsonl"}})
+        assert {"adapter.yaml", "mine.jsonl", "eval_dataset.jsonl"} <= set(job.spec.inputs)
+        for name in ("adapter.yaml", "mine.jsonl"):
+            (math / name).write_text("changed\n")
+        copies = {n: settings.adapters_dir / f.path for n, f in job.spec.inputs.items()}
+        assert copies["adapter.yaml"].read_bytes() == recipe
+        assert copies["mine.jsonl"].read_text() == "{}\n"
+        for name, copy in copies.items():
+            assert sha256_of(copy) == job.spec.inputs[name].sha256
+
+    def test_only_what_its_stages_read(self, ask: Submit, ledger: Ledger) -> None:
+        ask()
+        run(ledger, Stage.PREPARE, Stage.TRAIN)
+        assert set(ask(stages=("export",)).spec.inputs) == {"adapter.yaml"}
+
+    def test_a_job_that_builds_on_another_freezes_its_own_eval_sets(
+        self, ask: Submit, ledger: Ledger, settings: Settings
+    ) -> None:
+        first = ask(stages=("prepare", "train", "export", "register"))
+        run(ledger, Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.REGISTER)
+        (settings.adapters_dir / "math" / "eval_dataset.jsonl").write_text("{}\n")
+        second = ask(stages=("eval",))
+        assert second.spec.from_job == first.id
+        name = "eval_dataset.jsonl"
+        assert second.spec.inputs[name].sha256 != first.spec.inputs[name].sha256
+
+    def test_a_repeat_is_the_same_job_with_the_same_inputs(
+        self, ask: Submit, settings: Settings
+    ) -> None:
+        job = ask(key="k")
+        (settings.adapters_dir / "math" / "eval_dataset.jsonl").write_text("{}\n")
+        assert ask(key="k").spec.inputs == job.spec.inputs
+
+    def test_a_full_disk_leaves_no_job(
+        self, ask: Submit, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(frozen.shutil, "disk_usage", lambda _: type("U", (), {"free": 10}))
+        with pytest.raises(DiskFull, match=r"no room for a copy of 'adapter\.yaml'"):
+            ask()
+        assert ledger.jobs()[0] == []
+
+    def test_a_recipe_edited_meanwhile_is_read_again(
+        self, ask: Submit, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = settings.adapters_dir / "math" / "adapter.yaml"
+        resolved = submission.resolve
+        edits = iter(["# once\n"])
+
+        def resolve_and_edit(*arguments):
+            spec = resolved(*arguments)
+            path.write_text(path.read_text() + next(edits, ""))
+            return spec
+
+        monkeypatch.setattr(submission, "resolve", resolve_and_edit)
+        job = ask()
+        assert job.spec.inputs["adapter.yaml"].sha256 == sha256_of(path)
+        edits = iter(f"# edit {n}\n" for n in range(10))
+        with pytest.raises(Conflict, match="changes while it is read"):
+            ask()
 
 
 def test_a_ledger_that_is_down_accepts_nothing(

@@ -63,6 +63,10 @@ class Bench:
         assert task is not None
         return task
 
+    def written(self, job: Job, stage: Stage) -> Path:
+        """The last file a stage committed."""
+        return self.settings.adapters_dir / self.task(job, stage).artifacts[-1].path
+
     def folder(self, job: Job, stage: Stage) -> Path:
         """The newest attempt's folder."""
         runs = self.settings.adapters_dir / "math" / "runs" / job.id / stage
@@ -134,8 +138,8 @@ def test_a_stage_commits_publishes_and_passes_the_job_on(bench: Bench) -> None:
     assert task.status is StageStatus.SUCCEEDED
     assert task.progress is not None
     assert task.progress.percent == 100
-    [artifact] = task.artifacts
-    path = bench.settings.adapters_dir / artifact.path
+    assert [a.name for a in task.artifacts] == ["environment.json", "training_data.jsonl"]
+    path = bench.written(job, Stage.PREPARE)
     assert path.parent == bench.folder(job, Stage.PREPARE)
     assert (bench.settings.adapters_dir / "math" / "training_data.jsonl").samefile(path)
     assert bench.ledger.unpublished() == []
@@ -190,7 +194,7 @@ def test_the_same_inputs_are_reused_and_changed_ones_are_not(bench: Bench) -> No
 def test_damaged_files_are_not_reused(bench: Bench) -> None:
     first = bench.submit(Stage.PREPARE)
     bench.runner.run_one(Queue.CPU)
-    path = bench.settings.adapters_dir / bench.task(first, Stage.PREPARE).artifacts[0].path
+    path = bench.written(first, Stage.PREPARE)
     path.write_text(path.read_text().replace("prepare", "PREPARE"))
     second = bench.submit(Stage.PREPARE)
     bench.runner.run_one(Queue.CPU)
@@ -386,7 +390,7 @@ def test_an_edit_of_the_published_file_fails_later_stages_and_is_not_reused(benc
 def test_a_vanished_input_names_the_stage_to_run_again(bench: Bench) -> None:
     job = bench.submit(Stage.PREPARE, Stage.TRAIN)
     bench.runner.run_one(Queue.CPU)
-    (bench.settings.adapters_dir / bench.task(job, Stage.PREPARE).artifacts[0].path).unlink()
+    bench.written(job, Stage.PREPARE).unlink()
     bench.runner.run_one(Queue.GPU)
     error = bench.ledger.job(job.id).error
     assert error is not None

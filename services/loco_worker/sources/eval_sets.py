@@ -7,7 +7,7 @@ from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import ArithmeticSource, JsonlSource, ReasoningGymSource
 from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, load_eval_items
-from loco.recipes.datasets import dataset_path
+from loco.recipes.datasets import data_file
 from loco.stage.program import Emitter
 from loco_worker.sources.overlap import OverlapIndex, normalise
 from loco_worker.sources.sources import held_out_problems
@@ -37,7 +37,7 @@ def _read(
     if isinstance(source, ReasoningGymSource | ArithmeticSource):
         return _generated(name, wanted, source, index, emit)
     if isinstance(source, JsonlSource):
-        items = load_eval_items(dataset_path(source.path, inputs.adapter_dir, inputs.dataset_dirs))
+        items = load_eval_items(data_file(source.path, inputs))
         for item in items:
             index.add(f"{name}/{item.id}", item.question)
         return items

@@ -18,7 +18,7 @@ from loco.contracts.sources import (
 )
 from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
-from loco.recipes.datasets import dataset_path
+from loco.recipes.datasets import data_file
 from loco_worker.sources import arithmetic, gym
 from loco_worker.sources.rows import Row, bare_row, row_of, worked_row
 
@@ -112,7 +112,7 @@ def _gym_record(number: int, posed: gym.GymProblem) -> Record:
 
 
 def _file(source: JsonlSource, inputs: Inputs) -> Records:
-    path = dataset_path(source.path, inputs.adapter_dir, inputs.dataset_dirs)
+    path = data_file(source.path, inputs)
     # read whole and parsed first: a broken line at the end must fail before anything is written
     values = [
         (number, parse_line(path, number, line))

@@ -178,21 +178,21 @@ def artifacts(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the files a job committed, or download them (a broken download goes on)."""
+    """List the files a job reads and committed, or download them (a broken download goes on)."""
     with client(context) as loco:
         found = _named(loco.artifacts(job_id), names or [], job_id)
         for artifact in found if download else ():
-            note(f"{artifact.stage}/{artifact.name} {size(artifact.size)}")
+            note(f"{artifact.full_name} {size(artifact.size)}")
             target = _below(download or Path(), artifact)
             target.parent.mkdir(parents=True, exist_ok=True)
-            loco.download(job_id, f"{artifact.stage}/{artifact.name}", target)
+            loco.download(job_id, artifact.full_name, target)
     if as_json:
         show_json(found)
         return
     rows = table("artifact", "size", "sha256", right=("size",))
     for artifact in found:
-        rows.add_row(f"{artifact.stage}/{artifact.name}", size(artifact.size), artifact.sha256)
-    show(rows) if found else note("No stage has committed yet.")
+        rows.add_row(artifact.full_name, size(artifact.size), artifact.sha256)
+    show(rows) if found else note("No inputs are kept of this job, and no stage has committed yet.")
 
 
 def evaluate(
@@ -267,7 +267,7 @@ def _stages(words: str | None) -> list[Stage] | None:
 
 def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[Artifact]:
     def fits(artifact: Artifact, name: str) -> bool:
-        return name in (artifact.name, f"{artifact.stage}/{artifact.name}")
+        return name in (artifact.name, artifact.full_name)
 
     for name in names:
         if not any(fits(artifact, name) for artifact in found):
@@ -281,8 +281,8 @@ def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[A
 
 def _below(folder: Path, artifact: Artifact) -> Path:
     """Where an artifact goes: never outside the folder, whatever a server calls it."""
-    target = (folder / artifact.stage / artifact.name).resolve()
-    if not target.is_relative_to(folder.resolve() / artifact.stage):
+    target = (folder / artifact.full_name).resolve()
+    if not target.is_relative_to(folder.resolve() / artifact.folder):
         raise InvalidRequest(f"The server calls an artifact {artifact.name!r}; it is left alone.")
     return target
 

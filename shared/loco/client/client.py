@@ -223,7 +223,7 @@ class Client:
         return _job(self._transport.request("POST", path, repeatable=False))
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
-        """The files the job's stages have committed so far."""
+        """The job's inputs and the files its stages have committed so far."""
         page = self._transport.get(f"{path_of('jobs', job_id)}/artifacts")
         return tuple(Artifact.model_validate(entry, extra="ignore") for entry in page["data"])
 
@@ -352,7 +352,10 @@ class Client:
 
     def _artifact(self, job_id: str, name: str) -> Artifact:
         artifacts = self.artifacts(job_id)
-        found = [a for a in artifacts if name in (a.name, f"{a.stage}/{a.name}")]
+        exact = [a for a in artifacts if a.full_name == name]
+        # what a stage wrote goes before what it read
+        found = exact or [a for a in artifacts if a.name == name and a.stage is not None]
+        found = found or [a for a in artifacts if a.name == name]
         if not found:
             here = ", ".join(a.name for a in artifacts) or "none yet"
             raise NotFound(
@@ -364,7 +367,7 @@ class Client:
             raise InvalidRequest(
                 f"Several stages of job {job_id} have an artifact {name!r}.",
                 param="artifact_name",
-                hint="Say which: " + " or ".join(f"{a.stage}/{a.name}" for a in found) + ".",
+                hint="Say which: " + " or ".join(a.full_name for a in found) + ".",
             )
         return found[0]
 

@@ -42,7 +42,7 @@ def download(transport: Transport, job_id: str, artifact: Artifact, target: Path
 
 def url_path(job_id: str, artifact: Artifact) -> str:
     """Where the API serves an artifact."""
-    return path_of("jobs", job_id, "artifacts", artifact.stage.value, *artifact.name.split("/"))
+    return path_of("jobs", job_id, "artifacts", artifact.folder, *artifact.name.split("/"))
 
 
 def _is(path: Path, artifact: Artifact) -> bool:

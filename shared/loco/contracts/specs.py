@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from loco.contracts.artifacts import FrozenFile
 from loco.contracts.base import Contract
 from loco.contracts.evaluation import (
     LARGEST_SEED,
@@ -234,6 +235,12 @@ class JobSpec(Contract):
     export: ExportSpec = Field(description="Stage export.")
     register_: RegisterSpec = Field(alias="register", description="Stage register.")
     eval: EvalSpec = Field(description="Stage eval.")
+    inputs: dict[str, FrozenFile] = Field(
+        {},
+        description="The recipe and every file the job reads, as they were when it was accepted, by the "
+        "name that recipe or request give them; none in jobs of earlier releases.",
+    )
+    replay_of: str | None = Field(None, description="Job that this one runs once more.")
 
     def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
         """The spec of one stage."""
@@ -260,6 +267,10 @@ class Inputs(Contract):
     models_dir: Path = Field(description="Cache of base models.")
     locks_dir: Path = Field(description="GPU lock files.")
     dataset_dirs: tuple[Path, ...] = Field((), description="Folders a jsonl source may lie in.")
+    frozen: dict[str, FrozenFile] = Field(
+        {},
+        description="Files frozen at submit by the name a source gives them; read instead of these.",
+    )
     ollama_host: str = Field(description="Base URL of Ollama.")
     files: dict[str, Path] = Field(
         {}, description="Committed artifacts of earlier stages, `STAGE/NAME` to path."

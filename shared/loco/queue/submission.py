@@ -1,23 +1,26 @@
-"""From a request to an accepted job: resolve it, check what it builds on, record it, hint at it."""
+"""From a request to an accepted job: resolve it, freeze what it reads, record it, hint at it."""
 
 import hashlib
 import json
 
 from celery import Celery
 
-from loco.contracts.errors import DataError, InvalidRequest, NotFound, StageGap
+from loco.contracts.artifacts import FrozenFile
+from loco.contracts.errors import Conflict, DataError, InvalidRequest, NotFound, StageGap
+from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job
 from loco.contracts.requests import JobRequest
-from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import JobSpec
-from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
-from loco.recipes.datasets import dataset_path
-from loco.recipes.resolve import resolve
+from loco.recipes.datasets import dataset_path, named_files
+from loco.recipes.frozen import freeze
+from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.settings import Settings
 
 _LONGEST_KEY = 255
+#: A recipe that is edited while it is read is read again, so many times.
+_TRIES = 3
 
 
 def submit(
@@ -42,34 +45,26 @@ def submit(
 
     Raises:
         UnknownAdapter, UnknownProfile, UnknownBaseModel, InvalidRequest: see `recipes.resolve`.
-        DataError: the source's file is missing, or lies where it may not be read.
+        DataError: a source's or set's file is missing, cannot be read, or lies where it may not be.
+        DiskFull: there is no room for copies of the files it reads.
         StageGap: nothing committed the stages that are left out.
         IdempotencyConflict: the key was used with another request.
     """
     digest = request_digest(request)
     if idempotency_key is not None:
-        if not 0 < len(idempotency_key) <= _LONGEST_KEY:
-            raise InvalidRequest(
-                f"The idempotency key has {len(idempotency_key)} characters, not 1 to {_LONGEST_KEY}.",
-                param="Idempotency-Key",
-                hint="A random UUID is a good key.",
-            )
+        _check_key(idempotency_key)
         # before resolving: the answer to a repeat must not depend on what changed since
         if job := ledger.accepted(idempotency_key, digest):
             return job, False
-    spec = resolve(settings.adapters_dir, request)
-    if Stage.PREPARE in spec.stages and isinstance(spec.prepare.source, JsonlSource):
-        _check_source(settings, spec.adapter, spec.prepare.source)
-    spec = built_on(ledger, spec)
     job, created = ledger.submit(
-        spec,
+        _frozen(ledger, settings, request),
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
         request_digest=digest,
     )
     if created:
-        send_hint(app, Hint(job_id=job.id, stage=spec.stages[0]))
+        send_hint(app, Hint(job_id=job.id, stage=job.spec.stages[0]))
     return job, created
 
 
@@ -135,9 +130,42 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"from_job": job_id})
 
 
-def _check_source(settings: Settings, adapter: str, source: JsonlSource) -> None:
-    """Refuses a file that is not there before the job is accepted, instead of in prepare."""
-    try:
-        dataset_path(source.path, settings.adapters_dir / adapter, settings.dataset_dirs)
-    except DataError as error:
-        raise DataError(error.message, param="prepare.source.path", hint=error.hint) from error
+def _check_key(key: str) -> None:
+    if not 0 < len(key) <= _LONGEST_KEY:
+        raise InvalidRequest(
+            f"The idempotency key has {len(key)} characters, not 1 to {_LONGEST_KEY}.",
+            param="Idempotency-Key",
+            hint="A random UUID is a good key.",
+        )
+
+
+def _frozen(ledger: Ledger, settings: Settings, request: JobRequest) -> JobSpec:
+    """The spec a request means now, with a copy of everything it was made from and will read."""
+    adapters_dir = settings.adapters_dir
+    for _ in range(_TRIES):
+        path = adapters_dir / request.adapter / RECIPE
+        # `resolve` checks the name: what is no adapter's is not read here
+        before = sha256_of(path) if request.adapter in adapter_names(adapters_dir) else None
+        spec = built_on(ledger, resolve(adapters_dir, request))
+        recipe = freeze(path.resolve(), RECIPE, adapters_dir)
+        if recipe.sha256 == before:
+            inputs = {RECIPE: recipe, **_frozen_files(settings, spec)}
+            return spec.model_copy(update={"inputs": inputs})
+    raise Conflict(
+        f"{request.adapter}/{RECIPE} changes while it is read.",
+        hint="Submit the job once nothing writes to the recipe any more.",
+    )
+
+
+def _frozen_files(settings: Settings, spec: JobSpec) -> dict[str, FrozenFile]:
+    """The files that the job's stages read, frozen; a fault names the field of the request."""
+    adapters_dir = settings.adapters_dir
+    named = {f: p for stage in spec.stages for f, p in named_files(spec.part(stage)).items()}
+    frozen: dict[str, FrozenFile] = {}
+    for field, path in named.items():
+        try:
+            file = dataset_path(path, adapters_dir / spec.adapter, settings.dataset_dirs)
+            frozen[path] = freeze(file, path, adapters_dir)
+        except DataError as error:
+            raise DataError(error.message, param=field, hint=error.hint) from error
+    return frozen

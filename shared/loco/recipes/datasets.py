@@ -1,9 +1,52 @@
-"""Where the data files that a recipe or request names may lie."""
+"""The data files that a recipe or request names: which, where they may lie, what a stage reads."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from loco.contracts.errors import DataError
+from loco.contracts.files import sha256_of
+from loco.contracts.sources import JsonlSource
+from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec
+
+
+def named_files(part: Any) -> dict[str, str]:
+    """The files that the spec of a stage names: field of the request to file name."""
+    sources: dict[str, Any] = {}
+    if isinstance(part, PrepareSpec):
+        sources["prepare.source"] = part.source
+        sources |= {f"eval.sets.{name}.source": s.source for name, s in part.eval_sets.items()}
+    if isinstance(part, EvalSpec):
+        sources |= {f"eval.sets.{name}.source": s.source for name, s in part.sets.items()}
+    return {f"{f}.path": s.path for f, s in sources.items() if isinstance(s, JsonlSource)}
+
+
+def data_file(path: str, inputs: Inputs) -> Path:
+    """The file a stage reads for a name: the bytes frozen at submit, verified.
+
+    Without frozen inputs (a job of an earlier release, a spec written by hand) it is the file that
+    lies there now.
+
+    Args:
+        path: as the source names it.
+        inputs: of the attempt.
+
+    Raises:
+        DataError: the frozen copy is gone or was changed; or see `dataset_path`.
+    """
+    frozen = inputs.frozen.get(path)
+    if frozen is None:
+        return dataset_path(path, inputs.adapter_dir, inputs.dataset_dirs)
+    file = Path(frozen.path)
+    found = sha256_of(file) if file.is_file() else None
+    if found != frozen.sha256:
+        what = "is gone" if found is None else f"now has SHA-256 {found}, not {frozen.sha256}"
+        raise DataError(
+            f"{path!r} as it was when the job was accepted {what}: {file}.",
+            param="path",
+            hint="Submit the job anew: it then takes the file as it is now.",
+        )
+    return file
 
 
 def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()) -> Path:
@@ -18,7 +61,7 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
         dataset_dirs: LOCO_DATASET_DIRS.
 
     Raises:
-        DataError: no such file, or one outside the folders.
+        DataError: no such file, one outside the folders, or something else than a file.
     """
     folders = [folder.resolve() for folder in (adapter_dir, *dataset_dirs)]
     if "\0" in path or not path.strip() or ".." in PurePosixPath(path).parts:
@@ -27,7 +70,7 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
             param="path",
             hint="Name a file in the adapter's folder, without `..`.",
         )
-    outside = False
+    outside = irregular = False
     for folder in folders:
         # joining an absolute path gives that path: it has to lie below the folder all the same
         file = (folder / path).resolve()
@@ -35,6 +78,14 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
             outside = True
         elif file.is_file():
             return file
+        elif file.exists():
+            irregular = True
+    if irregular:
+        raise DataError(
+            f"{path!r} is no regular file.",
+            param="path",
+            hint="Name a file; folders, pipes and devices are not read.",
+        )
     where = ", ".join(str(f) for f in folders)
     raise DataError(
         f"{path!r} lies outside the folders data may come from."

@@ -17,12 +17,13 @@ from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
-from loco.contracts.sources import JsonlSource
-from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec, StageRun
+from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.contracts.versions import PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
+from loco.recipes.datasets import named_files
+from loco.recipes.frozen import frozen_file
 from loco.running.registry_file import take_over
 from loco.running.verify import sealed, verified
 from loco.settings import Settings
@@ -30,8 +31,10 @@ from loco.settings import Settings
 SPEC = "spec.json"
 RESULT = "result.json"
 LOG = "stage.log"
+#: What the attempt ran on, an artifact of every stage; it decides nothing that a later one reads.
+ENVIRONMENT = "environment.json"
 #: What stays of an attempt that did not commit.
-_RECORDS = (SPEC, RESULT, LOG, "environment.json")
+_RECORDS = (SPEC, RESULT, LOG, ENVIRONMENT)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,12 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             models_dir=settings.models_dir,
             locks_dir=settings.locks_dir,
             dataset_dirs=settings.dataset_dirs,
+            frozen={
+                name: f.model_copy(
+                    update={"path": str(frozen_file(settings.adapters_dir, name, f))}
+                )
+                for name, f in job.spec.inputs.items()
+            },
             ollama_host=settings.ollama_host,
             files={
                 f"{stage}/{a.name}": verified(settings.adapters_dir, a)
@@ -113,7 +122,8 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     """SHA-256 over everything that decides what a stage writes.
 
     That is its spec, its program's version, the content of the files it reads, and for eval the
-    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can stand in for each other.
+    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can
+    stand in for each other.
 
     Args:
         run: the attempt's spec and inputs.
@@ -128,9 +138,9 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
             f"{stage}/{a.name}": a.sha256
             for stage, task in earlier.items()
             for a in task.artifacts
-            if stage is not Stage.REGISTER
+            if stage is not Stage.REGISTER and a.name != ENVIRONMENT
         },
-        "files": [_digest(path) for path in _read_beside(run.inputs, spec)],
+        "files": [_content(run.inputs, path) for path in named_files(spec).values()],
     }
     if run.stage is Stage.EVAL:
         registered = run.inputs.results.get(Stage.REGISTER, {})
@@ -151,7 +161,8 @@ def collect(
     """
     result = json.loads((folder / RESULT).read_bytes())
     artifacts = []
-    for name, relative in sorted(result["files"].items()):
+    files = {ENVIRONMENT: ENVIRONMENT} if (folder / ENVIRONMENT).is_file() else {}
+    for name, relative in sorted({**files, **result["files"]}.items()):
         path = (folder / relative).resolve()
         inside = path.is_relative_to(folder.resolve()) and path.is_file()
         if not inside or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -184,20 +195,10 @@ def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
                 logger.warning("%s is left over: %s", entry, error)
 
 
-def _read_beside(inputs: Inputs, spec: Any) -> list[Path]:
-    """Files a stage reads that are no artifacts: local sources."""
-    paths = []
-    sources: list[Any] = []
-    if isinstance(spec, PrepareSpec):
-        sources = [spec.source, *(s.source for s in spec.eval_sets.values())]
-    if isinstance(spec, EvalSpec):
-        sources = [s.source for s in spec.sets.values()]
-    for source in sources:
-        if isinstance(source, JsonlSource):
-            # an absolute path replaces the folder it is joined to
-            paths += [f / source.path for f in (inputs.adapter_dir, *inputs.dataset_dirs)]
-    return paths
-
-
-def _digest(path: Path) -> str | None:
-    return sha256_of(path) if path.is_file() else None
+def _content(inputs: Inputs, path: str) -> list[str | None]:
+    """The SHA-256 of a file a stage reads: as frozen, else of what lies there now."""
+    if path in inputs.frozen:
+        return [inputs.frozen[path].sha256]
+    # an absolute path replaces the folder it is joined to
+    beside = [folder / path for folder in (inputs.adapter_dir, *inputs.dataset_dirs)]
+    return [sha256_of(file) if file.is_file() else None for file in beside]

@@ -101,8 +101,10 @@ def test_without_it_a_server_that_thinks_prompts_otherwise() -> None:
 @pytest.mark.parametrize("space", ["\n", "\n  ", " ", "\t", "\n\n "])
 @pytest.mark.parametrize(
     "body",
-    ["{% if true %}x{% endif %}y", "{%- if true %}x{% endif %}", "{{ 1 }}z", "{{- 1 }}z"]
-    + ["{# c #}q", "{#- c #}q", "text {{ 1 }}"],
+    [
+        *("{% if true %}x{% endif %}y", "{%- if true %}x{% endif %}", "{{ 1 }}z", "{{- 1 }}z"),
+        *("{# c #}q", "{#- c #}q", "text {{ 1 }}"),
+    ],
 )
 def test_white_space_it_begins_with_stays(space: str, body: str) -> None:
     text = space + body
