@@ -69,6 +69,9 @@ def test_the_answer_is_found_however_it_is_written(text: str, found: str | None)
         ("4", "four", False),
         ("42", "", False),
         ("Paris", "The answer is paris.", True),
+        (r"9\pi", r"\boxed{9\pi}", True),
+        (r"9\pi", "9", False),
+        (r"48^\circ", "x = 48", True),
         ("Paris", "The answer is London.", False),
         ("5 × 7 × 7", "The answer is 5 × 7 × 7", True),  # noqa: RUF001
     ],

@@ -41,6 +41,8 @@ _EQUALS = re.compile(r"(?:=|≈)\s*")
 _OPERATOR_NEXT = re.compile(
     r"\s*(?:[+*/\u00d7÷=·^(]|-\s*\d|[-]\s|x\s*\d|[a-z]\b(?=\s*[-+=*/]))", re.I
 )
+# a further number or LaTeX: "9\\pi" is not 9; degrees are a unit
+_NOT_A_UNIT = re.compile(r"\d|π|\\(?!circ\b|degree\b)[a-z]", re.I)
 _SIGNS = {ord(a): b for a, b in zip("⁄−–—’", ("/", "-", "-", " ", "'"), strict=True)}  # noqa: RUF001
 _BOLD = re.compile(r"\*\*(.+?)\*\*", re.S)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
@@ -116,7 +118,7 @@ def parse(text: str) -> Number | None:
     """The number a text consists of (a unit may follow), or None."""
     text = plain(text).strip().strip("*").rstrip(".")
     match = _NUMBER.match(text)
-    if match is None or _too_long(match) or re.search(r"\d", text[match.end() :]):
+    if match is None or _too_long(match) or _NOT_A_UNIT.search(text, match.end()):
         return None
     return _number(match)
 
