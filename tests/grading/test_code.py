@@ -97,6 +97,14 @@ def test_a_block_that_shows_the_use_does_not_hide_the_function() -> None:
     assert found.code.startswith("add(2, 3)")
 
 
+@pytest.mark.parametrize("line", ["```" + " " * 100_000 + "`", "`" * 100_000, " " * 100_000 + "x"])
+def test_long_lines_are_read_at_once(line: str) -> None:
+    started = time.process_time()
+    found = find_code(f"{line}\n" * 3, "add")
+    assert found is not None
+    assert time.process_time() - started < 2
+
+
 @pytest.mark.parametrize("answer", ["", "   \n", "I cannot do that.", "<think>def add(a, b):"])
 def test_an_answer_without_code_is_wrong(answer: str) -> None:
     assert grade_code(answer, ADD) == (False, None, "no code in the answer")
@@ -300,6 +308,12 @@ def test_an_interpreter_that_does_not_start_runs_nothing(monkeypatch: pytest.Mon
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
     with pytest.raises(SandboxUnavailable, match="an interpreter that starts"):
         sandbox.require_sandbox()
+
+
+def test_an_interpreter_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.sys, "executable", "/nowhere/python")
+    with pytest.raises(SandboxUnavailable, match=r"an interpreter that starts: .*/nowhere/python"):
+        grade_code(fenced(RIGHT), ADD)
 
 
 def test_this_machine_can_grade_code() -> None:

@@ -35,6 +35,11 @@ _PHRASE = re.compile(
     r"\b(?:final\s+)?(?:answer|result|solution)\s*(?:\w+\s+)?(?:is|=|:|would\s+be|should\s+be)",
     re.I,
 )
+# GSM8K's own form of a last line
+_LAST_LINE_A = re.compile(r"(?:\A|\n)[ \t]*A:(?=[^\n]*\s*\Z)")
+#: "= 42.857, which rounds down to 43" closes with 43
+_ROUNDS = re.compile(r"\bround(?:s|ed)\s+(?:up|down|off)\s+to\s+(?!the\b)", re.I)
+_PLACES = re.compile(r"\s*(?:decimal|digit|place|significant)", re.I)
 _HASHES = re.compile(r"####")
 # "= 42" closes a calculation only when no operator follows: in "x = 3 + 4" the 3 is an operand
 _EQUALS = re.compile(r"(?:=|≈)\s*")
@@ -63,11 +68,16 @@ class Number(NamedTuple):
 def extract(text: str) -> Number | None:
     r"""The number a text gives as its answer, or None when it names none.
 
-    In this order: the last `\boxed{}`, the last "answer is" (or `####`), the last closing "= N" or
-    bold number, the last number.
+    In this order: the last `\boxed{}`, the last "answer is" (or `####`), a last line "A: N", the last
+    closing "= N" or bold number, the last number.
     """
     text = plain(text)
-    for explicit in (_boxed(text), _after_last(_HASHES, text), _after_last(_PHRASE, text)):
+    for explicit in (
+        _boxed(text),
+        _after_last(_HASHES, text),
+        _after_last(_PHRASE, text),
+        _after_last(_LAST_LINE_A, text),
+    ):
         if explicit is not None and (number := _of_statement(explicit)) is not None:
             return number
     closing = [(match.start(), number) for match, number in _closings(text)]
@@ -205,6 +215,10 @@ def _closings(text: str) -> list[tuple[re.Match[str], Number]]:
             continue
         if not _OPERATOR_NEXT.match(text, match.end()):
             found.append((equals, _number(match)))
+    for rounds in _ROUNDS.finditer(text):
+        match = _NUMBER.match(text, rounds.end())
+        if match is not None and not _too_long(match) and not _PLACES.match(text, match.end()):
+            found.append((rounds, _number(match)))
     for bold in _BOLD.finditer(text):
         numbers = _numbers(bold[1].rpartition("=")[2])
         if len(numbers) == 1:

@@ -20,10 +20,11 @@ from loco.grading.code_values import decoded, one_line
 from loco.grading.verdict import Graded
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
-# CommonMark: three or more backticks or tildes; the end has at least as many, or is the end of the text
+# CommonMark: three or more backticks or tildes; the end has at least as many, or is the end of the text.
+# Possessive, or a long line of blanks would be tried in every division.
 _FENCE = re.compile(
-    r"^[ \t]*(?P<fence>(?P<mark>[`~])(?P=mark){2,})[ \t]*(?P<language>[^\s`]*)[^\n`]*\n"
-    r"(?P<code>.*?)(?:^[ \t]*(?P=fence)(?P=mark)*[ \t]*$|\Z)",
+    r"^[ \t]*+(?P<fence>(?P<mark>[`~])(?P=mark){2,})[ \t]*+(?P<language>[^\s`]*+)[^\n`]*+\n"
+    r"(?P<code>.*?)(?:^[ \t]*+(?P=fence)(?P=mark)*+[ \t]*+$|\Z)",
     re.M | re.S,
 )
 _PYTHON = ("python", "py", "python3")

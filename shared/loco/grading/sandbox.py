@@ -67,7 +67,10 @@ def compute(
     job = json.dumps({"code": code, "entry": entry, "steps": list(steps)}).encode()
     folder = tempfile.mkdtemp(prefix="loco-code-")
     try:
-        process = _start(folder, memory_mb, math.ceil(seconds))
+        try:
+            process = _start(folder, memory_mb, math.ceil(seconds))
+        except OSError as error:
+            raise _unavailable(f"an interpreter that starts: {error}") from error
         try:
             return _exchange(process, job, len(steps), seconds)
         finally:
