@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loco.contracts.base import Contract
 from loco.contracts.evaluation import GateResult
 
 
@@ -28,6 +29,14 @@ class VersionEvent(BaseModel):
     by: str = Field(description="`gate`, or the name of the API key or `local`.")
     reason: str | None = Field(None, description="Why, in the words of who did it.")
     forced: bool = Field(False, description="Whether a refusal was overruled.")
+
+
+class PromotedVersion(Contract):
+    """The version of a model that serves now, for eval to compare with."""
+
+    version: int = Field(ge=1, description="Its number.")
+    candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
+    digest: str = Field(description="Digest of the candidate in Ollama.")
 
 
 class Version(BaseModel):
