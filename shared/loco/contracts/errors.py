@@ -185,6 +185,14 @@ class ExportFailed(LocoError):
     code = "export_failed"
 
 
+class SandboxUnavailable(LocoError):
+    """This machine cannot run a model's code safely, so it runs none (the message names what lacks)."""
+
+    code = "sandbox_unavailable"
+    status = 501
+    user_fault = True
+
+
 class OllamaUnavailable(LocoError):
     """No Ollama answers at the configured address."""
 

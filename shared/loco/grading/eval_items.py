@@ -1,13 +1,38 @@
-"""Eval problems: one JSON object a line with `id`, `question` and `answer`."""
+"""Eval problems: one JSON object a line with `id`, `question`, `answer` and perhaps a `grader`."""
 
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from loco.contracts.errors import DataError
+from loco.contracts.grading import ChoiceGrader, Grader, GraderName, JsonGrader, NumericGrader
+from loco.grading.answers import parse
+from loco.grading.choices import label_of
+from loco.grading.json_answers import parsed
+
+#: Graders that hold all they compare with, so that an item needs no `answer`.
+_HOLDS_ALL = ("contains", "regex", "code")
+#: One of each kind, for the hint of an error.
+_EXAMPLES = {
+    "numeric": '{"kind": "numeric", "tolerance": 0.5}',
+    "words": '{"kind": "words", "also": ["The Netherlands"]}',
+    "choice": '{"kind": "choice", "options": ["A", "B", "C"]}',
+    "contains": '{"kind": "contains", "all": ["Paris"], "none": ["London"]}',
+    "regex": '{"kind": "regex", "pattern": "[A-Z]+", "where": "fullmatch"}',
+    "json": '{"kind": "json", "expected": {"name": "Ada"}, "subset": true}',
+    "code": '{"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}',
+}
 
 #: How a worked answer of GSM8K ends.
 _HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]*?)\s*$")
@@ -20,8 +45,13 @@ class EvalItem(BaseModel):
 
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    #: The right answer; "" where the grader holds all that is compared.
+    answer: str = ""
     kind: str = ""
+    #: How the answer is judged; none: as a number when `answer` is one, else as words.
+    grader: Grader | None = None
+    #: System prompt of this problem; none: the model's own.
+    system: str | None = Field(None, min_length=1)
 
     @field_validator("id", "answer", mode="before")
     @classmethod
@@ -29,6 +59,32 @@ class EvalItem(BaseModel):
         """Numbers may be written without quotes."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return str(value) if is_number else value
+
+    @field_validator("grader", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """A grader without options may be given by its name alone."""
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _answered(self) -> "EvalItem":
+        """The answer is one that the grader can compare with."""
+        grader = self.grader
+        if not self.answer:
+            if grader is not None and grader.kind in _HOLDS_ALL:
+                return self
+            if isinstance(grader, JsonGrader) and ("expected" in grader.model_fields_set):
+                return self
+            if isinstance(grader, JsonGrader) and grader.types:
+                return self
+            raise ValueError("answer: missing or empty")
+        if isinstance(grader, NumericGrader) and parse(self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is no number, as grader numeric needs")
+        if isinstance(grader, ChoiceGrader) and label_of(grader, self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is none of the grader's options")
+        if isinstance(grader, JsonGrader) and parsed(self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is no JSON, as grader json needs")
+        return self
 
 
 def load_eval_items(path: Path) -> list[EvalItem]:
@@ -78,12 +134,26 @@ def _item(value: object, number: int, place: str) -> EvalItem:
     try:
         return EvalItem.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(
-            f"{place}: {field + ': ' if field else ''}{first['msg']}",
-            hint='A line is {"id": "1", "question": "…", "answer": "42"}.',
-        ) from error
+        raise _fault(place, error) from error
+
+
+def _fault(place: str, error: ValidationError) -> DataError:
+    """A wrong line in words: where, which field, what, and how it should look."""
+    first: Any = error.errors(include_url=False)[0]
+    loc = [str(part) for part in first["loc"]]
+    kind = loc[1] if loc[:1] == ["grader"] and len(loc) > 1 and loc[1] in _EXAMPLES else None
+    if kind is not None:
+        del loc[1]  # the member of the union: its name stands in `kind`
+    field, said = ".".join(loc), first["msg"].removeprefix("Value error, ")
+    hint = 'A line is {"id": "1", "question": "…", "answer": "42"}.'
+    if loc[:1] == ["grader"]:
+        hint = f'For example "grader": {_EXAMPLES[kind or "choice"]}; docs/eval.md shows all kinds.'
+        if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            field, said = "grader.kind", f"is one of {', '.join(get_args(GraderName))}"
+            said += f", not {first['ctx']['tag']!r:.80}" if "tag" in first.get("ctx", {}) else ""
+    return DataError(
+        f"{place}: {field + ': ' if field else ''}{said}", param=field or None, hint=hint
+    )
 
 
 def read_lines(path: Path) -> list[str]:
