@@ -2,7 +2,7 @@
 
     python -m loco_worker.eval --spec adapters/math/runs/JOB/eval/a1/spec.json --out /tmp/x
 
-Sets of problems → ask → grade → compare → report. All models answer the same questions through the
+Sets of problems → ask → grade → compare → gate → report. All models answer the same questions through the
 same Ollama with the same options: temperature 0, fixed seed, no thinking. Answers given before, to
 whatever job, are taken over, so a run that was killed goes on where it was. `report.md` is for people;
 every answer is a line of `eval.jsonl`, every problem with all its answers one of `problems.jsonl`.
@@ -16,13 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loco.contracts.evaluation import Baseline, Role
+from loco.contracts.evaluation import Baseline, GateResult, Role
 from loco.contracts.files import atomic_write, write_text
 from loco.contracts.results import Comparison, EvalResult
+from loco.contracts.serving import Check
 from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
 from loco.grading.eval_items import EvalItem
+from loco.grading.gate import decide
 from loco.grading.graders import grade
+from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter, main
 from loco_worker.measuring.answers import AnswerStore
 from loco_worker.measuring.asking import PARALLEL, Asking, Question
@@ -30,7 +33,6 @@ from loco_worker.measuring.comparing import Verdict, compare
 from loco_worker.measuring.models import CANDIDATE, Contest, contest
 from loco_worker.measuring.problems import TRAINING_DATA, contaminated, problem_sets
 from loco_worker.measuring.report import in_words, left_of_gain, report, warnings
-from loco_worker.ollama.host import OllamaHost, full_name
 
 ANSWERS = "eval.jsonl"
 PROBLEMS = "problems.jsonl"
@@ -74,7 +76,9 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
     _write(out_dir / PROBLEMS, _problem_rows(sets, verdicts, known))
     summary = [c.model_dump(mode="json") for c in comparisons]
     write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    text = report(candidate, comparisons, verdicts, left_out=who.left_out, warned=warned, gate=None)
+    gate = _gate(spec, inputs, comparisons)
+    emit.log(f"gate: {gate.verdict}. {' '.join((*gate.reasons, *gate.advice))}")
+    text = report(candidate, comparisons, verdicts, left_out=who.left_out, warned=warned, gate=gate)
     write_text(out_dir / REPORT, text)
     emit.progress(message="done", percent=100, last=True)
     return EvalResult(
@@ -86,6 +90,7 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         contaminated=counts,
         left_out=who.left_out,
         warnings=warned,
+        gate=gate,
     )
 
 
@@ -116,6 +121,7 @@ def _verdicts(
     found: dict[tuple[str, str, str], Verdict] = {}
     asked, right = Counter[str](), Counter[str]()
     fresh, started = 0, time.monotonic()
+    emit.progress(message="asking", step=0, total_steps=len(questions), percent=0, last=True)
     for answered in asking.answers(questions):
         question = answered.question
         verdict = Verdict.of(answered, grade(question.item, answered.answer.text))
@@ -131,6 +137,7 @@ def _verdicts(
             total_steps=len(questions),
             percent=round(100 * len(found) / len(questions), 1),
             eta_seconds=round(seconds_each * (len(questions) - len(found)), 1),
+            last=len(found) == len(questions),
         )
     taken_over = len(questions) - fresh
     if taken_over:
@@ -158,6 +165,13 @@ def _comparisons(spec: EvalSpec, sets: Sets, verdicts: Sequence[Verdict]) -> tup
         for baseline in Baseline
         if (name, baseline) in by
     )
+
+
+def _gate(spec: EvalSpec, inputs: Inputs, comparisons: Sequence[Comparison]) -> GateResult:
+    registered = inputs.results.get(Stage.REGISTER, {})
+    checks = [Check.model_validate(check) for check in registered.get("checks") or ()]
+    promoted = inputs.promoted.version if inputs.promoted else None
+    return decide(spec.gate, comparisons, checks, promoted)
 
 
 def _answer_row(verdict: Verdict) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_prepare_register_and_eval_follow_each_other(
         "held_out",
     ]
     assert measured.contaminated == {"benchmark": 0, "held_out": 0}
-    assert measured.left_out == {"promoted": "no version serves yet"}
+    assert measured.left_out == {"promoted": "no other version serves yet"}
     assert "# How good is locollm-math-tiny:" in (out / "report.md").read_text()
 
 

@@ -11,10 +11,10 @@ from loco.contracts.errors import DataError, OllamaRefused, OllamaUnavailable, R
 from loco.contracts.results import EvalResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec
 from loco.contracts.stages import Stage
+from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
 from loco_worker import eval as evaluation
 from loco_worker import register
-from loco_worker.ollama.host import OllamaHost
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -90,10 +90,10 @@ def test_both_models_answer_every_question_of_every_set(
     assert benchmark.base.latency_p50 is not None
     with OllamaHost(model_host) as host:
         assert "smollm2:135m" in host.digests()
-    assert result.left_out == {"promoted": "no version serves yet"}
+    assert result.left_out == {"promoted": "no other version serves yet"}
     assert result.contaminated == {"benchmark": 1, "held_out": 0}
     assert "CONTAMINATED: 1 problems of benchmark" in heard.logs
-    assert "not compared with baseline promoted: no version serves yet" in heard.logs
+    assert "not compared with baseline promoted: no other version serves yet" in heard.logs
     steps = [e["progress"] for e in heard.events if e["type"] == "progress"]
     assert any(s.get("total_steps") == 6 and "eta_seconds" in s for s in steps)
     assert "benchmark: locollm-math-tiny:" in heard.logs

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loco_worker.ollama.host import Answer
+from loco.serving.host import Answer
 
 #: The folder is kept below this; the answers not used for longest go first.
 MOST_BYTES = 512 * 1024 * 1024

@@ -7,10 +7,10 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from loco.grading.eval_items import EvalItem
+from loco.serving.host import Answer, OllamaHost
 from loco.stage.program import Emitter
 from loco_worker.measuring.answers import AnswerStore
 from loco_worker.measuring.models import Contestant
-from loco_worker.ollama.host import Answer, OllamaHost
 
 #: Questions at once where the recipe says `auto`: a server that answers fewer at once lets the others
 #: wait, which costs nothing and leaves it no pause between two.
@@ -135,6 +135,8 @@ class Asking:
         turns = [{"role": "system", "content": question.system}] if question.system else []
         turns.append({"role": "user", "content": text})
         answer = self._host.converse(contestant.model, turns, self._options)
+        # half a character of a cut answer comes as a lone surrogate, which no file can hold
+        answer = answer._replace(text=answer.text.encode(errors="replace").decode())
         self._store.keep(contestant.digest, text, question.system, answer)
         self._note(question, answer)
         return Answered(question, answer, cached=False)

@@ -7,10 +7,15 @@ from typing import NamedTuple
 from loco.contracts.evaluation import Baseline, EvalSet, Role
 from loco.contracts.results import Comparison, Score
 from loco.grading.eval_items import EvalItem
-from loco.grading.significance import mcnemar_exact, wilson_interval
+from loco.grading.significance import (
+    difference_interval,
+    mcnemar_exact,
+    smallest_difference,
+    wilson_interval,
+)
 from loco.grading.verdict import Graded
+from loco.serving.host import Answer
 from loco_worker.measuring.asking import Answered
-from loco_worker.ollama.host import Answer
 
 
 class Verdict(NamedTuple):
@@ -74,7 +79,7 @@ def compare(
     won = sum(c.correct and not b.correct for b, c in pairs)
     lost = sum(b.correct and not c.correct for b, c in pairs)
     before, after = score(base), score(candidate)
-    low, high = None, None
+    low, high = difference_interval(won, lost, len(pairs))
     return Comparison(
         set=name,
         role=entry.role,
@@ -87,7 +92,7 @@ def compare(
         won=won,
         lost=lost,
         p_value=mcnemar_exact(won, lost),
-        smallest_difference=None,
+        smallest_difference=smallest_difference(len(pairs)),
         allowance=entry.allowance if entry.role is Role.GUARD else None,
     )
 

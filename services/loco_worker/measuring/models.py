@@ -6,9 +6,9 @@ from loco.contracts.errors import RegistrationFailed
 from loco.contracts.evaluation import Baseline
 from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
+from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter
 from loco_worker.ollama.bases import fetch_base
-from loco_worker.ollama.host import OllamaHost, full_name
 
 CANDIDATE = "candidate"
 
@@ -97,7 +97,7 @@ def _why_not(
         return "the base was not exported too: set export.base"
     if known.role == Baseline.PROMOTED:
         if inputs.promoted is None:
-            return "no version serves yet"
+            return "no other version serves yet"
         if known.digest and known.digest != inputs.promoted.digest:
             return f"{known.model} in Ollama is not what was promoted: its digest is another one"
         if known.model == candidate.model:

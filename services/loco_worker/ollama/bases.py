@@ -6,8 +6,8 @@ from pathlib import Path
 from loco.contracts.errors import OllamaRefused
 from loco.contracts.files import sha256_of
 from loco.contracts.specs import BaseModelSpec
+from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter
-from loco_worker.ollama.host import OllamaHost
 
 
 def fetch_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:

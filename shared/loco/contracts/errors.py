@@ -103,6 +103,18 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class VersionRefused(Conflict):
+    """The gate refused the version, and `force` was not given."""
+
+    code = "version_refused"
+
+
+class CandidateMissing(Conflict):
+    """Ollama does not hold the version's model any more, or holds another under its name."""
+
+    code = "candidate_missing"
+
+
 class Unauthorized(LocoError):
     """No valid API key came with the request."""
 

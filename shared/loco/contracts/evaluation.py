@@ -77,7 +77,8 @@ class GateSpec(Contract):
     policy: Literal["not_worse", "better", "always", "never"] = Field(
         "not_worse",
         description="`not_worse`: refused when a check failed, or when it is significantly worse on "
-        "the primary set or worse on a guard; `better`: promoted only when significantly better.",
+        "the primary set or worse on a guard; `better`: promoted only when significantly better; "
+        "`always`: refused only when a check failed; `never`: people promote.",
     )
     max_p: float = Field(0.05, gt=0, lt=1, description="Largest p of a significant difference.")
     min_problems: int = Field(
@@ -92,6 +93,10 @@ class GateResult(Contract):
     policy: str = Field(description="The policy it followed.")
     reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
     advice: tuple[str, ...] = Field((), description="What to try after a refusal.")
+    by_hand: bool = Field(
+        False,
+        description="Refused by policy `never` alone: promoting it by hand takes no force.",
+    )
     compared_version: int | None = Field(
         None, description="The promoted version it was compared with; none: nothing was promoted."
     )

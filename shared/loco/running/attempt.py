@@ -20,8 +20,10 @@ from loco.contracts.jobs import Job, Task
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
+from loco.contracts.versions import PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
+from loco.running.registry_file import take_over
 from loco.settings import Settings
 
 SPEC = "spec.json"
@@ -75,7 +77,29 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             tried=History.of(ledger).tried(job.spec.train.base_model.name)
             if claim.stage is Stage.TRAIN
             else (),
+            promoted=_promoted(ledger, settings, job, earlier)
+            if claim.stage in (Stage.REGISTER, Stage.EVAL)
+            else None,
         ),
+    )
+
+
+def _promoted(
+    ledger: Ledger, settings: Settings, job: Job, earlier: dict[Stage, Task]
+) -> PromotedVersion | None:
+    """What serves now under the job's model name, if it is another version than the job's own.
+
+    An earlier release's registry is taken over before anything is numbered or compared.
+    """
+    take_over(ledger, settings.adapters_dir)
+    registered = earlier.get(Stage.REGISTER)
+    candidate = (registered.result or {}).get("candidate", "") if registered else ""
+    model = candidate.partition(":")[0] or job.spec.register_.model_name
+    pointer = ledger.registry.promoted(model)
+    if pointer is None or pointer.adapter != job.adapter or pointer.candidate == candidate:
+        return None
+    return PromotedVersion(
+        version=pointer.version, candidate=pointer.candidate, digest=pointer.digest
     )
 
 
@@ -88,7 +112,7 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     """SHA-256 over everything that decides what a stage writes.
 
     That is its spec, its program's version, the content of the files it reads, and for eval the
-    model in Ollama. Two attempts with one fingerprint can stand in for each other.
+    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can stand in for each other.
 
     Args:
         run: the attempt's spec and inputs.
@@ -110,6 +134,8 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     if run.stage is Stage.EVAL:
         registered = run.inputs.results.get(Stage.REGISTER, {})
         document["model"] = [registered.get("candidate"), registered.get("digest")]
+        promoted = run.inputs.promoted
+        document["promoted"] = promoted.model_dump() if promoted else None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loco.serving.host import Answer
 from loco_worker.measuring.answers import AnswerStore
-from loco_worker.ollama.host import Answer
 
 OPTIONS = {"temperature": 0, "num_predict": 128}
 GIVEN = Answer("It is 7.\nThe answer is 7 — sieben", "", "stop", 9, 20, 0.5, 0.4)
@@ -73,7 +73,7 @@ def test_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from loco_worker.measuring.answers import AnswerStore\n"
-        "from loco_worker.ollama.host import Answer\n"
+        "from loco.serving.host import Answer\n"
         "store = AnswerStore(Path(sys.argv[1]), server_version='0.33', options={})\n"
         "for n in range(200):\n"
         "    store.keep('sha', f'{sys.argv[2]} {n}', None, Answer('x' * 5000, '', 'stop', 1, 1, 1.0))\n"

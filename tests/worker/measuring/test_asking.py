@@ -17,11 +17,11 @@ from loco.contracts.results import EvalResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.grading.eval_items import EvalItem
+from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
 from loco_worker.measuring.answers import AnswerStore
 from loco_worker.measuring.asking import Asking, Question
 from loco_worker.measuring.models import Contestant
-from loco_worker.ollama.host import OllamaHost
 
 BASE = Contestant("base", "small:1b", "sha-base")
 CANDIDATE = Contestant("candidate", "locollm-math:j1", "sha-candidate")

@@ -8,9 +8,9 @@ from loco.contracts.evaluation import Baseline, EvalSet, Role
 from loco.contracts.results import Comparison
 from loco.grading.eval_items import EvalItem
 from loco.grading.verdict import Graded
+from loco.serving.host import Answer
 from loco_worker.measuring.comparing import Verdict, compare, score
 from loco_worker.measuring.report import in_words, left_of_gain, report, warnings
-from loco_worker.ollama.host import Answer
 
 HELD_OUT = EvalSet.model_validate(
     {"source": {"kind": "arithmetic"}, "count": 10, "role": "primary"}
@@ -118,7 +118,7 @@ def test_won_and_lost_problems_stand_side_by_side() -> None:
         "locollm-math:j1",
         [made],
         [*base, *candidate],
-        left_out={Baseline.PROMOTED: "no version serves yet"},
+        left_out={Baseline.PROMOTED: "no other version serves yet"},
         warned=("Mind this.",),
         gate=None,
     )
@@ -127,7 +127,7 @@ def test_won_and_lost_problems_stand_side_by_side() -> None:
     assert r"| I \| guess<br>\*5\* | It is 1 |" in won
     assert "model-base: wrong, read as 1 | model-candidate: right, read as 1" in won
     assert "### p0\n" in text[text.index("## Lost") :]
-    assert "Not compared with the version that serves now: no version serves yet." in text
+    assert "Not compared with the version that serves now: no other version serves yet." in text
     assert "> **Warning.** Mind this." in text
     assert "| held_out | the base model | 30 | 0 of 10 | 0.50 | 0.50 | 0 |" in text
 

@@ -17,7 +17,8 @@ import ollama
 from loco.contracts.errors import OllamaRefused, OllamaUnavailable
 
 #: Loading a model of several gigabytes happens inside a request.
-_TIMEOUT = httpx.Timeout(600, connect=10)
+_SECONDS = 600.0
+_CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 20
 #: Pauses before a busy server (503) is asked again, in seconds.
 _BUSY_PAUSES = (1, 2, 4, 8)
@@ -48,14 +49,16 @@ class OllamaHost:
 
     Args:
         url: base URL, e.g. `http://127.0.0.1:11434`.
+        seconds: patience with each answer; loading a model happens inside a request.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, seconds: float = _SECONDS) -> None:
+        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         self.url = url.rstrip("/")
         # a proxy must not be asked for this machine's own addresses
         trust_env = urlsplit(self.url).hostname not in _LOOPBACK
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=trust_env)
-        self._client = ollama.Client(host=self.url, timeout=_TIMEOUT, trust_env=trust_env)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=trust_env)
+        self._client = ollama.Client(host=self.url, timeout=timeout, trust_env=trust_env)
 
     def __enter__(self) -> Self:
         return self
