@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loco.contracts import specs
+from loco.contracts import evaluation, sources, specs
 from loco.contracts.base import Contract
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
@@ -13,16 +13,17 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 @pytest.mark.parametrize(
     "model",
     [
-        specs.ArithmeticSource,
+        sources.ArithmeticSource,
         specs.BaseModelSpec,
         specs.EvalSpec,
         specs.ExportSpec,
-        specs.HeldOut,
-        specs.HuggingFaceSource,
-        specs.JsonlSource,
+        evaluation.EvalSet,
+        evaluation.GateSpec,
+        sources.HuggingFaceSource,
+        sources.JsonlSource,
         specs.LoraSpec,
         specs.PrepareSpec,
-        specs.ReasoningGymSource,
+        sources.ReasoningGymSource,
         specs.RegisterSpec,
         specs.TrainSpec,
     ],

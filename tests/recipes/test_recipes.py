@@ -14,6 +14,7 @@ from loco.contracts.errors import (
     UnknownBaseModel,
     UnknownProfile,
 )
+from loco.contracts.evaluation import Role
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
@@ -62,8 +63,24 @@ class TestMathRecipe:
         spec = ask(profile="tiny")
         assert spec.prepare.source.kind == "arithmetic"
         assert {spec.train.base_model.kind, spec.export.base_model.kind} == {"smollm2-wheel"}
-        assert spec.prepare.held_out is not None
-        assert spec.prepare.held_out.count == 100
+        assert spec.eval.sets["held_out"].source.kind == "arithmetic"
+        assert spec.eval.sets["held_out"].count == 100
+
+    def test_two_hundred_problems_of_the_test_split_decide(self, ask: Resolve) -> None:
+        sets = ask().eval.sets
+        assert sets["held_out"].role is Role.PRIMARY
+        assert sets["held_out"].count == 200
+        assert sets["held_out"].source.model_dump()["split"] == "test"
+        assert sets["benchmark"].role is Role.SHOWN
+
+    def test_a_stand_in_serves_under_a_name_of_its_own(self, ask: Resolve) -> None:
+        real, tiny = ask(), ask(profile="tiny")
+        assert (real.register_.model_name, real.place) == ("locollm-math", "")
+        assert tiny.register_.model_name == tiny.export.model_name == "locollm-math-tiny"
+        assert tiny.place == "served/locollm-math-tiny"
+        other = ask(base_model="smollm2-135m-instruct")
+        assert other.register_.model_name == "locollm-math-smollm2-135m-instruct"
+        assert ask(base_model="qwen3-4b").register_.model_name == "locollm-math"
 
     def test_survives_a_round_trip_as_json(self, ask: Resolve) -> None:
         for profile in ("default", "tiny"):
@@ -103,6 +120,34 @@ class TestOverrides:
         base = {"a": {"b": 1}}
         assert merge(base, {"a": {"c": 2}, "d": 3}) == {"a": {"b": 1, "c": 2}, "d": 3}
         assert base == {"a": {"b": 1}}
+
+
+class TestEvalSets:
+    def test_no_row_may_overlap_what_eval_asks(self, ask: Resolve) -> None:
+        spec = ask(eval={"sets": {"held_out": {"count": 7}}})
+        assert spec.prepare.eval_sets["held_out"].count == 7
+        assert set(spec.prepare.eval_sets) == set(spec.eval.sets) == {"benchmark", "held_out"}
+
+    def test_a_role_changes_nothing_of_what_prepare_does(self, ask: Resolve) -> None:
+        guarded = ask(eval={"sets": {"benchmark": {"role": "guard", "allowance": 0.1}}})
+        assert guarded.prepare == ask().prepare
+
+    def test_null_takes_a_set_out(self, ask: Resolve) -> None:
+        assert set(ask(eval={"sets": {"benchmark": None}}).eval.sets) == {"held_out"}
+
+    def test_one_set_decides(self, ask: Resolve) -> None:
+        with pytest.raises(InvalidRequest, match="benchmark and held_out") as caught:
+            ask(eval={"sets": {"benchmark": {"role": "primary"}}})
+        assert caught.value.param == "eval.sets"
+
+    def test_a_generator_has_no_end(self, ask: Resolve) -> None:
+        with pytest.raises(InvalidRequest, match="no end") as caught:
+            ask(profile="tiny", eval={"sets": {"held_out": {"count": "all"}}})
+        assert caught.value.param == "eval.sets.held_out.count"
+
+    def test_the_sets_of_prepare_are_those_of_eval(self, ask: Resolve) -> None:
+        with pytest.raises(InvalidRequest, match=r"eval\.sets"):
+            ask(prepare={"eval_sets": {}})
 
 
 class TestStageLists:

@@ -16,9 +16,12 @@ from loco.contracts.files import PUBLISH_LOCK
 from loco.contracts.jobs import StageStatus, Task
 from loco.contracts.stages import Stage
 from loco.running import publish as publishing
-from loco.running.publish import publish
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def publish(adapters: Path, adapter: str, task: Task) -> bool:
+    return publishing.publish(adapters, adapters / adapter, task)
 
 
 def committed(
@@ -50,6 +53,19 @@ def test_well_known_files_are_links_and_others_stay_in_the_run(tmp_path: Path) -
     assert place.read_text() == "rows"
     assert place.samefile(tmp_path / task.artifacts[0].path)
     assert not (tmp_path / "math" / "held_out.jsonl").exists()
+
+
+def test_a_stand_in_is_published_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    real = committed(tmp_path, "j1", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "4B"})
+    stand_in = committed(
+        tmp_path, "j2", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "135M"}, minutes=1
+    )
+    publish(tmp_path, "math", real)
+    publish(tmp_path, "math/served/locollm-math-tiny", stand_in)
+    here = tmp_path / "math"
+    assert (here / "gguf" / "unsloth.Q4_K_M.gguf").read_text() == "4B"
+    served = here / "served" / "locollm-math-tiny" / "gguf" / "unsloth.Q4_K_M.gguf"
+    assert served.read_text() == "135M"
 
 
 def test_publishing_twice_is_the_same_as_once(tmp_path: Path) -> None:

@@ -140,6 +140,9 @@ class ExportResult(StageResult):
     """Result of export."""
 
     gguf: str = Field(description="Artifact name of the GGUF.")
+    base_gguf: str | None = Field(
+        None, description="Artifact name of the base through the same export; none: not asked for."
+    )
     quantization: str = Field(description="GGUF file type.")
     size: int = Field(description="Size of the GGUF in bytes.")
     sha256: str = Field(description="SHA-256 of the GGUF.")

@@ -151,6 +151,10 @@ class ExportSpec(Contract):
     base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
     quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
     model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
+    base: bool = Field(
+        False,
+        description="Also write the base through the same export, for eval's baseline `exported`.",
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
     num_ctx: int = Field(2048, ge=64, description="In the Modelfile; as register's.")
     num_predict: int = Field(512, ge=1, description="In the Modelfile; as register's.")

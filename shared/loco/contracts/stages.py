@@ -57,6 +57,6 @@ class Stage(StrEnum):
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.PREPARE: 4,
     Stage.TRAIN: 4,
-    Stage.EXPORT: 4,
+    Stage.EXPORT: 5,
     Stage.EVAL: 2,
 }
