@@ -198,6 +198,7 @@ def artifacts(
 def evaluate(
     context: typer.Context,
     adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    *,
     profile: ProfileOption = DEFAULT_PROFILE,
     assignments: Annotated[
         list[str] | None,
