@@ -7,8 +7,6 @@ from itertools import count
 
 #: Standard normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959963984540054
-#: Chances below this one add nothing to a power.
-_NEGLIGIBLE = 1e-12
 
 
 def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -178,19 +176,19 @@ def power(total: int, difference: float, discordant: float, *, max_p: float = 0.
             f"a difference of {difference} needs at least as many discordant problems, "
             f"and at most all (got {discordant})"
         )
-    wins = (1 + difference / discordant) / 2
-    shown, critical = 0.0, 0
+    losing = (1 - difference / discordant) / 2
+    # of m discordant pairs at most `lost` may be lost; both tails of lost <= `lost` follow from m to
+    # m + 1: P(X <= l) of m + 1 trials is that of m, less q P(X = l)
+    shown, lost, even, better = 0.0, -1, 0.0, 0.0
     for pairs in range(total + 1):
-        # the least number of wins that is significant grows by 0 or 1 a pair
-        while critical <= pairs and (
-            2 * critical <= pairs or mcnemar_exact(critical, pairs - critical) > max_p
-        ):
-            critical += 1
-        chance = _binomial(pairs, total, discordant)
-        if critical <= pairs and chance > _NEGLIGIBLE:
-            shown += chance * math.fsum(
-                _binomial(k, pairs, wins) for k in range(critical, pairs + 1)
-            )
+        if pairs and lost >= 0:
+            even -= _binomial(lost, pairs - 1, 0.5) / 2
+            better -= _binomial(lost, pairs - 1, losing) * losing
+        if 2 * (lost + 1) < pairs and 2 * (even + _binomial(lost + 1, pairs, 0.5)) <= max_p:
+            lost += 1
+            even += _binomial(lost, pairs, 0.5)
+            better += _binomial(lost, pairs, losing)
+        shown += _binomial(pairs, total, discordant) * better
     return shown
 
 
@@ -224,7 +222,7 @@ def problems_needed(
 
 
 def _binomial(successes: int, trials: int, share: float) -> float:
-    if share >= 1:
-        return float(successes == trials)
+    if share in (0, 1):
+        return float(successes == trials * share)
     log = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
     return math.exp(log + successes * math.log(share) + (trials - successes) * math.log1p(-share))
