@@ -198,13 +198,31 @@ def artifacts(
 def evaluate(
     context: typer.Context,
     adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    *,
     profile: ProfileOption = DEFAULT_PROFILE,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Field of stage eval, like eval.sets.held_out.count=all.",
+        ),
+    ] = None,
     no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Measure the newest registered model of an adapter against its base model."""
+    overrides = parse_assignments(assignments or [])
+    if foreign := [name for name in overrides if name not in ("eval", "from_job", "seed")]:
+        raise InvalidRequest(
+            f"--set {foreign[0]}…: `loco eval` runs stage eval alone.",
+            param="--set",
+            hint="Set a field of eval, like --set eval.sets.held_out.count=all; "
+            "`loco submit` sets those of other stages.",
+        )
+    request = {"reuse": not no_reuse, **overrides}
     with client(context) as loco:
-        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], reuse=not no_reuse)
+        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **request)
         ended = _follow(loco, accepted)
     task = ended.stage(Stage.EVAL)
     if as_json:

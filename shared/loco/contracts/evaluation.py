@@ -55,7 +55,7 @@ class ItemSource(Contract):
     """Where the problems of an eval set come from."""
 
     source: Source = Field(description="Rows of a file or hub dataset, or a generator.")
-    count: int | Literal["all"] = Field(
+    count: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all",
         description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",
     )

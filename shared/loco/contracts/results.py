@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.evaluation import Baseline, GateResult, Role
+from loco.contracts.evaluation import Baseline, GateResult, ItemSource, Role
 from loco.contracts.plans import Lengths, Plan, PlanAttempt
 from loco.contracts.serving import Check
 from loco.contracts.specs import StageResult
@@ -41,6 +41,9 @@ class PrepareResult(StageResult):
     eval_items_checked: int = Field(description="Eval items the rows were compared with.")
     eval_sets: dict[str, int] = Field(
         {}, description="Eval set to its problems, eval_sets/NAME.jsonl."
+    )
+    eval_sources: dict[str, ItemSource] = Field(
+        {}, description="Eval set to where its problems were taken from."
     )
     validation: int = Field(0, description="Rows written to validation_data.jsonl.")
 
@@ -219,10 +222,12 @@ class Score(Contract):
     unfinished: int = Field(
         description="Answers cut at num_predict instead of ending by themselves."
     )
-    seconds: float = Field(description="Seconds all answers took, one after the other.")
+    seconds: float = Field(description="Seconds the server computed for all answers together.")
     tokens: int = Field(0, description="Tokens of all answers.")
-    latency_p50: float | None = Field(None, description="Median seconds of an answer.")
-    latency_p95: float | None = Field(None, description="95th percentile of an answer's seconds.")
+    latency_p50: float | None = Field(
+        None, description="Median seconds of an answer, as computed: no loading, no waiting."
+    )
+    latency_p95: float | None = Field(None, description="95th percentile of the same.")
     cached: int = Field(0, description="Answers taken over from earlier runs.")
 
 
@@ -257,6 +262,12 @@ class EvalResult(StageResult):
     contaminated: dict[str, int] = Field(
         {},
         description="Set to its problems that overlap a training row; 0 where prepare kept them out.",
+    )
+    left_out: dict[Baseline, str] = Field(
+        {}, description="Baselines that could not be measured, and why."
+    )
+    warnings: tuple[str, ...] = Field(
+        (), description="What makes these figures less trustworthy, a sentence each."
     )
     gate: GateResult | None = Field(
         None, description="What the gate decided; none in jobs of earlier releases."

@@ -195,6 +195,7 @@ class EvalSpec(Contract):
     gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
     baselines: tuple[Baseline, ...] = Field(
         (Baseline.BASE, Baseline.INSTRUCTED, Baseline.PROMOTED),
+        min_length=1,
         description="What the candidate is compared with; `instructed` asks for `instruction`, "
         "`exported` for export.base, `promoted` is left out where nothing is.",
     )
@@ -206,11 +207,10 @@ class EvalSpec(Contract):
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
     num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
-    parallel: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Questions asked at once; Ollama answers as many as OLLAMA_NUM_PARALLEL lets it.",
+    parallel: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        "auto",
+        description="Questions asked at once; `auto`: 4. Ollama answers as many as "
+        "OLLAMA_NUM_PARALLEL lets it, the others wait there.",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
 
@@ -281,6 +281,9 @@ class Inputs(Contract):
     )
     tried: tuple[PlanAttempt, ...] = Field(
         (), description="Plans that earlier runs of the base model tried, newest first."
+    )
+    answers_dir: Path | None = Field(
+        None, description="Answers of models to eval questions; none: a folder where eval writes."
     )
     promoted: PromotedVersion | None = Field(
         None, description="The version that serves now under the model's name; none: nothing does."

@@ -1,6 +1,8 @@
 """Eval problems: one JSON object a line with `id`, `question`, `answer` and perhaps a `grader`."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +33,9 @@ _EXAMPLES = {
     "json": '{"kind": "json", "expected": {"name": "Ada"}, "subset": true}',
     "code": '{"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}',
 }
+
+#: How a worked answer of GSM8K ends.
+_HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]*?)\s*$")
 
 
 class EvalItem(BaseModel):
@@ -88,22 +93,48 @@ def load_eval_items(path: Path) -> list[EvalItem]:
     Raises:
         DataError: a line is wrong (named), an ID appears twice, or there are no problems.
     """
+    lines = enumerate(read_lines(path), start=1)
+    values = (
+        (n, parse_line(path, n, line, param="eval.sets")) for n, line in lines if line.strip()
+    )
+    return eval_items(values, path.name)
+
+
+def eval_items(values: Iterable[tuple[int, object]], name: str) -> list[EvalItem]:
+    """The problems that numbered records mean: eval problems, or rows of GSM8K.
+
+    A row without `id` has its number as one, and of an answer that ends `#### N` the N is expected.
+
+    Args:
+        values: line or row number, from 1, and what stands there.
+        name: of the file or data set, for errors.
+
+    Raises:
+        DataError: a record is wrong (its line is named), an ID appears twice, or there are none.
+    """
     items: list[EvalItem] = []
     seen: set[str] = set()
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = EvalItem.model_validate_json(line)
-        except ValidationError as error:
-            raise _fault(f"{path.name}, line {number}", error) from error
+    for number, value in values:
+        item = _item(value, number, f"{name}, line {number}")
         if item.id in seen:
-            raise DataError(f"{path.name}, line {number}: id {item.id!r} appears twice.")
+            raise DataError(f"{name}, line {number}: id {item.id!r} appears twice.")
         seen.add(item.id)
         items.append(item)
     if not items:
-        raise DataError(f"{path.name} holds no problems.", hint="Write one JSON object a line.")
+        raise DataError(f"{name} holds no problems.", hint="Write one JSON object a line.")
     return items
+
+
+def _item(value: object, number: int, place: str) -> EvalItem:
+    if isinstance(value, dict):
+        value = {"id": str(number), **value}
+        answer = value.get("answer")
+        if isinstance(answer, str) and (closing := _HASHES.search(answer)):
+            value["answer"] = closing["answer"]
+    try:
+        return EvalItem.model_validate(value)
+    except ValidationError as error:
+        raise _fault(place, error) from error
 
 
 def _fault(place: str, error: ValidationError) -> DataError:
@@ -140,7 +171,7 @@ def read_lines(path: Path) -> list[str]:
         ) from error
 
 
-def parse_line(path: Path, number: int, line: str) -> object:
+def parse_line(path: Path, number: int, line: str, *, param: str = "prepare.source.path") -> object:
     """The JSON value of a line.
 
     Raises:
@@ -153,6 +184,6 @@ def parse_line(path: Path, number: int, line: str) -> object:
         why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise DataError(
             f"{path.name}, line {number}{column}: not JSON: {why}.",
-            param="prepare.source.path",
+            param=param,
             hint="Every line must be one JSON object; mend or remove this line.",
         ) from error

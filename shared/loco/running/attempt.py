@@ -69,6 +69,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             adapter_dir=settings.adapters_dir / job.adapter,
             models_dir=settings.models_dir,
             locks_dir=settings.locks_dir,
+            answers_dir=settings.answers_dir,
             dataset_dirs=settings.dataset_dirs,
             frozen={
                 name: f.model_copy(
