@@ -17,7 +17,7 @@ from loco.serving.host import OllamaHost
 
 #: Seconds a copy may take before another process may try; each answer of Ollama gets a part of it.
 PATIENCE = 60.0
-_ANSWER_SECONDS = 15.0
+_ANSWER_SECONDS = 10.0
 #: Seconds before a copy that failed is tried again.
 PAUSE = 10.0
 _LONG_PAUSE = 600.0

@@ -2,11 +2,12 @@
 -- Answers 'ok' | 'stale' (something else is promoted, or another deployer took over) | 'failed'.
 local _, model, nonce, serial, digest, pause = unpack(ARGV)
 local holder = key('deploying', model)
-local mine = redis.call('GET', holder) == nonce
-if mine then
+-- Whoever took over is the last to have begun; while nobody did, being slow is no harm.
+local mine = redis.call('GET', holder .. ':unfinished') == nonce
+if redis.call('GET', holder) == nonce then
   redis.call('DEL', holder)
 end
-if redis.call('GET', holder .. ':unfinished') == nonce then
+if mine then
   redis.call('DEL', holder .. ':unfinished')
 end
 if serial == '' then
