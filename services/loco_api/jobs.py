@@ -1,6 +1,6 @@
-"""POST and GET /jobs, cancel and retry."""
+"""POST and GET /jobs, cancel, retry and replay."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
@@ -17,15 +17,39 @@ from loco.contracts.errors import (
     UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
-from loco.contracts.requests import JobRequest
+from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import send_hint
+from loco.queue.replay import replay
 from loco.queue.submission import submit
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobPage
 
 router = APIRouter(tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Sent again with the same body, it answers the same job instead of making"
+        " another. 1 to 255 characters.",
+        examples=["nightly-2026-11-22"],
+    ),
+]
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {
+        "headers": {
+            "Location": {
+                "description": "Where to poll the job.",
+                "schema": {"type": "string"},
+            },
+            "Idempotency-Replayed": {
+                "description": "`true` when the key had already made this job.",
+                "schema": {"type": "string"},
+            },
+        }
+    }
+}
 
 
 @router.post(
@@ -35,18 +59,7 @@ router = APIRouter(tags=["jobs"])
     summary="Submit a job",
     response_description="The accepted job; its stages run from now on.",
     responses={
-        202: {
-            "headers": {
-                "Location": {
-                    "description": "Where to poll the job.",
-                    "schema": {"type": "string"},
-                },
-                "Idempotency-Replayed": {
-                    "description": "`true` when the key had already made this job.",
-                    "schema": {"type": "string"},
-                },
-            }
-        },
+        **_ACCEPTED,
         **responses(
             UnknownAdapter,
             NotFound,
@@ -65,23 +78,13 @@ def submit_job(
     request: JobRequest,
     response: Response,
     here: Here,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            description="Sent again with the same body, it answers the same job instead of making"
-            " another. 1 to 255 characters.",
-            examples=["nightly-2026-11-22"],
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Accepts a job and answers at once; a worker does the work."""
     job, created = submit(
         here.ledger, here.queue, here.settings, request, idempotency_key=idempotency_key
     )
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    return job
+    return _accepted(job, response, created=created)
 
 
 @router.get(
@@ -138,4 +141,46 @@ def retry_job(job_id: JobId, here: Here) -> Job:
     for task in job.stages:
         if task.status is StageStatus.QUEUED:
             send_hint(here.queue, Hint(job_id=job.id, stage=task.stage))
+    return job
+
+
+@router.post(
+    "/jobs/{job_id}/replay",
+    status_code=202,
+    operation_id="replayJob",
+    summary="Run a job once more",
+    response_description="The accepted job; its stages run from now on.",
+    responses={
+        **_ACCEPTED,
+        **responses(
+            NotFound, Conflict, IdempotencyConflict, InvalidRequest, StageGap, BodyTooLarge
+        ),
+    },
+)
+def replay_job(
+    job_id: JobId,
+    response: Response,
+    here: Here,
+    request: ReplayRequest | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Accepts a job with the spec and the frozen inputs of another; nothing is taken over from it.
+
+    `GET /jobs/{id}/diff?with=NEW` says what came out otherwise.
+    """
+    job, created = replay(
+        here.ledger,
+        here.queue,
+        here.settings,
+        job_id,
+        request or ReplayRequest(),
+        idempotency_key=idempotency_key,
+    )
+    return _accepted(job, response, created=created)
+
+
+def _accepted(job: Job, response: Response, *, created: bool) -> Job:
+    response.headers["Location"] = f"/jobs/{job.id}"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
     return job

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from loco.client.client import Client, Overrides
     from loco.contracts.artifacts import Artifact
+    from loco.contracts.diffs import JobDiff
     from loco.contracts.errors import (
         Conflict,
         InvalidRequest,
@@ -44,6 +45,7 @@ __all__ = [
     "Failure",
     "InvalidRequest",
     "Job",
+    "JobDiff",
     "JobEvent",
     "JobStatus",
     "LocoError",
@@ -63,6 +65,7 @@ __all__ = [
 _HOME = {
     "client.client": ("Client", "Overrides"),
     "contracts.artifacts": ("Artifact",),
+    "contracts.diffs": ("JobDiff",),
     "contracts.errors": (
         "Conflict",
         "InvalidRequest",

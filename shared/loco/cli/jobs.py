@@ -91,14 +91,14 @@ def submit(
     with client(context) as loco:
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
-            _show_job(accepted, as_json=as_json)
+            show_job(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
             return 0
-        ended = _follow(loco, accepted)
-    _show_job(ended, as_json=as_json)
+        ended = follow(loco, accepted)
+    show_job(ended, as_json=as_json)
     if require_promoted and not (ended.promotion and ended.promotion.promoted):
         return 1
-    return _exit_code(ended)
+    return exit_code(ended)
 
 
 def jobs(
@@ -136,7 +136,7 @@ def jobs(
 def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
     """Show a job: its stages, results and errors."""
     with client(context) as loco:
-        _show_job(loco.job(job_id), as_json=as_json)
+        show_job(loco.job(job_id), as_json=as_json)
 
 
 def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
@@ -223,7 +223,7 @@ def evaluate(
     request = {"reuse": not no_reuse, **overrides}
     with client(context) as loco:
         accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **request)
-        ended = _follow(loco, accepted)
+        ended = follow(loco, accepted)
     task = ended.stage(Stage.EVAL)
     if as_json:
         show_json(ended)
@@ -233,7 +233,7 @@ def evaluate(
             show("", served)
     else:
         show(render(ended))
-    return _exit_code(ended)
+    return exit_code(ended)
 
 
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
@@ -242,12 +242,12 @@ def _submit(loco: Client, adapter: str, **request: Any) -> Job:
 
 
 def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
-    ended = seen if seen.is_terminal else _follow(loco, seen)
-    _show_job(ended, as_json=as_json)
-    return _exit_code(ended)
+    ended = seen if seen.is_terminal else follow(loco, seen)
+    show_job(ended, as_json=as_json)
+    return exit_code(ended)
 
 
-def _follow(loco: Client, started: Job) -> Job:
+def follow(loco: Client, started: Job) -> Job:
     """Shows progress on standard error until the job has ended."""
     try:
         return cli_watch.follow(loco, started.id, stderr())
@@ -259,11 +259,13 @@ def _follow(loco: Client, started: Job) -> Job:
         raise
 
 
-def _show_job(shown: Job, *, as_json: bool) -> None:
+def show_job(shown: Job, *, as_json: bool) -> None:
+    """Prints a job: its summary, or JSON."""
     show_json(shown) if as_json else stdout().print(render(shown))
 
 
-def _exit_code(ended: Job) -> int:
+def exit_code(ended: Job) -> int:
+    """0 for a job that succeeded, refused by the gate or not."""
     return 0 if ended.status is JobStatus.SUCCEEDED else 1
 
 

@@ -22,6 +22,7 @@ from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import Transport, path_of
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.artifacts import Artifact
+from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
 from loco.contracts.previews import Preview
@@ -221,6 +222,40 @@ class Client:
         """Has a failed or cancelled job go on from the stage that ended it."""
         path = f"{path_of('jobs', job_id)}/retry"
         return _job(self._transport.request("POST", path, repeatable=False))
+
+    def replay(
+        self,
+        job_id: str,
+        *,
+        promote: bool = False,
+        wait: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Runs a job once more: the same spec, the same frozen inputs, every stage anew.
+
+        Args:
+            job_id: the job.
+            promote: let the gate promote the replay, and publish its files.
+            wait: return the ended job instead of the accepted one; `diff` says what differs.
+            idempotency_key: the same key returns the same job; none: a fresh one.
+
+        Raises:
+            Conflict: what the job read is not kept any more.
+        """
+        answer = self._transport.request(
+            "POST",
+            f"{path_of('jobs', job_id)}/replay",
+            body={"promote": promote},
+            headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex},
+            repeatable=True,
+        )
+        job = _job(answer)
+        return self.wait(job.id) if wait else job
+
+    def diff(self, first: str, second: str) -> JobDiff:
+        """Where two jobs differ, and how much alike they came out."""
+        answer = self._transport.get(f"{path_of('jobs', first)}/diff", **{"with": second})
+        return JobDiff.model_validate(answer, extra="ignore")
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The job's inputs and the files its stages have committed so far."""

@@ -1,4 +1,4 @@
-"""What a user asks for: the body of `POST /jobs`, before a recipe fills in the rest."""
+"""What a user asks for: the body of `POST /jobs`, before a recipe fills in the rest, and of a replay."""
 
 import json
 from typing import Annotated, Any
@@ -12,6 +12,12 @@ from loco.contracts.stages import Stage
 DEFAULT_PROFILE = "default"
 #: Levels of mappings and lists in an override; a spec has four.
 _DEEPEST = 20
+
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=32),
+]
+METADATA = "Yours; not interpreted. At most 32 keys of 64 characters, values of 512."
 
 
 class JobRequest(Contract):
@@ -39,13 +45,7 @@ class JobRequest(Contract):
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
-    metadata: dict[
-        Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]
-    ] = Field(
-        {},
-        max_length=32,
-        description="Yours; not interpreted. At most 32 keys of 64 characters, values of 512.",
-    )
+    metadata: Metadata = Field({}, description=METADATA)
 
     @field_validator("prepare", "train", "export", "register_", "eval")
     @classmethod
@@ -58,6 +58,18 @@ class JobRequest(Contract):
         except ValueError as error:
             raise ValueError(f"not plain JSON: {error}") from error
         return overrides
+
+
+class ReplayRequest(Contract):
+    """The body of `POST /jobs/{id}/replay`; everything else is that of the job."""
+
+    promote: bool = Field(
+        False,
+        description="Let the gate promote the replay by the job's own policy, and publish its files in "
+        "place of the adapter's; otherwise neither happens.",
+    )
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    metadata: Metadata = Field({}, description=METADATA)
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 
 from celery import Celery
 
@@ -50,16 +51,46 @@ def submit(
         StageGap: nothing committed the stages that are left out.
         IdempotencyConflict: the key was used with another request.
     """
-    digest = request_digest(request)
+    return accept(
+        ledger,
+        app,
+        lambda: _frozen(ledger, settings, request),
+        priority=request.priority,
+        metadata=request.metadata,
+        idempotency_key=idempotency_key,
+        digest=request_digest(request),
+    )
+
+
+def accept(
+    ledger: Ledger,
+    app: Celery,
+    make: Callable[[], JobSpec],
+    *,
+    priority: int,
+    metadata: Mapping[str, str],
+    idempotency_key: str | None,
+    digest: str,
+) -> tuple[Job, bool]:
+    """Records a job, unless its key has made it before, and hints at its first stage.
+
+    Args:
+        ledger: where it is recorded.
+        app: sends the hint.
+        make: makes the spec; not called for a repeat, whose answer must not depend on what changed.
+        priority: higher runs first.
+        metadata: kept with the job.
+        idempotency_key: the same key and digest give the same job again.
+        digest: of what was asked for.
+    """
     if idempotency_key is not None:
         _check_key(idempotency_key)
-        # before resolving: the answer to a repeat must not depend on what changed since
         if job := ledger.accepted(idempotency_key, digest):
             return job, False
     job, created = ledger.submit(
-        _frozen(ledger, settings, request),
-        priority=request.priority,
-        metadata=request.metadata,
+        make(),
+        priority=priority,
+        metadata=metadata,
         idempotency_key=idempotency_key,
         request_digest=digest,
     )

@@ -24,8 +24,11 @@ else
   redis.call('HSET', task, 'reused_from', reused_from)
   end_stage(id, 'reused', cjson.encode({reused_from = reused_from}))
 end
-local adapter, profile = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile'))
-redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
+local adapter, profile, spec = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile', 'spec'))
+local readable, decoded = pcall(cjson.decode, spec)
+if not (readable and type(decoded.replay_of) == 'string') then -- later jobs build on a replay only when they name it
+  redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
+end
 -- in the order of the commits: the files published last are the newest
 redis.call('ZADD', key('unpublished'), redis.call('INCR', key('commits')), id)
 

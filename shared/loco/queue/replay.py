@@ -1,0 +1,93 @@
+"""A job once more: the same spec with the same frozen inputs, whatever recipe and files say today."""
+
+import hashlib
+import json
+
+from celery import Celery
+
+from loco.contracts.errors import Conflict
+from loco.contracts.jobs import Job
+from loco.contracts.requests import ReplayRequest
+from loco.contracts.specs import JobSpec
+from loco.ledger.ledger import Ledger
+from loco.queue.submission import accept, built_on
+from loco.recipes.datasets import named_files
+from loco.recipes.frozen import is_intact
+from loco.settings import Settings
+
+#: Folder below the adapter's where a replay's files are published: not in place of what is used.
+PLACE = "replays"
+
+
+def replay(
+    ledger: Ledger,
+    app: Celery,
+    settings: Settings,
+    job_id: str,
+    request: ReplayRequest,
+    *,
+    idempotency_key: str | None = None,
+) -> tuple[Job, bool]:
+    """Accepts a job with the spec and inputs of another; every stage runs anew.
+
+    Args:
+        ledger: where it is recorded.
+        app: sends the hint.
+        settings: adapters folder.
+        job_id: the job to run once more, ended or not.
+        request: what may be chosen.
+        idempotency_key: the same key and request give the same job again.
+
+    Returns:
+        The new job, and whether this call created it.
+
+    Raises:
+        NotFound: no such job.
+        Conflict: what it read is not kept, or is gone.
+        StageGap: the job it builds on has lost its stages.
+        IdempotencyConflict: the key was used with another request.
+    """
+    document = [job_id, request.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return accept(
+        ledger,
+        app,
+        lambda: _spec(ledger, settings, job_id, request),
+        priority=request.priority,
+        metadata=request.metadata,
+        idempotency_key=idempotency_key,
+        digest=digest,
+    )
+
+
+def _spec(ledger: Ledger, settings: Settings, job_id: str, request: ReplayRequest) -> JobSpec:
+    original = ledger.job(job_id)
+    spec = built_on(ledger, original.spec)
+    _check_inputs(settings, original)
+    changes: dict[str, object] = {"reuse": False, "replay_of": original.id}
+    if not request.promote:
+        gate = spec.eval.gate.model_copy(update={"policy": "never"})
+        changes["eval"] = spec.eval.model_copy(update={"gate": gate})
+        changes["place"] = f"{PLACE}/{original.id}"
+    return spec.model_copy(update=changes)
+
+
+def _check_inputs(settings: Settings, job: Job) -> None:
+    """Raises Conflict unless every file the job read is there as it was."""
+    named = {
+        path for stage in job.spec.stages for path in named_files(job.spec.part(stage)).values()
+    }
+    if unknown := sorted(named - job.spec.inputs.keys()):
+        raise Conflict(
+            f"Job {job.id} was accepted by a release that kept no copies: what "
+            f"{', '.join(unknown)} held then is not known.",
+            hint=f"Submit it anew with the files of today: loco submit {job.adapter} "
+            f"--profile {job.profile}",
+        )
+    for name, frozen in job.spec.inputs.items():
+        if not is_intact(settings.adapters_dir, name, frozen):
+            raise Conflict(
+                f"{name!r} as job {job.id} read it is gone or was changed: {frozen.path} in the "
+                f"adapters folder should have SHA-256 {frozen.sha256}.",
+                hint="Put that file back there, or submit the job anew with the files of today.",
+            )
