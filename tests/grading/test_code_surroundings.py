@@ -37,7 +37,7 @@ def _wait(until: Callable[[], object], seconds: float = 15) -> None:
         time.sleep(0.02)
 
 
-def test_the_child_dies_with_the_worker_that_is_killed() -> None:
+def test_the_child_dies_with_the_worker_that_is_killed(tmp_path: Path) -> None:
     program = """
         import os, sys
         from loco.stage.deathsig import die_with_parent
@@ -46,7 +46,7 @@ def test_the_child_dies_with_the_worker_that_is_killed() -> None:
         print(sandbox.compute("def f(): return 4", [{"args": [], "kwargs": {}}], entry="f").answers[0]["value"], flush=True)
         sandbox.compute("import time; print('loop')\\nwhile True: time.sleep(1)", [{}], seconds=10)
     """
-    with in_another_process(program) as worker:
+    with in_another_process(program, TMPDIR=str(tmp_path)) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "4\n"  # grading works in such a worker
         _wait(lambda: _children(worker.pid))

@@ -160,6 +160,7 @@ def test_five_problems_can_show_nothing() -> None:
     assert smallest_difference(0) is None
 
 
+@pytest.mark.slow
 def test_power_is_the_sum_over_all_outcomes_by_scipy() -> None:
     draw = random.Random(7)
     cases = [(0, 0.1, 0.2), (5, 0.5, 1.0), (20, 0.3, 0.3), (20, 1.0, 1.0), (30, 1e-6, 0.5)]
