@@ -15,6 +15,7 @@ import pytest
 
 from loco import Client
 from loco.contracts.errors import (
+    ArtifactChanged,
     Conflict,
     IdempotencyConflict,
     InvalidRequest,
@@ -270,7 +271,7 @@ def test_a_partial_file_of_something_else_is_thrown_away(client, built, tmp_path
 def test_a_file_that_changed_on_the_server_is_refused(client, built, tmp_path, adapters_dir):
     job, artifact, content = built
     (adapters_dir / artifact.path).write_bytes(content[::-1])
-    with pytest.raises(LocoError, match="another SHA-256"):
+    with pytest.raises(ArtifactChanged, match=artifact.sha256):
         client.download(job.id, artifact.name, tmp_path / "data.jsonl")
     assert list(tmp_path.glob("*data.jsonl*")) == []
 
