@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from loco.contracts.addresses import is_loopback
+from loco_modelhost.api import openai
 from loco_modelhost.api.routes import router
 from loco_modelhost.engine.engine import EngineError
 from loco_modelhost.engine.pool import Pool
@@ -45,6 +46,7 @@ def build(
     app.state.store = Store(folder)
     app.state.pool = Pool(most_loaded=most_loaded, most_waiting=most_waiting, parallel=parallel)
     app.include_router(router)
+    app.include_router(openai.router)
     _add_errors(app)
     if is_loopback(host):
         app.add_middleware(_HostCheck)
@@ -53,20 +55,26 @@ def build(
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
-    async def refused(_: Request, refusal: Refusal) -> Response:
-        return JSONResponse({"error": refusal.message}, status_code=refusal.status)
+    async def refused(request: Request, refusal: Refusal) -> Response:
+        return _error(request, refusal.status, refusal.message)
 
     @app.exception_handler(EngineError)
     @app.exception_handler(OSError)
-    async def failed(_: Request, error: Exception) -> Response:
+    async def failed(request: Request, error: Exception) -> Response:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return JSONResponse({"error": str(error)}, status_code=500)
+        return _error(request, 500, str(error))
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> Response:
         words = {404: "404 page not found", 405: "405 method not allowed"}
         text = words.get(error.status_code, str(error.detail))
         return PlainTextResponse(text, status_code=error.status_code)
+
+
+def _error(request: Request, status: int, message: str) -> Response:
+    of_openai = request.url.path.startswith("/v1/")
+    content = openai.error(status, message) if of_openai else {"error": message}
+    return JSONResponse(content, status_code=status)
 
 
 class _HostCheck:

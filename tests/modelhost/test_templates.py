@@ -3,12 +3,14 @@
 import random
 
 import pytest
+from chat_families import template_text
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from loco_modelhost.answers.thinking import ThinkingSplitter, without_thinking
-from loco_modelhost.prompts import templates
+from loco_modelhost.prompts import known, templates
 from loco_modelhost.requests.refusals import Refusal
 from loco_modelhost.store.gguf_file import GgufFile
+from loco_trainer.data import served
 
 #: The parts of Qwen3's template that decide: tools, thinking, and the empty block of think:false.
 QWEN3_LIKE = """
@@ -44,26 +46,65 @@ def jinja(template: str, *, think: bool = True, add_bos: bool = False, bos: str 
     )
 
 
+def stored(name: str) -> str:
+    return known._known(name).text
+
+
 def test_smollm2_is_taken_for_chatml(smollm2):
-    assert templates.is_chatml(smollm2)
+    assert known.detected(smollm2).name == "chatml"
     assert "named SmolLM" in smollm2  # the default system prompt that is dropped
 
 
 def test_others_are_not(smollm2):
-    assert not templates.is_chatml(QWEN3_LIKE)
-    assert not templates.is_chatml("")
-    assert not templates.is_chatml(smollm2.replace("<|im_start|>", "<|user|>"))
-    assert not templates.is_chatml(smollm2 + "{# " + "x" * 100 + " #}")
+    for other in (
+        QWEN3_LIKE,
+        "",
+        smollm2 + "{# " + "x" * 100 + " #}",
+    ):
+        assert known.detected(other) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "taken_for"),
+    [
+        ("gemma", "gemma-instruct"),
+        ("gemma3", "gemma3-instruct"),
+        ("llama3", "llama3-instruct"),
+        ("llama3_1", "llama3-instruct"),
+        ("phi3", "zephyr"),
+        *((name, None) for name in ("qwen3", "qwen2_5", "llama3_2", "phi3_5", "cohere")),
+    ],
+)
+def test_what_a_familys_template_is_taken_for(name, taken_for):
+    text = template_text(name)
+    found = known.detected(text)
+    assert (found.name if found else None) == taken_for
+    # the comment of what export embeds keeps it away
+    assert known.detected(served.embedded(text, think=False, title="m, job 1, today")) is None
 
 
 def test_chatml_equals_the_jinja_original_when_a_system_prompt_is_set(smollm2):
-    assert templates.render_stored(templates.CHATML, CONVERSATION) == jinja(smollm2)
+    assert known.render_stored(stored("chatml"), CONVERSATION) == jinja(smollm2)
 
 
 def test_chatml_merges_turns_of_one_role():
     twice = [{"role": "user", "content": "A"}, {"role": "user", "content": "B"}]
-    assert templates.render_stored(templates.CHATML, twice) == (
+    assert known.render_stored(stored("chatml"), twice) == (
         "<|im_start|>user\nA\n\nB<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_gemma_and_llama_as_go_renders_them():
+    assert known.render_stored(stored("gemma3-instruct"), CONVERSATION[:2]) == (
+        "<start_of_turn>user\nBe brief.\n\n1 + 1?<end_of_turn>\n<start_of_turn>model\n\n"
+    )
+    assert known.render_stored(stored("gemma-instruct"), CONVERSATION) == (
+        "<start_of_turn>user\nBe brief.\n1 + 1?<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n"
+        "<start_of_turn>user\n2 + 2? “ü”<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert known.render_stored(stored("llama3-instruct"), CONVERSATION[1:2]) == (
+        "<|start_header_id|>user<|end_header_id|>\n\n1 + 1?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
 
 
@@ -97,17 +138,17 @@ def test_template_errors_are_refusals(template):
 
 
 def test_go_templates_that_cannot_be_rendered_are_refused():
-    templates.check_stored(templates.CHATML)
-    templates.check_stored(templates.PROMPT_ONLY)
+    known.check_stored(stored("chatml"))
+    known.check_stored(known.PROMPT_ONLY)
     with pytest.raises(Refusal, match="leave `template` out"):
-        templates.check_stored("{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}")
+        known.check_stored("{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}")
 
 
 def test_edits():
-    assert templates.edits("kitten", "sitting", 100) == 3
-    assert templates.edits("", "abc", 100) == 3
-    assert templates.edits("same", "same", 100) == 0
-    assert templates.edits("a" * 50, "b" * 50, 20) == 20
+    assert known.edits("kitten", "sitting", 100) == 3
+    assert known.edits("", "abc", 100) == 3
+    assert known.edits("same", "same", 100) == 0
+    assert known.edits("a" * 50, "b" * 50, 20) == 20
 
 
 @pytest.mark.parametrize(

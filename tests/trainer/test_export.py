@@ -1,5 +1,6 @@
 """Stage export on the toy model, and what it refuses."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loco.contracts.errors import DiskFull, ExportFailed
 from loco.contracts.files import sha256_of
+from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
 from loco.recipes import resolve as recipes
 from loco.stage.program import Stopped
 from loco_trainer import export, train
+from loco_trainer.bases import smollm2 as smollm2_wheel
+from loco_trainer.data import served
 from loco_trainer.data.template import Template
 from loco_trainer.gguf import folder as folders
 from loco_trainer.gguf import head as gguf_head
@@ -46,6 +50,11 @@ def trained(
         result = train.run(toy_spec, inputs, out, recorder)
         trained_cache |= {f"train/{name}": out / path for name, path in result.files.items()}
     return inputs.model_copy(update={"files": trained_cache})
+
+
+@pytest.fixture
+def weights() -> Path:
+    return smollm2_wheel.wheel_gguf()
 
 
 @pytest.fixture
@@ -120,6 +129,73 @@ def test_the_files_and_the_figures(
     assert result.check_seconds > 0
     assert 0.1 < result.peak_ram_gb < 12
     assert result.perplexity is None  # prepare kept no validation rows
+
+
+@pytest.mark.slow
+def test_the_reference_says_what_a_server_must_be_like(
+    spec: ExportSpec, trained: Inputs, training_data: Path, tmp_path: Path, recorder: Any
+) -> None:
+    """And the base, asked for too, is the same file but for the adapter."""
+    spec = spec.model_copy(update={"quantization": "Q8_0", "base": True})
+    rows = trained.model_copy(
+        update={"files": trained.files | {"prepare/training_data.jsonl": training_data}}
+    )
+    result = export.run(spec, rows, tmp_path, recorder)
+    seen = ServingReference.model_validate_json((tmp_path / REFERENCE).read_text())
+    prompts = {prompt.name: prompt for prompt in seen.prompts}
+    assert list(prompts) == [
+        *("plain", "system", "multi_turn", "unicode", "without_system"),
+        *(f"validation-{n}" for n in range(1, 7)),
+    ]
+    assert prompts["plain"].rendered == prompts["without_system"].rendered
+    assert prompts["plain"].messages[0]["role"] == "system"
+    assert prompts["without_system"].messages == ({"role": "user", "content": reference.PROBE},)
+    answered = [prompt for prompt in seen.prompts if prompt.answer is not None]
+    assert {"plain", "validation-1"} <= {prompt.name for prompt in answered}
+    assert all(p.name == "plain" or p.name.startswith("validation-") for p in answered)
+    reader, of_base = (
+        GGUFReader(tmp_path / "gguf" / f"{name}.Q8_0.gguf") for name in ("unsloth", "base")
+    )
+    template = reader.fields["tokenizer.chat_template"].contents()
+    assert of_base.fields["tokenizer.chat_template"].contents() == template
+    assert of_base.fields["general.name"].contents() == "locollm-toy-base"
+    assert seen.chat_template_sha256 == hashlib.sha256(template.encode()).hexdigest()
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert seen.vocabulary == len(tokens)
+    assert seen.vocabulary_sha256 == hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+    assert seen.tensors == {
+        t.name: (t.tensor_type.name, tuple(int(n) for n in t.shape)) for t in reader.tensors
+    }
+    assert seen.parameter_count == sum(int(t.n_elements) for t in reader.tensors)
+    assert (seen.architecture, seen.context_length, seen.thinks) == ("llama", 1024, False)
+    assert (result.base_gguf, result.files["gguf/base.Q8_0.gguf"]) == ("gguf/base.Q8_0.gguf",) * 2
+    same = [
+        a.name
+        for a, b in zip(reader.tensors, of_base.tensors, strict=True)
+        if a.data.tobytes() == b.data.tobytes()
+    ]
+    assert "output_norm.weight" in same
+    assert "blk.0.attn_q.weight" not in same
+    with loaded(tmp_path / result.gguf) as model:
+        for prompt in seen.prompts:
+            assert len(model.served(prompt.rendered)) == prompt.tokens
+        for prompt in answered:
+            again = model.answer(prompt.rendered, tokens=seen.num_predict, stop=("<|im_end|>",))
+            assert again == (prompt.answer, prompt.ended, prompt.answer_tokens)
+
+
+def test_a_gguf_with_another_tokenizer_is_refused(smollm2_dir: Path, weights: Path) -> None:
+    """A token more than the training's: what a swapped tokenizer shows first."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    embedded = served.embedded(tokenizer.chat_template, think=False, title="toy")
+    template = Template.of(tokenizer, None)
+    said = {"plain": [{"role": "user", "content": "What is locollm?"}]}
+    with loaded(weights) as model:
+        [prompt] = reference.prompts(said, template, embedded, model, think=False)
+        assert prompt.tokens == len(model.served(prompt.rendered))
+        tokenizer.add_tokens(["locollm"])
+        with pytest.raises(ExportFailed, match="they differ at token"):
+            reference.prompts(said, template, embedded, model, think=False)
 
 
 @pytest.mark.slow

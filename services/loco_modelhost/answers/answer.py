@@ -12,7 +12,7 @@ from llama_cpp import llama_grammar
 from loco_modelhost.answers.thinking import ThinkingSplitter
 from loco_modelhost.engine.engine import Engine, Session
 from loco_modelhost.engine.pool import Slot
-from loco_modelhost.prompts import templates
+from loco_modelhost.prompts import known, templates
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import Refusal
@@ -50,7 +50,7 @@ class Answer:
         """
         template = body.text("template")
         if template:
-            templates.check_stored(template)
+            known.check_stored(template)
         return cls(
             model,
             requested,
@@ -115,7 +115,7 @@ class Answer:
 
     def _render(self, engine: Engine, messages: Messages) -> str:
         if not self._uses_jinja:
-            return templates.render_stored(self.template or self.model.template, messages)
+            return known.render_stored(self.template or self.model.template, messages)
         return templates.render_jinja(
             self.model.template,
             messages,

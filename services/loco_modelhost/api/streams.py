@@ -32,8 +32,8 @@ async def respond(
         Refusal: before anything was sent. Afterwards an error is a line of its own.
     """
     if body.flag("stream", default=True):
-        return await _unless_gone(request, _streamed(events))
-    return await _unless_gone(request, _whole(events, merge))
+        return await unless_gone(request, _streamed(events))
+    return await unless_gone(request, _whole(events, merge))
 
 
 def last(events: list[Event]) -> Event:
@@ -74,7 +74,7 @@ def _line(event: Event) -> bytes:
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The answer, or an end to the work when the client has hung up."""
     task = asyncio.ensure_future(work)
 

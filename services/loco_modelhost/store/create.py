@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from loco_modelhost.prompts import templates
+from loco_modelhost.prompts import known, templates
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.names import ModelName
 from loco_modelhost.requests.options import Options
@@ -70,8 +70,8 @@ def create(store: Store, body: Body) -> Iterator[Event]:
         with store.new_blob() as blob:
             head.copy_with(SOURCE_KEY, digest, blob)
             layers = _store(store, name, body, lambda: _layers_of_file(store, head, blob))
-        if templates.is_chatml(head.chat_template):
-            yield {"status": "using autodetected template chatml"}
+        if found := known.detected(head.chat_template):
+            yield {"status": f"using autodetected template {found.name}"}
     else:
         raise Refusal(400, "neither 'from' or 'files' was specified")
     for layer in layers:
@@ -119,10 +119,10 @@ def _layers_of_model(store: Store, base: ModelName, source: str) -> tuple[list[L
 def _layers_of_file(store: Store, head: GgufFile, blob: BlobWriter) -> tuple[list[Layer], Config]:
     """The rewritten weights, and the template and stop strings Ollama would detect in them."""
     layers = [blob.keep(MODEL_LAYER)]
-    if templates.is_chatml(head.chat_template):
-        layers.append(store.add_blob(TEMPLATE_LAYER, templates.CHATML.encode()))
-        stop = json.dumps({"stop": list(templates.CHATML_STOP)})
-        layers.append(store.add_blob(PARAMETERS_LAYER, stop.encode()))
+    if found := known.detected(head.chat_template):
+        layers.append(store.add_blob(TEMPLATE_LAYER, found.text.encode()))
+        parameters = json.dumps(found.parameters)
+        layers.append(store.add_blob(PARAMETERS_LAYER, parameters.encode()))
     family, size = head.architecture, human_number(head.parameters)
     return layers, Config("gguf", family, (family,), size, head.file_type)
 
@@ -180,7 +180,7 @@ def _with_settings(store: Store, layers: list[Layer], body: Body) -> list[Layer]
         # kept whatever it says when the GGUF's own template wins over it anyway
         jinja = head.chat_template
         if not (templates.has_tools(jinja) or templates.has_thinking(jinja)):
-            templates.check_stored(template)
+            known.check_stored(template)
         put(TEMPLATE_LAYER, template.replace("\r\n", "\n").encode())
     if system := body.text("system"):
         put(SYSTEM_LAYER, system.encode())

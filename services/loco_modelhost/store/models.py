@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from loco_modelhost.prompts import templates
+from loco_modelhost.prompts import known, templates
 from loco_modelhost.requests.names import ModelName
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import not_found
@@ -98,7 +98,7 @@ class Model:
         """The template that renders, as /api/show names it."""
         if self.uses_jinja:
             return self.gguf.chat_template
-        return self.stored_template or templates.PROMPT_ONLY
+        return self.stored_template or known.PROMPT_ONLY
 
     @property
     def capabilities(self) -> list[str]:
@@ -171,7 +171,7 @@ class Model:
             f"# FROM {self.manifest.name.short}",
             "",
             f"FROM {self.path}",
-            f"TEMPLATE {_quoted(self.stored_template or templates.PROMPT_ONLY)}",
+            f"TEMPLATE {_quoted(self.stored_template or known.PROMPT_ONLY)}",
         ]
         if system:
             lines.append(f"SYSTEM {_quoted(system)}")

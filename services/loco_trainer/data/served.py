@@ -1,6 +1,6 @@
 """The chat template as it is embedded in a GGUF: whoever asks, the model sees the prompt of its training.
 
-A server would render the training's template otherwise in two ways (measured on Ollama, docs/adr/0012).
+A server would render the training's template otherwise in two ways (measured on Ollama, docs/adr/0014).
 It takes a template that resembles one it knows for that one, and renders its own version, which loses a
 BOS, a default system prompt or adds a newline. And it passes a choice of its own where a template asks
 whether to think: on, unless the client says otherwise. So the embedded template begins with a comment
