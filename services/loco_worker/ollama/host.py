@@ -5,7 +5,7 @@ fields `truncate` and `_debug_render_only`, and the fields of /api/show that the
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -132,10 +132,21 @@ class OllamaHost:
             for response in self._client.pull(model, stream=True):
                 progress(response.status or "", response.completed or 0, response.total or 0)
 
-    def show(self, model: str) -> dict[str, Any]:
-        """Template, parameters, system, modelfile, capabilities of a model."""
+    def sizes(self) -> dict[str, int]:
+        """Full model name (with tag) to the bytes it takes there, of all models."""
+        with self._speaking("list its models"):
+            return {m.model: int(m.size or 0) for m in self._client.list().models if m.model}
+
+    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
+        """Template, parameters, system, modelfile, capabilities, tensors of a model.
+
+        Args:
+            model: its name.
+            verbose: with the vocabulary, megabytes of it.
+        """
+        body = {"model": model, **({"verbose": True} if verbose else {})}
         with self._speaking(f"show {model}"):
-            return _json(self._http.post("/api/show", json={"model": model}))
+            return _json(self._http.post("/api/show", json=body))
 
     def copy(self, source: str, destination: str) -> None:
         """Points a name at an existing model."""
@@ -144,8 +155,26 @@ class OllamaHost:
 
     def chat(self, model: str, prompt: str, options: Mapping[str, Any]) -> Answer:
         """One turn, without thinking and without cutting the prompt."""
+        return self.converse(model, [{"role": "user", "content": prompt}], options)
+
+    def converse(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        options: Mapping[str, Any],
+        *,
+        think: bool | None = False,
+    ) -> Answer:
+        """The next turn of a conversation, whose prompt is not cut.
+
+        Args:
+            model: who answers.
+            messages: `role` and `content` of the turns so far.
+            options: as of /api/chat.
+            think: as most clients send it: not at all (None), or as true or false.
+        """
         started = time.monotonic()
-        body = self._chat(model, prompt, options)
+        body = self._chat(model, messages, options, think)
         message = body.get("message", {})
         return Answer(
             text=message.get("content", ""),
@@ -156,21 +185,28 @@ class OllamaHost:
             seconds=round(time.monotonic() - started, 3),
         )
 
-    def rendered(self, model: str, prompt: str) -> str | None:
-        """The text a prompt becomes before the model sees it; None: the server can't say."""
+    def rendered(
+        self, model: str, messages: Sequence[Mapping[str, str]], *, think: bool | None = False
+    ) -> str | None:
+        """The text a conversation becomes before the model sees it; None: the server can't say."""
         # num_predict: a server that does not know the field generates, which must stay short
-        body = self._chat(model, prompt, {"num_predict": 1}, _debug_render_only=True)
+        body = self._chat(model, messages, {"num_predict": 1}, think, _debug_render_only=True)
         text = (body.get("_debug_info") or {}).get("rendered_template")
         return str(text) if text is not None else None
 
     def _chat(
-        self, model: str, prompt: str, options: Mapping[str, Any], **more: Any
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        options: Mapping[str, Any],
+        think: bool | None,
+        **more: Any,
     ) -> dict[str, Any]:
         request = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [dict(message) for message in messages],
             "stream": False,
-            "think": False,
+            **({} if think is None else {"think": think}),
             "truncate": False,
             "options": dict(options),
             **more,
