@@ -58,4 +58,5 @@ STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.PREPARE: 4,
     Stage.TRAIN: 4,
     Stage.EXPORT: 4,
+    Stage.REGISTER: 2,
 }
