@@ -40,13 +40,12 @@ USER = {"role": "user", "content": "What is “1 + 1”?  Sag es auf Deutsch: ü
 TURNS = [USER, {"role": "assistant", "content": "2"}, {"role": "user", "content": "And + 1?"}]
 SYSTEM = {"role": "system", "content": "Be brief."}
 #: Rendered and counted; not answered.
-SHAPES = {"multi_turn": TURNS, "system": [SYSTEM, *TURNS]}
+SHAPES = {"unicode": [USER], "multi_turn": TURNS, "system": [SYSTEM, *TURNS]}
+#: Chosen for answers that are no near ties: the model host gives the same text.
 ASKED = {
-    "unicode": USER["content"],
     "addition": "What is 17 + 25?",
     "capital": "What is the capital of France?",
     "colour": "Name a colour.",
-    "division": "Tom has 12 apples and gives 3 away. How many are left?",
     "yes": "Is water wet? Answer yes or no.",
 }
 

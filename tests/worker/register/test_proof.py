@@ -1,7 +1,6 @@
 """The proof of a served candidate: it holds for what was exported, and names what was tampered with."""
 
 import json
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -284,10 +283,14 @@ def test_a_model_that_is_taken_for_a_thinking_one_is_named(
 
 
 def test_near_ties_tensor_types_and_an_old_version_are_let_pass_with_warnings(
-    register_it: Register, tampering: Tampering
+    register_it: Register, tampering: Tampering, exported: Any
 ) -> None:
     """Of two tokens about as likely other kernels choose the other one, late or early."""
-    seen: list[str] = []
+    answers = [p for p in exported.read().prompts if p.answer is not None]
+    words = {p.messages[-1]["content"]: p.answer for p in answers}
+    late, early = answers[2], answers[3]
+    words[late.messages[-1]["content"]] = late.answer[: len(late.answer) * 2 // 3] + "!"
+    words[early.messages[-1]["content"]] = "Oh"
 
     def answer(path: str, request: Body, reply: Body) -> Body:
         if path == "/api/version":
@@ -296,16 +299,13 @@ def test_near_ties_tensor_types_and_an_old_version_are_let_pass_with_warnings(
             reply["tensors"][0]["type"] = "F16"
             reply["tensors"].reverse()
         if path == "/api/chat" and reply.get("eval_count", 0) > 1:
-            seen.append(reply["message"]["content"])
-            if len(seen) == 3:
-                reply["message"]["content"] = seen[-1][: len(seen[-1]) * 2 // 3] + "!"
-            if len(seen) == 4:
-                reply["message"]["content"] = "Oh"
+            question = request["messages"][-1]["content"]
+            reply["message"]["content"] = words[question]
         return reply
 
     result = register_it(ollama_host=tampering(answer=answer))
     check = next(c for c in result.checks if c.name == "greedy_answers")
-    assert re.match("[34] the same, [12] begin the same", check.seen), check
+    assert check.seen.startswith("2 the same, 1 begin the same"), check
     assert "'Oh' instead of" in check.seen
     holes, types = result.warnings
     assert "CVE-2026-7482" in holes
