@@ -3,108 +3,129 @@
     python -m loco_worker.register --spec adapters/math/runs/JOB/register/a1/spec.json --out /tmp/x
 
 The candidate `MODEL:JOB_ID` is never changed afterwards, and `MODEL:latest` is not touched: the gate
-moves it. Running it again after a crash at any place ends the same.
+moves it. Running it again after a crash at any place ends the same. The evidence is `register.json`,
+also where a check fails (docs/deployment-proof.md).
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from loco.contracts.errors import RegistrationFailed
+from pydantic import ValidationError
+
+from loco.contracts.errors import OllamaRefused, RegistrationFailed
 from loco.contracts.files import sha256_of, write_text
-from loco.contracts.results import RegisterResult
+from loco.contracts.results import RegisterResult, Registration
+from loco.contracts.serving import REFERENCE, Check, ServingReference
 from loco.contracts.specs import Inputs, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.contracts.versions import DataRecord, Version
 from loco.recipes import registry
+from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter, main
-from loco_worker.ollama.host import OllamaHost
+from loco_worker.proof.findings import Findings, Subject
+from loco_worker.proof.proof import REFERENCE_CHECK, prove
 
-REGISTRATION = "registration.json"
+REGISTRATION = "register.json"
 
-#: A model without a chat template: it continues the prompt instead of answering it.
-BARE_TEMPLATE = "{{ .Prompt }}"
-#: What a template of a thinking model puts before an answer when thinking is off.
-NO_THINKING = "<think>\n\n</think>\n\n"
+#: Failed checks whose fixes an error's hint spells out; register.json has them all.
+_FIXES_SHOWN = 2
 
 
 def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> RegisterResult:
-    """Uploads, creates and checks.
+    """Uploads, creates and proves.
 
     Raises:
         OllamaUnavailable: no Ollama answers (retried later).
         OllamaRefused: it answers with an error.
-        RegistrationFailed: the model it holds is not what was exported, or does not answer.
+        RegistrationFailed: it does not take the model, or the model it holds is not what was
+            exported, or does not answer; names the checks that failed.
     """
     gguf = _gguf(spec, inputs)
-    blob = f"sha256:{sha256_of(gguf)}"
-    candidate = f"{spec.model_name}:{inputs.job_id}"
-    latest = f"{spec.model_name}:latest"
-    parameters: dict[str, Any] = {
-        "temperature": spec.temperature,
-        "num_ctx": spec.num_ctx,
-        "num_predict": spec.num_predict,
-    }
-    if spec.base_model.stop:
-        parameters["stop"] = list(spec.base_model.stop)
-    adapters_dir = inputs.adapter_dir.parent
-    system = _system(spec, inputs)
-
+    reference = _reference(inputs)
     with OllamaHost(inputs.ollama_host) as host:
-        version = host.version()
-        before = host.digests()
-        uploaded = _upload(host, gguf, blob, emit)
-        emit.progress(message=f"creating {candidate}", percent=50, last=True)
-        host.create(
-            candidate,
-            files={gguf.name: blob},
-            system=system,
-            parameters=parameters,
-            status=lambda line: emit.progress(message=f"creating {candidate}: {line}", percent=60),
-        )
-        emit.check_stop()
-        digest = host.digests().get(candidate)
-        if digest is None:
-            raise _failed(candidate, "it is not in the server's list of models")
-        previous = registry.current(adapters_dir, inputs.adapter)
-        _check_changed(
-            candidate=candidate,
-            digest=digest,
-            blob=blob,
-            before=before,
-            latest=latest,
-            previous=previous,
-        )
-        emit.progress(message=f"checking {candidate}", percent=75, last=True)
-        _check_template(host, candidate, spec, system)
-        answer = _probe(host, candidate, spec)
-        emit.log(f"{candidate} answers {spec.probe!r}: {answer!r}")
+        evidence = _Evidence(out_dir, host.url, host.version(), _subject(spec, inputs, gguf))
+        subject, findings = evidence.subject, evidence.findings
+        if not _is_exported(gguf, subject, inputs, findings):
+            evidence.fail()
+        uploaded = _upload(host, gguf, subject.blob, emit)
+        if not _create(host, subject, gguf, findings, emit):
+            evidence.fail()
+        served = prove(host, subject, reference, findings, emit)
+        if served.digest is None or served.answer is None or evidence.failed:
+            evidence.fail(served.digest)
+        exported_base = _create_base(host, spec, inputs, subject, emit)
 
-    entry = _version(
-        spec,
-        inputs,
-        gguf=gguf,
-        system=system,
-        parameters=parameters,
-        candidate=candidate,
-        digest=digest,
-        blob=blob,
+    entry = _version(spec, inputs, gguf, subject, served.digest)
+    evidence.write(served.digest, entry)
+    for warning in findings.warnings:
+        emit.log(warning)
+    emit.log(
+        f"{subject.model} holds {len(findings.checks) - len(findings.failed)} of "
+        f"{len(findings.checks)} checks; it answers {subject.probe!r}: {served.answer!r}"
     )
-    result = RegisterResult(
+    emit.progress(message=f"{subject.model} is ready", percent=100, last=True)
+    return RegisterResult(
         seconds=0,
         files={REGISTRATION: REGISTRATION},
         ollama_host=inputs.ollama_host,
-        ollama_version=version,
-        candidate=candidate,
-        digest=digest,
-        blob=blob,
+        ollama_version=evidence.version,
+        candidate=subject.model,
+        digest=served.digest,
+        blob=subject.blob,
         uploaded=uploaded,
+        checks=tuple(findings.checks),
+        warnings=tuple(findings.warnings),
+        exported_base=exported_base,
         version=entry,
-        probe_answer=answer,
+        probe_answer=served.answer,
     )
-    write_text(out_dir / REGISTRATION, entry.model_dump_json(indent=2) + "\n")
-    emit.progress(message=f"{candidate} is ready", percent=100, last=True)
-    return result
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What was found so far, and how it is written down."""
+
+    out_dir: Path
+    host: str
+    #: Of the server.
+    version: str
+    subject: Subject
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that end the stage; a missing reference leaves the decision to the gate."""
+        return [check for check in self.findings.failed if check.name != REFERENCE_CHECK]
+
+    def write(self, digest: str | None, version: Version | None) -> Path:
+        """Writes register.json."""
+        path = self.out_dir / REGISTRATION
+        registration = Registration(
+            candidate=self.subject.model,
+            digest=digest,
+            blob=self.subject.blob,
+            ollama_host=self.host,
+            ollama_version=self.version,
+            checks=tuple(self.findings.checks),
+            warnings=tuple(self.findings.warnings),
+            version=version,
+        )
+        write_text(path, registration.model_dump_json(indent=2) + "\n")
+        return path
+
+    def fail(self, digest: str | None = None) -> NoReturn:
+        """Ends the stage by the names of what failed."""
+        path = self.write(digest, None)
+        faults = "; ".join(f"{c.name}: {c.seen} (expected: {c.expected})" for c in self.failed)
+        fixes = list(dict.fromkeys(c.fix for c in self.failed if c.fix))[:_FIXES_SHOWN]
+        kept = "The candidate is kept for a look. " if digest else ""
+        what = "in Ollama is not what was exported" if digest else "was not registered"
+        raise RegistrationFailed(
+            f"{self.subject.model} {what}: {faults}.",
+            hint=f"{' '.join(fixes)} `latest` was not moved. {kept}All checks are in {path}.",
+        )
 
 
 def _gguf(spec: RegisterSpec, inputs: Inputs) -> Path:
@@ -119,6 +140,41 @@ def _gguf(spec: RegisterSpec, inputs: Inputs) -> Path:
     return path
 
 
+def _reference(inputs: Inputs) -> ServingReference | None:
+    """What export saw of the model; None: an earlier release exported it."""
+    path = inputs.files.get(f"export/{REFERENCE}")
+    if path is None or not path.is_file():
+        return None
+    try:
+        return ServingReference.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RegistrationFailed(
+            f"export/{REFERENCE} cannot be read: {error.errors()[0]['msg']} "
+            f"({'.'.join(map(str, error.errors()[0]['loc'])) or 'the whole file'}).",
+            hint="Run stages export,register again: another release wrote it, or it is damaged.",
+        ) from error
+
+
+def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path) -> Subject:
+    parameters: dict[str, Any] = {
+        "temperature": spec.temperature,
+        "num_ctx": spec.num_ctx,
+        "num_predict": spec.num_predict,
+    }
+    if spec.base_model.stop:
+        parameters["stop"] = list(spec.base_model.stop)
+    versions = registry.read(inputs.adapter_dir.parent).get(inputs.adapter, [])
+    return Subject(
+        model=f"{spec.model_name}:{inputs.job_id}",
+        blob=f"sha256:{sha256_of(gguf)}",
+        size=gguf.stat().st_size,
+        system=_system(spec, inputs),
+        parameters=parameters,
+        probe=spec.probe,
+        earlier=tuple(v for v in versions if v.model == spec.model_name and v.job != inputs.job_id),
+    )
+
+
 def _system(spec: RegisterSpec, inputs: Inputs) -> str | None:
     """The system prompt of training, as export found it: the recipe's or the template's own.
 
@@ -128,7 +184,26 @@ def _system(spec: RegisterSpec, inputs: Inputs) -> str | None:
     return system
 
 
-def _upload(host: OllamaHost, gguf: Path, blob: str, emit: Emitter) -> bool:
+def _is_exported(gguf: Path, subject: Subject, inputs: Inputs, findings: Findings) -> bool:
+    """Whether the file is still the one that export wrote and checked."""
+    exported = inputs.results.get(Stage.EXPORT, {})
+    if "sha256" not in exported:
+        return True  # a stage run by hand
+    same = subject.blob == f"sha256:{exported['sha256']}"
+    findings.add(
+        "exported",
+        same,
+        expected=f"{gguf.name} as export wrote it: {exported.get('size')} bytes, "
+        f"SHA-256 {exported['sha256']}",
+        seen=f"{subject.size} bytes, SHA-256 {subject.blob.removeprefix('sha256:')}",
+        fix="The file was cut or changed after export: run stages export,register again.",
+    )
+    return same
+
+
+def _upload(
+    host: OllamaHost, gguf: Path, blob: str, emit: Emitter, *, percent: float | None = None
+) -> bool:
     """Sends the GGUF unless the server has it; says whether it was sent."""
     if host.has_blob(blob):
         emit.log(f"{host.url} already has {blob[:19]}: nothing to upload")
@@ -139,102 +214,66 @@ def _upload(host: OllamaHost, gguf: Path, blob: str, emit: Emitter) -> bool:
         emit.check_stop()
         emit.progress(
             message=f"uploading {done / 1e6:.0f} of {size / 1e6:.0f} MB",
-            percent=round(50 * done / size, 1),
+            percent=round(50 * done / size, 1) if percent is None else percent,
         )
 
     host.upload(gguf, blob, sent)
     return True
 
 
-def _check_changed(
-    *,
-    candidate: str,
-    digest: str,
-    blob: str,
-    before: dict[str, str],
-    latest: str,
-    previous: Version | None,
-) -> None:
-    """A new GGUF must give a new model: else the server took something from an old one."""
-    old = before.get(latest)
-    if old is None or before.get(candidate) == old:
-        return  # the first one, or this job had promoted it before it was interrupted
-    if digest == old and previous is not None and previous.digest == old and previous.blob != blob:
-        raise _failed(
-            candidate,
-            f"its digest {digest} is that of {latest} ({previous.candidate}), "
-            "although the GGUF is another one",
+def _create(
+    host: OllamaHost, subject: Subject, gguf: Path, findings: Findings, emit: Emitter
+) -> bool:
+    """Creates the candidate; False: the server does not take it."""
+    model = subject.model
+    emit.progress(message=f"creating {model}", percent=50, last=True)
+    seen = "created"
+    try:
+        host.create(
+            model,
+            files={gguf.name: subject.blob},
+            system=subject.system,
+            parameters=subject.parameters,
+            status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=60),
         )
-
-
-def _check_template(
-    host: OllamaHost, candidate: str, spec: RegisterSpec, system: str | None
-) -> None:
-    shown = host.show(candidate)
-    if str(shown.get("template", "")).strip() == BARE_TEMPLATE:
-        raise _failed(candidate, "it has no chat template, so it would not answer but continue")
-    if system and str(shown.get("system", "")).strip() != system.strip():
-        raise _failed(
-            candidate, f"its system prompt is {shown.get('system')!r} instead of {system!r}"
-        )
-    for stop in spec.base_model.stop:
-        if stop not in str(shown.get("parameters", "")):
-            raise _failed(candidate, f"the stop string {stop!r} is not among its parameters")
-    text = host.rendered(candidate, [{"role": "user", "content": spec.probe}])
-    if text is None:
-        return  # the server can't show it: the probe is the only check left
-    if "<|im_end|>" in spec.base_model.stop:
-        expected = chatml(system, spec.probe)
-        good = text in (expected, expected + NO_THINKING)
-    else:
-        expected = f"{system or ''} … {spec.probe}"
-        good = text.count(spec.probe) == 1 and (not system or text.count(system) == 1)
-    if not good:
-        raise _failed(
-            candidate,
-            f"it renders the probe as {text!r}, but training saw {expected!r}",
-        )
-
-
-def chatml(system: str | None, prompt: str) -> str:
-    """A prompt in ChatML, up to where the answer begins; the format of Qwen and SmolLM2."""
-    head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    return f"{head}<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def _probe(host: OllamaHost, candidate: str, spec: RegisterSpec) -> str:
-    answer = host.chat(candidate, spec.probe, {"temperature": 0, "seed": 0})
-    if not answer.text.strip():
-        raise _failed(candidate, f"it answers {spec.probe!r} with nothing")
-    if answer.done_reason != "stop":
-        raise _failed(
-            candidate,
-            f"it does not end its answer to {spec.probe!r} within {spec.num_predict} tokens "
-            f"({answer.done_reason}): {answer.text[-200:]!r}",
-        )
-    if answer.thinking or "<think>" in answer.text:
-        raise _failed(candidate, "it thinks although it is asked not to")
-    return answer.text
-
-
-def _failed(model: str, why: str) -> RegistrationFailed:
-    return RegistrationFailed(
-        f"{model} in Ollama is not what was exported: {why}.",
-        hint="`latest` was not moved. The candidate is kept for a look: "
-        "`ollama show --modelfile`; a retry of the job starts with this stage.",
+    except OllamaRefused as error:
+        seen = error.message
+    findings.add(
+        "created",
+        seen == "created",
+        expected=f"{model} created from {gguf.name}, {subject.size} bytes",
+        seen=seen,
+        fix="Where Ollama finds the GGUF damaged, run stages export,register again; else its own log "
+        "says more, and `loco doctor` checks the server.",
     )
+    emit.check_stop()
+    return seen == "created"
+
+
+def _create_base(
+    host: OllamaHost, spec: RegisterSpec, inputs: Inputs, subject: Subject, emit: Emitter
+) -> str | None:
+    """The base through the same export, as export.base asks for it: `MODEL:JOB_ID-base`."""
+    gguf = inputs.files.get(f"export/gguf/base.{spec.quantization}.gguf")
+    if gguf is None:
+        return None
+    model = f"{subject.model}-base"
+    blob = f"sha256:{sha256_of(gguf)}"
+    emit.progress(message=f"creating {model}", percent=98, last=True)
+    _upload(host, gguf, blob, emit, percent=98)
+    host.create(
+        model,
+        files={gguf.name: blob},
+        system=subject.system,
+        parameters=subject.parameters,
+        status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=99),
+    )
+    emit.check_stop()
+    return model
 
 
 def _version(
-    spec: RegisterSpec,
-    inputs: Inputs,
-    *,
-    gguf: Path,
-    system: str | None,
-    parameters: dict[str, Any],
-    candidate: str,
-    digest: str,
-    blob: str,
+    spec: RegisterSpec, inputs: Inputs, gguf: Path, subject: Subject, digest: str
 ) -> Version:
     """The registry's entry; what earlier stages did not say stays out."""
     prepared = inputs.results.get(Stage.PREPARE, {})
@@ -246,16 +285,16 @@ def _version(
     return Version(
         job=inputs.job_id,
         model=spec.model_name,
-        candidate=candidate,
+        candidate=subject.model,
         base_model=spec.base_model.name,
         base_ollama=spec.base_model.ollama,
         quantization=spec.quantization,
         digest=digest,
-        blob=blob,
+        blob=subject.blob,
         gguf=str(gguf.relative_to(adapters_dir) if inside else gguf),
-        size_bytes=gguf.stat().st_size,
-        system=system,
-        parameters=parameters,
+        size_bytes=subject.size,
+        system=subject.system,
+        parameters=subject.parameters,
         data=DataRecord(
             source=prepared.get("source"),
             rows=prepared.get("kept"),

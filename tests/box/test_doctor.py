@@ -1,5 +1,6 @@
 """What the doctor makes of what it sees."""
 
+import json
 import os
 import shutil
 import sys
@@ -169,6 +170,31 @@ def test_something_else_on_ollamas_port_is_named(words, tmp_path, serve):
     assert found.level is Level.PROBLEM
     assert url in found.message
     assert "OLLAMA_HOST" in str(found.fix)
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "named"),
+    [
+        ("0.5.4", Level.PROBLEM, "0.5.5"),
+        ("0.17.0", Level.WARNING, "CVE-2026-7482"),
+        ("0.20.2", Level.WARNING, "CVE-2026-7020"),
+        ("0.33.0+locollm", Level.OK, "0.33.0+locollm"),
+    ],
+)
+def test_an_ollama_with_known_holes_is_a_warning(version, level, named, tmp_path, serve):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"version": version}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    found = doctor.ollama(Settings(data_dir=tmp_path, ollama_host=serve(Handler)))
+    assert found.level is level
+    assert named in f"{found.message} {found.fix}"
+    assert version.partition("+")[0] in found.message
 
 
 SITE = Path("lib", "python{}.{}".format(*sys.version_info), "site-packages")

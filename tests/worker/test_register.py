@@ -1,21 +1,20 @@
 """Stage register against a real model host."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loco.contracts.errors import OllamaRefused, OllamaUnavailable, RegistrationFailed
-from loco.contracts.results import RegisterResult
+from loco.contracts.errors import OllamaUnavailable, RegistrationFailed
+from loco.contracts.results import RegisterResult, Registration
 from loco.contracts.specs import Inputs, JobSpec, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.recipes import registry
+from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
 from loco_worker import register
 from loco_worker.ollama.bases import wheel_gguf
-from loco_worker.ollama.host import OllamaHost
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -51,7 +50,7 @@ def changed(tmp_path: Path, old: bytes, new: bytes) -> Path:
     return path
 
 
-def test_the_candidate_serves_is_promoted_and_recorded(
+def test_the_candidate_serves_and_is_recorded(
     run: Callable[..., RegisterResult],
     tiny: JobSpec,
     gguf: Path,
@@ -82,17 +81,18 @@ def test_the_candidate_serves_is_promoted_and_recorded(
 
     result = run(**inputs)
 
-    assert result.candidate == "locollm-math:20261122-143722-4f9a2c"
-    assert result.promoted == "locollm-math:latest"
+    assert result.candidate == f"{tiny.register_.model_name}:20261122-143722-4f9a2c"
     assert result.probe_answer.strip()
     with OllamaHost(model_host) as host:
         digests = host.digests()
-        shown = host.show("locollm-math")
-    assert digests[result.candidate] == digests["locollm-math:latest"] == result.digest
+        shown = host.show(result.candidate)
+    assert digests[result.candidate] == result.digest
+    assert f"{tiny.register_.model_name}:latest" not in digests, "the gate moves it"
     assert shown["system"] == tiny.register_.base_model.system
     assert "<|im_end|>" in shown["parameters"]
-    [version] = registry.read(stage_adapters)["math"]
-    assert version.promoted
+    version = result.version
+    assert version is not None
+    assert not version.promoted
     assert version.digest == result.digest
     assert version.gguf == gguf.relative_to(stage_adapters).as_posix()
     assert version.size_bytes == wheel_gguf().stat().st_size
@@ -101,12 +101,14 @@ def test_the_candidate_serves_is_promoted_and_recorded(
     assert version.hyperparameters["learning_rate"] == 1e-3
     assert version.hyperparameters["lora"]["r"] == 16
     assert version.training == {"engine": "peft", "first_loss": 2.0, "last_loss": 0.5}
-    left = json.loads((tmp_path / "out" / "registration.json").read_text())
-    assert left["version"] == version.version == 1
+    left = Registration.model_validate_json((tmp_path / "out" / "register.json").read_bytes())
+    assert left.version == version
+    assert left.checks == result.checks
+    assert registry.read(stage_adapters) == {}, "the gate records it"
 
 
 def test_the_templates_own_system_prompt_is_served_as_it_was_trained(
-    run: Callable[..., RegisterResult], tiny: JobSpec, stage_adapters: Path, model_host: str
+    run: Callable[..., RegisterResult], tiny: JobSpec, model_host: str
 ) -> None:
     """Ollama's ChatML would leave it out: it comes from export's result and is sent."""
     own = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -117,43 +119,21 @@ def test_the_templates_own_system_prompt_is_served_as_it_was_trained(
         results={Stage.EXPORT: {"system": own}},
     )
     with OllamaHost(model_host) as host:
-        assert host.rendered(result.candidate, "Hi") == register.chatml(own, "Hi")
-    assert registry.read(stage_adapters)["math"][0].system == own
+        assert host.rendered(result.candidate, [{"role": "user", "content": "Hi"}]) == (
+            f"<|im_start|>system\n{own}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        )
+    assert result.version is not None
+    assert result.version.system == own
 
 
-def test_running_it_again_ends_the_same(
-    run: Callable[..., RegisterResult], stage_adapters: Path, heard: Any
-) -> None:
+def test_running_it_again_ends_the_same(run: Callable[..., RegisterResult], heard: Any) -> None:
     first = run()
     second = run()
     assert not second.uploaded
     assert "nothing to upload" in heard.logs
     assert second.digest == first.digest
-    assert [v.version for v in registry.read(stage_adapters)["math"]] == [1]
-
-
-def test_an_interrupted_run_before_the_record_goes_on(
-    run: Callable[..., RegisterResult], stage_adapters: Path
-) -> None:
-    run()
-    (stage_adapters / "registry.yaml").unlink()
-    assert run().promoted
-    assert registry.current(stage_adapters, "math") is not None
-
-
-def test_without_promotion_latest_stays(
-    run: Callable[..., RegisterResult], stage_adapters: Path, model_host: str
-) -> None:
-    run()
-    with OllamaHost(model_host) as host:
-        before = host.digests()["locollm-math:latest"]
-        result = run({"promote": False, "num_ctx": 512}, job_id="20261122-150000-bbbbbb")
-        after = host.digests()
-    assert result.promoted is None
-    assert result.candidate in after
-    assert after[result.candidate] != before, "other parameters are another model"
-    assert after["locollm-math:latest"] == before
-    assert [v.promoted for v in registry.read(stage_adapters)["math"]] == [False, True]
+    assert second.checks == first.checks
 
 
 def test_no_ollama_is_worth_a_retry(run: Callable[..., RegisterResult]) -> None:
@@ -173,37 +153,31 @@ def test_a_file_that_is_no_gguf_is_refused(
 ) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"not a model")
-    with pytest.raises(OllamaRefused, match="GGUF"):
+    with pytest.raises(RegistrationFailed, match=r"created: .*GGUF"):
         run(files={EXPORTED: path})
 
 
-def test_a_model_without_chat_template_is_not_promoted(
-    run: Callable[..., RegisterResult], tmp_path: Path, stage_adapters: Path, model_host: str
+def test_a_model_without_chat_template_fails(
+    run: Callable[..., RegisterResult], tmp_path: Path
 ) -> None:
-    run()
-    with OllamaHost(model_host) as host:
-        before = host.digests()["locollm-math:latest"]
     path = changed(tmp_path, b"tokenizer.chat_template", b"tokenizer.chat_templatX")
     with pytest.raises(RegistrationFailed, match="no chat template"):
         run(files={EXPORTED: path}, job_id="20261122-150000-cccccc")
-    with OllamaHost(model_host) as host:
-        assert host.digests()["locollm-math:latest"] == before
-    assert [v.version for v in registry.read(stage_adapters)["math"]] == [1]
 
 
 def test_an_answer_that_does_not_end_fails(run: Callable[..., RegisterResult]) -> None:
-    with pytest.raises(RegistrationFailed, match="does not end"):
+    with pytest.raises(RegistrationFailed, match=r"probe: .* does not end"):
         run({"num_predict": 2, "probe": "Tell me a long story."}, job_id="20261122-150000-dddddd")
 
 
 def test_a_stop_request_ends_the_upload(
-    run: Callable[..., RegisterResult], tmp_path: Path, stage_adapters: Path, heard: Any
+    run: Callable[..., RegisterResult], tmp_path: Path, heard: Any
 ) -> None:
     path = changed(tmp_path, b"tokenizer.chat_template", b"tokenizer.chat_templatY")
     heard.emit.request_stop()
     with pytest.raises(Stopped):
         run(files={EXPORTED: path})
-    assert not (stage_adapters / "registry.yaml").exists()
+    assert not (tmp_path / "out" / "register.json").exists()
 
 
 def _nothing(folder: Path) -> Inputs:

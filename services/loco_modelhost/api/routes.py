@@ -67,7 +67,12 @@ async def show(request: Request, store: TheStore) -> Response:
     if not name.is_valid:
         raise Refusal(400, INVALID_NAME)
     model = Model.load(store, name.short, name)
-    return JSONResponse(model.shown(body.text("system"), body.mapping("options")))
+    verbose = body.flag("verbose")
+    return JSONResponse(
+        await run_in_threadpool(
+            model.shown, body.text("system"), body.mapping("options"), verbose=verbose
+        )
+    )
 
 
 @router.get("/api/ps")

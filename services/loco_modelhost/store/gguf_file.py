@@ -133,6 +133,20 @@ class GgufFile:
         value = self.metadata.get(key)
         return value if isinstance(value, int) else 0
 
+    def arrays(self) -> dict[str, list[object]]:
+        """The lists of the metadata by key: the tokenizer's, tens of thousands of items each."""
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+        ):
+            found = {}
+            for key, value in self.metadata.items():
+                if value is None:
+                    cursor = _Cursor(view, self.spans[key][0])
+                    cursor.string()
+                    found[key] = cursor.array()
+            return found
+
     @classmethod
     def read(cls, path: Path) -> "GgufFile":
         """Reads and checks the head of a file, and that its tensor data is all there.
@@ -232,6 +246,19 @@ class _Cursor:
             return self.take(_SCALARS[kind])[0]
         self._skip_array()
         return None
+
+    def array(self) -> list[object]:
+        """The items of a list, its type first; text that is no UTF-8 is replaced, as in Go's JSON."""
+        self.take("I")
+        kind, count = self.take("IQ")
+        if kind != _STRING:
+            return list(self.take(f"{count}{_SCALARS[kind]}"))
+        items: list[object] = []
+        for _ in range(count):
+            (length,) = self.take("Q")
+            items.append(self._view[self.at : self.at + length].decode(errors="replace"))
+            self.at += length
+        return items
 
     def tensor(self) -> tuple[Tensor, int]:
         """A tensor, and where its data ends within the tensor data."""

@@ -138,11 +138,12 @@ class Model:
             "capabilities": self.capabilities,
         }
 
-    def shown(self, system: str, options: dict[str, Any]) -> dict[str, Any]:
-        """The answer of /api/show; empty values are left out, as in Ollama."""
+    def shown(self, system: str, options: dict[str, Any], *, verbose: bool) -> dict[str, Any]:
+        """The answer of /api/show; empty values are left out, as in Ollama. `verbose`: with lists."""
         parameters = self.parameters | options
+        metadata = self.gguf.metadata | (self.gguf.arrays() if verbose else {})
         information = {
-            k: v for k, v in self.gguf.metadata.items()
+            k: v for k, v in metadata.items()
             if k not in ("general.name", "tokenizer.chat_template")
         }  # fmt: skip
         answer = {

@@ -25,6 +25,7 @@ from loco.client.client import Client
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import LocoError, RedisUnavailable, ServerUnreachable
 from loco.contracts.figures import size
+from loco.contracts.ollama_versions import hole_warning, parse
 from loco.settings import Settings, read_up_file
 from loco.stage import nvml
 
@@ -228,7 +229,7 @@ def ollama(settings: Settings) -> Finding:
     try:
         with httpx.Client(trust_env=not is_loopback(hostname(url)), timeout=5) as http:
             answer = http.get(f"{url}/api/version").raise_for_status().json()
-        version = Version(str(answer["version"]))
+        told = str(answer["version"])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(
             "ollama",
@@ -237,6 +238,9 @@ def ollama(settings: Settings) -> Finding:
             "Install it (https://ollama.com) and run `ollama serve`, or set OLLAMA_HOST.",
         )
     except (ValueError, KeyError, TypeError):
+        told = ""
+    version = parse(told)
+    if version is None:
         # no warning: `loco up` starts no stand-in where something answers
         message = f"What answers at {host} is not Ollama: it gives no version number."
         fix = "End it and run `ollama serve`, or set OLLAMA_HOST to where Ollama runs."
@@ -244,7 +248,9 @@ def ollama(settings: Settings) -> Finding:
     if version < OLLAMA_AT_LEAST:
         fix = f"Models are created from files, which needs Ollama {OLLAMA_AT_LEAST}: update it."
         return Finding("ollama", Level.PROBLEM, f"Ollama {version} at {host} is too old.", fix)
-    return Finding("ollama", Level.OK, f"Ollama {version} at {host}")
+    if known := hole_warning(told):
+        return Finding("ollama", Level.WARNING, f"{known[0]} It answers at {host}.", known[1])
+    return Finding("ollama", Level.OK, f"Ollama {told} at {host}")
 
 
 def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:

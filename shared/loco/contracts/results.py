@@ -189,6 +189,24 @@ class ExportResult(StageResult):
     )
 
 
+class Registration(Contract):
+    """`register.json`: what was registered, and the evidence that it is what was exported.
+
+    It is there also when the stage failed: the failed checks say why.
+    """
+
+    candidate: str = Field(description="`MODEL:JOB_ID`.")
+    digest: str | None = Field(None, description="Its digest in Ollama; none: it is not there.")
+    blob: str = Field(description="`sha256:…` of the GGUF.")
+    ollama_host: str = Field(description="Base URL of the Ollama it went to.")
+    ollama_version: str = Field(description="Version of that Ollama.")
+    checks: tuple[Check, ...] = Field(description="What was checked, with what was seen.")
+    warnings: tuple[str, ...] = Field((), description="What should be mended, but failed nothing.")
+    version: Version | None = Field(
+        None, description="Its entry in the registry, not numbered yet; none: a check failed."
+    )
+
+
 class RegisterResult(StageResult):
     """Result of register."""
 

@@ -58,5 +58,6 @@ STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.PREPARE: 4,
     Stage.TRAIN: 5,
     Stage.EXPORT: 5,
+    Stage.REGISTER: 2,
     Stage.EVAL: 2,
 }

@@ -1,0 +1,1 @@
+"""Whether what serves is what was exported: the checks of stage register."""

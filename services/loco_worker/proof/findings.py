@@ -1,0 +1,75 @@
+"""What is proven of a served model: the checks so far, and what could not be checked."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loco.contracts.serving import Check
+from loco.contracts.versions import Version
+
+#: Longest text of either side in a check's words.
+_SHOWN = 160
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was sent to the server, and so what it has to serve."""
+
+    #: `MODEL:JOB_ID`.
+    model: str
+    #: `sha256:…` of the uploaded GGUF, and its bytes.
+    blob: str
+    size: int
+    system: str | None
+    parameters: dict[str, Any]
+    #: A prompt it must answer and stop.
+    probe: str
+    #: What other jobs registered under the same name, newest first.
+    earlier: tuple[Version, ...]
+
+
+@dataclass
+class Findings:
+    """Checks by name, in the order they were made."""
+
+    checks: list[Check] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, name: str, passed: bool, *, expected: str, seen: str, fix: str) -> None:
+        """A check, with what to do where it failed."""
+        self.checks.append(
+            Check(
+                name=name,
+                passed=passed,
+                expected=expected,
+                seen=seen,
+                fix=None if passed else fix,
+            )
+        )
+
+    @property
+    def failed(self) -> list[Check]:
+        """What does not hold."""
+        return [check for check in self.checks if not check.passed]
+
+
+def quoted(text: str) -> str:
+    """A text as people read it in a message, its middle left out where it is long."""
+    shown = repr(text)
+    if len(shown) <= _SHOWN:
+        return shown
+    return f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
+
+
+def shared_start(a: str, b: str) -> int:
+    """Characters two texts share from their start."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
+
+
+def difference(expected: str, seen: str) -> str:
+    """Where two texts part, and a few characters of both from there."""
+    at = shared_start(expected, seen)
+    return (
+        f"from character {at} on {quoted(seen[at : at + 60])} "
+        f"instead of {quoted(expected[at : at + 60])}"
+    )

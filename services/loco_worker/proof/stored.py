@@ -1,0 +1,260 @@
+"""What the server says it stores: /api/tags and /api/show against what was sent and exported."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from loco.contracts.serving import ServingReference
+from loco.contracts.versions import Version
+from loco.serving.host import OllamaHost
+from loco_worker.proof.findings import Findings, Subject, difference, quoted
+
+Shown = Mapping[str, Any]
+
+#: A model without a chat template: it continues the prompt instead of answering it.
+BARE_TEMPLATE = "{{ .Prompt }}"
+#: What Go templates have and Jinja has not: the server took one of its own for the embedded one.
+_GO = re.compile(r"\{\{-?\s*(?:\.|\$|range\b|if\b|with\b|end\b)")
+_FROM = re.compile(r"^FROM .*?sha256[-:]([0-9a-f]{64})", re.MULTILINE)
+#: A server that rewrites a GGUF (Ollama since 0.30) changes its metadata, hardly its size.
+_SIZE_TOLERANCE = 0.02
+_SMALL = 4 * 10**6
+#: Earlier versions whose weights are compared.
+_COMPARED = 3
+
+_AGAIN = "Delete the candidate (`ollama rm`) and retry the job; it starts with stage register."
+_UPDATE = "Update Ollama; `loco doctor` shows its version."
+
+
+def listed(models: Mapping[str, str], subject: Subject, findings: Findings) -> bool:
+    """Whether the server lists the model."""
+    there = subject.model in models
+    findings.add(
+        "listed",
+        there,
+        expected=f"{subject.model} among the server's models",
+        seen=f"digest {models[subject.model]}" if there else f"{len(models)} others, not this one",
+        fix="Retry the job: stage register creates it again.",
+    )
+    return there
+
+
+def digest_new(
+    host: OllamaHost,
+    models: Mapping[str, str],
+    shown: Shown,
+    subject: Subject,
+    findings: Findings,
+) -> None:
+    """Another GGUF gives another model, of the size that was uploaded.
+
+    The digest of the stored weights is no proof by itself: a server that rewrites a GGUF stores it
+    under another one than it was uploaded under. But no older version may share it.
+    """
+    weights = _weights(shown)
+    others = [v for v in subject.earlier if v.blob != subject.blob and v.candidate in models]
+    stale: list[Version] = []
+    for version in others[:_COMPARED]:
+        same = models[version.candidate] == models[subject.model]
+        if same or (weights and weights == _weights(host.show(version.candidate))):
+            stale.append(version)
+    size = host.sizes().get(subject.model, 0)
+    room = max(_SIZE_TOLERANCE * subject.size, _SMALL)
+    fits = not size or abs(size - subject.size) <= room
+    kept = f"sha256:{weights}" == subject.blob
+    seen = [f"{size} bytes", "weights as uploaded" if kept else f"weights sha256:{weights or '?'}"]
+    seen += [f"the weights of version {v.version}, {v.candidate}" for v in stale]
+    findings.add(
+        "digest_new",
+        fits and not stale,
+        expected=f"weights made of {subject.blob}, about {subject.size} bytes, shared with none of "
+        f"{min(len(others), _COMPARED)} earlier versions of other weights",
+        seen="; ".join(seen),
+        fix=f"The server took weights it had before. {_AGAIN}",
+    )
+
+
+def template(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:
+    """There is a chat template, and it is the one of the GGUF where the server shows that."""
+    text = str(shown.get("template", ""))
+    fix = "Run stages export,register again: export embeds the template of the training."
+    if not text.strip() or text.strip() == BARE_TEMPLATE:
+        findings.add(
+            "template",
+            False,
+            expected="a chat template",
+            seen=f"no chat template ({quoted(text)}): it would not answer but continue",
+            fix=fix,
+        )
+        return
+    if reference is None or _GO.search(text):
+        findings.add("template", True, expected="a chat template", seen=quoted(text), fix=fix)
+        if reference is not None:
+            findings.warnings.append(
+                "The server renders prompts with a template of its own instead of the one that "
+                "export embedded; only the rendered prompts show whether they are the same."
+            )
+        return
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    findings.add(
+        "template",
+        digest == reference.chat_template_sha256,
+        expected=f"the exported chat template, SHA-256 {reference.chat_template_sha256}",
+        seen=f"SHA-256 {digest}: {quoted(text)}",
+        fix=fix,
+    )
+
+
+def parameters(shown: Shown, subject: Subject, findings: Findings) -> None:
+    """Stop strings, context, limits and system prompt are those that were sent."""
+    there = stored_parameters(str(shown.get("parameters", "")))
+    faults = []
+    for name, sent in subject.parameters.items():
+        values = there.get(name, [])
+        if isinstance(sent, list):
+            if set(values) != set(sent):
+                faults.append(f"{name} is {values or 'missing'} instead of {sent}")
+        elif [float(sent)] != [float(v) for v in values if isinstance(v, int | float)]:
+            faults.append(f"{name} is {values[0] if values else 'missing'} instead of {sent}")
+    system, wanted = str(shown.get("system", "")).strip(), (subject.system or "").strip()
+    if system != wanted:
+        faults.append(f"the system prompt differs {difference(wanted, system)}")
+    sent_words = ", ".join(f"{name} {value}" for name, value in subject.parameters.items())
+    findings.add(
+        "parameters",
+        not faults,
+        expected=f"{sent_words}; system prompt {quoted(wanted) if wanted else 'none'}",
+        seen="; ".join(faults) or "all as sent",
+        fix=_AGAIN,
+    )
+
+
+def stored_parameters(text: str) -> dict[str, list[Any]]:
+    """Parameters as /api/show writes them, `NAME    VALUE` a line, a list one line an item."""
+    found: dict[str, list[Any]] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition(" ")
+        try:
+            found.setdefault(name, []).append(json.loads(value.strip()))
+        except ValueError:
+            found.setdefault(name, []).append(value.strip().strip('"'))
+    return found
+
+
+def capabilities(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:
+    """It completes, and is taken for a thinking model only where its template says so."""
+    named = shown.get("capabilities")
+    if not named:
+        findings.warnings.append(f"The server names no capabilities of a model. {_UPDATE}")
+        return
+    may_think = reference is None or reference.thinks
+    findings.add(
+        "capabilities",
+        "completion" in named and (may_think or "thinking" not in named),
+        expected="completion" + ("" if may_think else ", not thinking"),
+        seen=", ".join(named),
+        fix="The chat template is not the exported one. " + _AGAIN,
+    )
+
+
+def context_length(
+    shown: Shown, subject: Subject, reference: ServingReference | None, findings: Findings
+) -> None:
+    """The model knows the context it did, and num_ctx lies within."""
+    info = shown.get("model_info") or {}
+    architecture = str(info.get("general.architecture", ""))
+    knows = info.get(f"{architecture}.context_length")
+    if not isinstance(knows, int):
+        findings.warnings.append(f"The server does not say how long a context is. {_UPDATE}")
+        return
+    asked = int(subject.parameters.get("num_ctx", 0))
+    same = reference is None or (reference.architecture, reference.context_length) == (
+        architecture,
+        knows,
+    )
+    expected = f"{asked} tokens of num_ctx at least"
+    if reference is not None:
+        expected = f"{reference.architecture}, {reference.context_length} tokens, {expected}"
+    findings.add(
+        "context_length",
+        same and knows >= asked,
+        expected=expected,
+        seen=f"{architecture}, {knows} tokens",
+        fix=f"Set register.num_ctx to {knows} or less."
+        if same
+        else f"Another model serves. {_AGAIN}",
+    )
+
+
+def tensors(shown: Shown, reference: ServingReference, findings: Findings) -> None:
+    """Names, shapes and number of weights are the exported ones; another type is worth a warning.
+
+    Their order is the server's: Ollama sorts them.
+    """
+    if not shown.get("tensors"):
+        findings.warnings.append(f"The server does not list the tensors of a model. {_UPDATE}")
+        return
+    there = {str(t["name"]): (str(t["type"]), tuple(t["shape"])) for t in shown["tensors"]}
+    wanted = reference.tensors
+    missing, added = sorted(wanted.keys() - there.keys()), sorted(there.keys() - wanted.keys())
+    both = sorted(wanted.keys() & there.keys())
+    reshaped = [name for name in both if wanted[name][1] != there[name][1]]
+    count = (shown.get("model_info") or {}).get("general.parameter_count")
+    faults = [
+        f"{len(names)} {what}, e.g. {names[0]}"
+        for what, names in (
+            ("missing", missing),
+            ("too many", added),
+            ("of another shape", reshaped),
+        )
+        if names
+    ]
+    if count is not None and count != reference.parameter_count:
+        faults.append(f"{count} weights")
+    findings.add(
+        "tensors",
+        not faults,
+        expected=f"{len(wanted)} tensors, {reference.parameter_count} weights",
+        seen="; ".join(faults) or f"{len(there)} tensors of the same names and shapes",
+        fix=f"Another model serves. {_AGAIN}",
+    )
+    retyped = [name for name in both if wanted[name][0].upper() != there[name][0].upper()]
+    if retyped:
+        name = retyped[0]
+        findings.warnings.append(
+            f"The server stores {len(retyped)} tensors in another type than export wrote, e.g. "
+            f"{name} in {there[name][0]} instead of {wanted[name][0]}: it quantized them again."
+        )
+
+
+def vocabulary(shown: Shown, reference: ServingReference, findings: Findings) -> None:
+    """The tokens are the exported ones, in order, one a row of the embedding."""
+    tokens = (shown.get("model_info") or {}).get("tokenizer.ggml.tokens")
+    shapes = {str(t["name"]): tuple(t["shape"]) for t in shown.get("tensors") or ()}
+    rows = max(shapes.get("token_embd.weight", ()), default=None)  # there are more than columns
+    if not tokens:
+        findings.warnings.append(f"The server does not show the vocabulary of a model. {_UPDATE}")
+        return
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+    faults = []
+    if len(tokens) != reference.vocabulary:
+        faults.append(f"{len(tokens)} tokens")
+    elif digest != reference.vocabulary_sha256:
+        faults.append(f"{len(tokens)} tokens, of which some differ: SHA-256 {digest}")
+    if rows is not None and len(tokens) != rows:
+        faults.append(f"{len(tokens)} tokens for {rows} embedding rows")
+    findings.add(
+        "vocabulary",
+        not faults,
+        expected=f"{reference.vocabulary} tokens, SHA-256 {reference.vocabulary_sha256}",
+        seen="; ".join(faults) or "the same",
+        fix=f"Another tokenizer serves than export wrote. {_AGAIN}",
+    )
+
+
+def _weights(shown: Shown) -> str:
+    """Hex digest of the weights' blob, from the Modelfile; empty where it is not told."""
+    found = _FROM.search(str(shown.get("modelfile", "")))
+    return found[1] if found else ""

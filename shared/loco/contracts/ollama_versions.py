@@ -1,0 +1,65 @@
+"""Versions of Ollama: the holes known in them, and how to read what a server says of itself."""
+
+import re
+from typing import NamedTuple
+
+from packaging.version import Version
+
+#: `0.33.0`, `v0.17.1-rc0`, `0.33.0+locollm`, and of builds from source `0.5.7-0-ga420a45-dirty`.
+_NUMBER = re.compile(r"v?(\d+(?:\.\d+)+)(?:-?(rc)[.-]?(\d+))?")
+
+
+class Hole(NamedTuple):
+    """A known security hole."""
+
+    cve: str
+    #: What it lets somebody do who reaches the server.
+    lets: str
+    #: First version not known to have it.
+    before: Version
+
+
+#: The newest fix first. CVE-2026-7020 is reported of versions up to 0.20.2.
+HOLES = (
+    Hole("CVE-2026-7020", "a crafted digest leaves the models folder", Version("0.20.3")),
+    Hole("CVE-2026-7482", "a crafted GGUF reads the server's memory", Version("0.17.1")),
+)
+
+#: The one release that counts only those prompt tokens it had not cached (ollama 16428).
+_COUNTS_UNCACHED_ONLY = (Version("0.30.0"), Version("0.30.1rc0"))
+
+
+def parse(version: str) -> Version | None:
+    """What a server says of itself, as a number to compare by; None: it is none.
+
+    A pre-release comes before its release. What follows the number (`+locollm`) does not count.
+    """
+    found = _NUMBER.match(version.strip())
+    if found is None:
+        return None
+    number, pre, count = found.groups()
+    return Version(f"{number}{pre}{count}" if pre else number)
+
+
+def holes(version: str) -> tuple[Hole, ...]:
+    """The known holes of a version; none are known of one that cannot be read."""
+    number = parse(version)
+    return tuple(hole for hole in HOLES if number is not None and number < hole.before)
+
+
+def hole_warning(version: str) -> tuple[str, str] | None:
+    """What is known of a version's holes, and what mends them; None: nothing."""
+    found = holes(version)
+    if not found:
+        return None
+    known = ", ".join(f"{hole.cve} ({hole.lets})" for hole in found)
+    fix = (
+        f"Update Ollama to {found[0].before} or newer, and let no other machine reach it till then."
+    )
+    return f"Ollama {version} has known holes: {known}.", fix
+
+
+def counts_whole_prompts(version: str) -> bool:
+    """Whether `prompt_eval_count` holds the cached tokens too."""
+    number, (first, fixed) = parse(version), _COUNTS_UNCACHED_ONLY
+    return number is None or not first <= number < fixed
