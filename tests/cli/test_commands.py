@@ -304,8 +304,11 @@ def test_eval_measures_the_newest_registered_model(started, client, hands):
     built = client.submit("math", profile="tiny", stages=["prepare", "train", "export", "register"])
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.REGISTER):
         hands.commit(hands.claim(stage), {})
-    process = started("eval", "math", "--profile", "tiny")
+    process = started(
+        *("eval", "math", "--profile", "tiny", "--set", "eval.sets.held_out.count=150")
+    )
     claim = hands_wait(hands, Stage.EVAL)
+    assert claim.job.spec.eval.sets["held_out"].count == 150
     assert claim.job.spec.stages == (Stage.EVAL,)
     assert claim.job.spec.from_job == built.id
     score = {"total": 100, "unfinished": 0, "seconds": 9.0}
@@ -328,6 +331,12 @@ def test_eval_measures_the_newest_registered_model(started, client, hands):
     assert "55 % (45-64)" in stdout
     assert "+34 pts" in stdout
     assert "< 0.0001" in stdout
+
+
+def test_eval_sets_fields_of_eval_alone(loco):
+    refused = loco("eval", "math", "--set", "train.epochs=5")
+    assert refused.returncode == 2
+    assert "`loco eval` runs stage eval alone" in refused.stderr
 
 
 def hands_wait(hands, stage: Stage):

@@ -131,7 +131,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         "dropped": {"duplicate": 8, "overlap": 2},
         "overlaps": [],
         "eval_items_checked": 120,
-        "held_out": 100,
+        "eval_sets": {"held_out": 100},
     }
     export = {
         "seconds": 9,
@@ -182,7 +182,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         )
     )
     assert "succeeded in 2 min 31 s" in text
-    assert "160 of 170 rows, 100 held out; left out 8 duplicate, 2 overlap (from I)" in text
+    assert "160 of 170 rows, apart from 100 eval problems; left out 8 duplicate, 2 overlap (from I)" in text
     assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text
     assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
     assert "a" * 64 in text

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loco.contracts.evaluation import Verdict
+from loco.contracts.evaluation import Baseline, Verdict
 from loco.contracts.figures import duration, share, size, sparkline
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.results import (
@@ -128,11 +128,15 @@ def comparison_table(result: EvalResult) -> Table:
         padding=(0, 2, 0, 0),
     )
     table.add_column("set", no_wrap=True)
+    several = any(c.against is not Baseline.BASE for c in result.comparisons)
+    if several:
+        table.add_column("against", no_wrap=True)
     for name in ("base", "adapter", "gain", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for comparison in result.comparisons:
         table.add_row(
             comparison.set.replace("_", " "),
+            *([comparison.against.value] if several else []),
             _score(comparison.base),
             _score(comparison.candidate),
             Text(_points(comparison.gain), style="green" if comparison.gain > 0 else "yellow"),
@@ -226,7 +230,11 @@ def _register(task: Task) -> str:
 
 def _eval(task: Task) -> str:
     result = _result(task, EvalResult)
-    return _OTHER_VERSION if result is None else "; ".join(map(_comparison, result.comparisons))
+    return (
+        _OTHER_VERSION
+        if result is None
+        else "; ".join(_comparison(c) for c in result.comparisons if c.against is Baseline.BASE)
+    )
 
 
 def _comparison(comparison: Comparison) -> str:
