@@ -102,7 +102,11 @@ def test_promote_returns_once_ollama_serves_it(http, build, tags):
     assert version["served_at"] is not None
     assert tags.models[LATEST] == f"digest-{first}"
     assert version["events"][-1] | {"at": ""} == {
-        "at": "", "action": "promoted", "by": "local", "reason": "calmer", "forced": False,
+        "at": "",
+        "action": "promoted",
+        "by": "local",
+        "reason": "calmer",
+        "forced": False,
     }
 
 
