@@ -1,4 +1,4 @@
-"""From a committed stage to what serves and what people read: by the runner, or else by the reaper."""
+"""From a committed stage to what serves and what people read: by the runner, or else by the next look."""
 
 import os
 import sys
@@ -17,7 +17,6 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
 from loco.contracts.versions import PromotedVersion, Version
 from loco.ledger.ledger import Claim, Ledger
-from loco.queue.reaper import Reaper
 from loco.recipes import registry
 from loco.running.attempt import fingerprint, stage_run
 from loco.running.registry_file import export, export_committed, take_over
@@ -98,7 +97,7 @@ def test_a_good_job_serves_and_a_bad_one_does_not(worker, spec):
     assert worker.ledger.registry.undeployed() == []
 
 
-def test_the_reaper_makes_up_for_a_worker_that_died_after_its_commit(worker, spec, monkeypatch):
+def test_what_a_worker_that_died_after_its_commit_left_is_made_up_for(worker, spec, monkeypatch):
     def die(*_: object) -> None:
         raise SystemExit
 
@@ -112,8 +111,7 @@ def test_the_reaper_makes_up_for_a_worker_that_died_after_its_commit(worker, spe
     assert worker.ledger.job(job.id).promotion.promoted
     assert LATEST not in worker.tags.models
     assert exported(worker.settings) == [(1, False)]
-    reaper = Reaper(worker.ledger, send_hint=lambda *_: None, follow=worker.follow, every=60)
-    reaper.reap()
+    worker.follow()  # as the main process of every worker does, again and again
     assert worker.tags.models[LATEST] == f"digest-{job.id}"
     assert exported(worker.settings) == [(1, True)]
 
