@@ -1,5 +1,7 @@
 """The versions of an adapter: list, promote, roll back, make again in Ollama."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -11,6 +13,7 @@ from loco.contracts.errors import (
     CandidateMissing,
     Conflict,
     InvalidRequest,
+    LocoError,
     NotFound,
     OllamaRefused,
     OllamaUnavailable,
@@ -19,6 +22,7 @@ from loco.contracts.errors import (
 )
 from loco.contracts.versions import Restored, Version
 from loco.recipes.resolve import adapter_names, load_recipe
+from loco.running.registry_file import export
 from loco.serving import promotion
 from loco_api.auth import Caller
 from loco_api.context import Context, Here
@@ -103,15 +107,16 @@ def promote_version(
 ) -> Version:
     """Has a version serve as `MODEL:latest`. What the gate refused takes `force`."""
     _check_adapter(here, name)
-    return promotion.promote(
-        here.ledger,
-        here.settings,
-        name,
-        request.version,
-        by=caller,
-        reason=request.reason,
-        force=request.force,
-    )
+    with _readable_copy(here):
+        return promotion.promote(
+            here.ledger,
+            here.settings,
+            name,
+            request.version,
+            by=caller,
+            reason=request.reason,
+            force=request.force,
+        )
 
 
 @router.post(
@@ -136,9 +141,10 @@ def rollback_version(
     _check_adapter(here, name)
     asked = request or RollbackRequest()
     model = promotion.model_of(here.ledger, name, asked.model, _usual_model(here, name))
-    return promotion.rollback(
-        here.ledger, here.settings, name, model, by=caller, reason=asked.reason
-    )
+    with _readable_copy(here):
+        return promotion.rollback(
+            here.ledger, here.settings, name, model, by=caller, reason=asked.reason
+        )
 
 
 @router.post(
@@ -169,7 +175,8 @@ def restore_version(
     """
     _check_adapter(here, name)
     anew = request.anew if request else False
-    return promotion.restore(here.ledger, here.settings, name, version, by=caller, anew=anew)
+    with _readable_copy(here):
+        return promotion.restore(here.ledger, here.settings, name, version, by=caller, anew=anew)
 
 
 def _check_adapter(here: Context, name: str) -> None:
@@ -181,6 +188,16 @@ def _check_adapter(here: Context, name: str) -> None:
     known = name in adapter_names(here.settings.adapters_dir)
     if not known and name not in here.ledger.registry.adapters():
         load_recipe(here.settings.adapters_dir, name)
+
+
+@contextmanager
+def _readable_copy(here: Context) -> Iterator[None]:
+    """Writes registry.yaml after a change, recorded by half, too; where this process may not, a worker does."""
+    try:
+        yield
+    finally:
+        with suppress(OSError, LocoError):
+            export(here.ledger, here.settings.adapters_dir)
 
 
 def _usual_model(here: Context, name: str) -> str | None:

@@ -13,6 +13,7 @@ from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
 
+JSON = {"Content-Type": "application/json"}
 LATEST = f"{MODEL}:latest"
 GGUF = b"GGUF of a small model"
 BLOB = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
@@ -77,6 +78,10 @@ def test_unknown_adapters_and_wrong_pages(http):
     )
     assert error(http.post("/adapters/math/promote", json={"version": 1, "x": 1}), 422)
     assert error(http.post("/adapters/math/promote", json={}), 422)["param"] == "version"
+    surrogate = b'{"version": 1, "reason": "\\ud800"}'
+    assert error(http.post("/adapters/math/promote", content=surrogate, headers=JSON), 422)
+    long = {"version": 1, "reason": "x" * 1001}
+    assert error(http.post("/adapters/math/promote", json=long), 422)["param"] == "reason"
     assert (
         error(http.post("/adapters/math/promote", json={"version": 9}), 404)["param"] == "version"
     )
@@ -92,11 +97,12 @@ def test_an_adapter_whose_recipe_is_gone_still_shows_its_versions(http, build, t
     assert error(http.post("/adapters/math/rollback"), 409)
 
 
-def test_promote_returns_once_ollama_serves_it(http, build, tags):
+def test_promote_returns_once_ollama_serves_it(http, build, tags, adapters_dir):
     first = built(build, tags)
     built(build, tags)
     answer = http.post("/adapters/math/promote", json={"version": 1, "reason": "calmer"})
     assert answer.status_code == 200, answer.text
+    assert "reason: calmer" in (adapters_dir / "registry.yaml").read_text()
     version = answer.json()
     assert (version["version"], version["promoted"]) == (1, True)
     assert version["served_at"] is not None

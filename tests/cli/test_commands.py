@@ -18,7 +18,6 @@ from loco.contracts.files import sha256_of
 from loco.contracts.jobs import JobStatus
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
-from loco.recipes import registry
 
 pytestmark = pytest.mark.redis
 
@@ -176,7 +175,7 @@ def test_submit_wait_json_of_a_job_that_succeeds(started, client, hands):
     assert document["id"] == job.id
     assert document["status"] == "succeeded"
     assert document["is_terminal"] is True
-    assert document["spec"]["register"]["model_name"] == "locollm-math"
+    assert document["spec"]["register"]["model_name"] == "locollm-math-tiny"
     assert document["stages"][1]["result"]["last_loss"] == 0.75
     assert "train     step 1/2, loss 2.500, 4.0 s left" in stderr
     assert "job       succeeded" in stderr
@@ -348,37 +347,6 @@ def hands_wait(hands, stage: Stage):
             return hands.claim(stage)
         time.sleep(0.05)
     raise AssertionError(f"nobody submitted {stage}")
-
-
-def test_setup_registers_again_what_ollama_lacks(started, loco, client, hands, adapters_dir):
-    assert "Nothing is registered yet" in loco("setup").stderr
-    built = client.submit("math", profile="tiny", stages=["prepare", "train", "export"])
-    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT):
-        hands.commit(hands.claim(stage), {})
-    registry.record(
-        adapters_dir,
-        "math",
-        registry.Version(
-            job=built.id,
-            model="locollm-math",
-            candidate=f"locollm-math:{built.id}",
-            promoted=True,
-            base_model="smollm2-135m-instruct",
-            base_ollama="smollm2:135m",
-            quantization="Q4_K_M",
-            digest="d",
-            blob="b",
-            gguf="math/gguf/unsloth.Q4_K_M.gguf",
-            size_bytes=1,
-        ),
-    )
-    process = started("setup")
-    claim = hands_wait(hands, Stage.REGISTER)
-    assert claim.job.spec.from_job == built.id
-    hands.commit(claim, {})
-    stdout, stderr = process.communicate(timeout=30)
-    assert process.returncode == 0, stderr
-    assert "locollm-math:latest was created." in stdout
 
 
 def test_adapters_workers_version(loco, live_api):

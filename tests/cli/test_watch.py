@@ -131,7 +131,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         "dropped": {"duplicate": 8, "overlap": 2},
         "overlaps": [],
         "eval_items_checked": 120,
-        "eval_sets": {"held_out": 100},
+        "eval_sets": {"benchmark": 20, "held_out": 100},
     }
     export = {
         "seconds": 9,
@@ -160,7 +160,6 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         "digest": "d",
         "blob": "b",
         "uploaded": True,
-        "promoted": "locollm-math:latest",
         "probe_answer": "4",
     }
     gguf = Artifact(
@@ -182,12 +181,14 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         )
     )
     assert "succeeded in 2 min 31 s" in text
-    assert "160 of 170 rows, apart from 100 eval problems; left out 8 duplicate, 2 overlap (from I)" in text
+    assert (
+        "160 of 170 rows, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
+        in text
+    )
     assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text
     assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
     assert "a" * 64 in text
-    assert "locollm-math at http://127.0.0.1:11434" in text
-    assert "ollama run locollm-math" in text
+    assert "ollama run locollm-math:J" in text
 
 
 def test_the_summary_of_a_failure_says_what_to_do(make_job):
@@ -263,6 +264,7 @@ def test_lines_are_as_many_as_a_log_bears():
     view.on_event(event("stage.checkpoint", Stage.TRAIN, step=50, path="x"))
     view.on_event(event("stage.retry", Stage.TRAIN, error={"message": "It died."}))
     view.on_event(event("stage.reused", Stage.EXPORT, reused_from="I"))
+    view.on_event(event("version.refused", Stage.EVAL, version=2, model="m", reason="worse"))
     assert console.file.getvalue().splitlines() == [
         "job       running",
         "train     running on w, attempt 1",
@@ -272,6 +274,7 @@ def test_lines_are_as_many_as_a_log_bears():
         "train     checkpoint at step 50",
         "train     retry (It died.)",
         "export    reused from I",
+        "eval      refused version 2 (worse)",
     ]
 
 

@@ -3,7 +3,8 @@
     python tests/programs/loop.py STAGE --spec FILE --out DIR
 
 The recipe's `train.max_steps` is the number of steps. LOOP_STEP_SECONDS paces it and LOOP_FAULT
-makes it misbehave.
+makes it misbehave. With LOOP_VERDICT, register and eval leave what such stages leave, and eval's gate
+says that verdict.
 """
 
 import json
@@ -15,10 +16,15 @@ import time
 from pathlib import Path
 
 from loco.contracts.errors import OllamaUnavailable, OutOfMemory
+from loco.contracts.evaluation import Verdict
 from loco.contracts.files import write_text
+from loco.contracts.results import EvalResult, RegisterResult
 from loco.contracts.specs import Inputs, StageResult, TrainSpec
 from loco.contracts.stages import Stage
 from loco.stage.program import Emitter, main
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
+from versions import MODEL, eval_result, register_result
 
 STEPS = 10
 
@@ -41,6 +47,15 @@ def run(spec: object, inputs: Inputs, out_dir: Path, emit: Emitter) -> StageResu
             emit.checkpoint(folder, step=step)
         emit.check_stop()
     files = _write(out_dir, first, steps)
+    if verdict := os.environ.get("LOOP_VERDICT"):
+        if STAGE == "register":
+            return RegisterResult.model_validate(register_result(inputs.job_id))
+        if STAGE == "eval":
+            compared = inputs.promoted.version if inputs.promoted else None
+            candidate = f"{MODEL}:{inputs.job_id}"
+            return EvalResult.model_validate(
+                eval_result(candidate, Verdict(verdict), compared=compared)
+            )
     return StageResult(seconds=0, files=files)
 
 

@@ -68,7 +68,7 @@ class Runner:
         command: the program of a stage; the default is its module in this process's Python.
         on_renewal: called with the task's ID after each renewal of its lease.
         follow: has Ollama and the registry's readable copy follow what register or eval committed;
-            the reaper does so again where it failed.
+            the worker's main process does so again where it failed.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Runner:
         if claim.stage in (Stage.REGISTER, Stage.EVAL):
             try:
                 self._follow()
-            except Exception:  # it stands in the ledger; the reaper tries again
+            except Exception:  # it stands in the ledger, and is tried again
                 logger.exception("%s: Ollama does not follow yet", claim.task_id)
 
 

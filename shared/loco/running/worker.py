@@ -162,9 +162,10 @@ class _Worker:
             self._ledger,
             send_hint=self._send_hint,
             publish=lambda task_id: publish_committed(self._ledger, self._settings, task_id),
-            follow=self._follow,
             every=self._settings.timings.reap,
         ).start()
+        # apart from the reaper: an Ollama that hangs must not delay that
+        threading.Thread(target=self._keep_following, name="follow", daemon=True).start()
         threading.Thread(target=self._beat_idle, name="heartbeat", daemon=True).start()
 
     def on_shutting_down(self, **_: Any) -> None:
@@ -206,6 +207,16 @@ class _Worker:
         export_committed(self._ledger, self._settings)
         if self._serve is not None:
             self._serve(self._ledger, self._settings.ollama_host)
+
+    def _keep_following(self) -> None:
+        while True:
+            try:
+                self._follow()
+            except RedisUnavailable as error:
+                logger.warning("follow: Redis does not answer: %s", error)
+            except Exception:  # the loop must outlive any single fault, and say so
+                logger.exception("follow")
+            time.sleep(self._settings.timings.reap)
 
     def _send_hint(self, job_id: str, stage: Stage) -> None:
         send_hint(self._app, Hint(job_id=job_id, stage=stage))

@@ -27,11 +27,17 @@ _LOOK = 0.05
 logger = logging.getLogger(__name__)
 
 
-def follow(ledger: Ledger, ollama_host: str, model: str) -> Pointer | None:
+def follow(ledger: Ledger, ollama_host: str, model: str, *, wait: bool = True) -> Pointer | None:
     """Has `MODEL:latest` be what the ledger says, and verifies it.
 
+    Args:
+        ledger: says what it shall be.
+        ollama_host: base URL of Ollama.
+        model: its name in Ollama, without tag.
+        wait: whether to wait for somebody who is at it; he sees to what was promoted meanwhile.
+
     Returns:
-        What `latest` is now; None when nothing is promoted under that name.
+        What `latest` is now; None when nothing is promoted under that name, or somebody is at it.
 
     Raises:
         OllamaUnavailable: no Ollama answers. This and every other failure is tried again later.
@@ -40,7 +46,8 @@ def follow(ledger: Ledger, ollama_host: str, model: str) -> Pointer | None:
     """
     nonce = uuid.uuid4().hex
     while True:
-        _wait_for_turn(ledger, model, nonce)
+        if not _has_turn(ledger, model, nonce, wait=wait):
+            return None
         pointer = ledger.registry.promoted(model)
         if pointer is None:
             return None
@@ -63,7 +70,7 @@ def follow_all(ledger: Ledger, ollama_host: str) -> None:
     """Does so for every model that is due; trouble is logged and tried again later."""
     for model in ledger.registry.undeployed():
         try:
-            follow(ledger, ollama_host, model)
+            follow(ledger, ollama_host, model, wait=False)
         except (OllamaUnavailable, OllamaRefused, CandidateMissing) as error:
             logger.warning("%s:latest does not follow yet: %s %s", model, error, error.hint or "")
 
@@ -117,17 +124,20 @@ def copy(host: OllamaHost, pointer: Pointer) -> None:
         )
 
 
-def _wait_for_turn(ledger: Ledger, model: str, nonce: str) -> None:
-    """Returns when this is the one to copy, or nothing is promoted.
+def _has_turn(ledger: Ledger, model: str, nonce: str, *, wait: bool) -> bool:
+    """Whether this is the one to copy now, perhaps after waiting.
 
     Raises:
         LocoError: somebody was at it for the whole time.
     """
     deadline = time.monotonic() + 2 * PATIENCE
     while ledger.registry.deploy(model, nonce, patience=PATIENCE) == "busy":
+        if not wait:
+            return False
         if time.monotonic() > deadline:
             raise LocoError(
                 f"Another process has been copying to {model}:latest for {2 * PATIENCE:.0f} s.",
                 hint="Look at the logs of the workers.",
             )
         time.sleep(_LOOK)
+    return True

@@ -1,0 +1,215 @@
+"""`loco versions`, `promote`, `rollback`, `setup`, and the verdict wherever a job is shown."""
+
+import hashlib
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from versions import MODEL, Builder, eval_result, register_result
+
+from loco.cli import watch
+from loco.cli.main import main
+from loco.contracts.evaluation import Verdict
+from loco.contracts.jobs import JobStatus
+from loco.contracts.stages import Stage
+from loco.serving.latest import follow_all
+
+pytestmark = pytest.mark.redis
+
+LATEST = f"{MODEL}:latest"
+GGUF = b"GGUF of a small model"
+
+
+@pytest.fixture
+def live_settings(live_settings, tags):
+    return live_settings.model_copy(update={"ollama_host": tags.url})
+
+
+@pytest.fixture
+def build(ledger, spec) -> Builder:
+    return Builder(ledger, spec)
+
+
+@pytest.fixture
+def run(live_api, monkeypatch, capsys):
+    """Runs one command in this process; gives its exit code and what it printed."""
+    monkeypatch.setenv("LOCO_SERVER", live_api.url)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        code = main(list(words))
+        stdout, stderr = capsys.readouterr()
+        return code, stdout, stderr
+
+    return command
+
+
+def built(build, tags, verdict=Verdict.BETTER) -> str:
+    pointer = build.ledger.registry.promoted(MODEL)
+    job = build.registered()
+    build.measured(job, verdict, compared=pointer.version if pointer else None)
+    tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
+    return job.id
+
+
+def test_versions_as_a_table(run, build, tags):
+    assert "no versions yet" in run("versions", "math")[2]
+    first = built(build, tags)
+    built(build, tags, Verdict.REFUSED)
+    build.registered()
+    code, stdout, _ = run("versions", "math")
+    assert code == 0
+    rows = [line.split() for line in stdout.splitlines()]
+    assert [row[0] for row in rows] == ["version", "3", "2", "1"]
+    assert "not measured" in stdout
+    (line,) = [line for line in stdout.splitlines() if first in line]
+    assert "Ollama does not follow yet" in line
+    assert "held_out 42 % → 57 %" in line
+    assert "better" in line
+    follow_all(build.ledger, tags.url)
+    (line,) = [line for line in run("versions", "math")[1].splitlines() if first in line]
+    assert "serves" in line
+    assert [v["version"] for v in json.loads(run("versions", "math", "--json")[1])] == [3, 2, 1]
+    assert len(json.loads(run("versions", "math", "--limit", "2", "--json")[1])) == 2
+    assert json.loads(run("versions", "math", "--model", "nobody", "--json")[1]) == []
+
+
+def test_promote_and_rollback(run, build, tags):
+    first = built(build, tags)
+    built(build, tags)
+    code, stdout, _ = run("promote", "math", "1", "--reason", "calmer")
+    assert (code, stdout) == (0, f"{LATEST} is version 1 ({MODEL}:{first}).\n")
+    assert tags.models[LATEST] == f"digest-{first}"
+    assert build.ledger.registry.version("math", 1).events[-1].reason == "calmer"
+    code, stdout, _ = run("rollback", "math", "--json")
+    assert (code, json.loads(stdout)["version"]) == (0, 2)
+    assert run("rollback", "math")[0] == 0
+    code, _, stderr = run("rollback", "math", "--model", MODEL)
+    assert code == 2
+    assert "Nothing was promoted" in stderr
+
+
+def test_a_refused_version_takes_force(run, build, tags):
+    refused = built(build, tags, Verdict.REFUSED)
+    code, _, stderr = run("promote", "math", "1")
+    assert code == 2
+    assert "The gate refused version 1 of math" in stderr
+    assert "--force" in stderr
+    assert run("promote", "math", "1", "--force")[0] == 0
+    assert tags.models[LATEST] == f"digest-{refused}"
+
+
+def stored(build, adapters_dir, job_id: str, number: int) -> None:
+    path = adapters_dir / build.ledger.registry.version("math", number).gguf
+    path.parent.mkdir(parents=True)
+    path.write_bytes(GGUF)
+
+
+def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
+    run, build, tags, adapters_dir
+):
+    assert "Nothing is promoted yet" in run("setup")[2]
+    blob = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
+    tiny = build.promoted(blob=blob)
+    stored(build, adapters_dir, tiny.id, 1)
+    build.promoted(blob=blob, model="locollm-math")  # its GGUF is gone
+    old = build.registered(blob=blob)
+    stored(build, adapters_dir, old.id, 3)
+    assert tags.models == {}
+    code, stdout, _ = run("setup")
+    assert code == 1
+    lines = stdout.splitlines()
+    assert f"{LATEST} (version 1) was created. Its digest is" in stdout
+    assert any("locollm-math:latest (version 2) could not be made" in line for line in lines)
+    assert "is gone" in stdout
+    assert set(tags.models) == {LATEST, f"{MODEL}:{tiny.id}"}
+    assert build.ledger.registry.promoted(MODEL).version == 1
+    assert f"{LATEST} (version 1) is there." in run("setup")[1]
+    assert f"{LATEST} (version 1) was created." in run("setup", "--all")[1]
+    assert run("setup", "math", "--version", "3")[0] == 0
+    assert f"{MODEL}:{old.id}" in tags.models
+    assert run("setup", "--version", "3")[0] == 2
+
+
+class TestVerdicts:
+    """What the views say of a job that has ended."""
+
+    @pytest.fixture
+    def ended(self, build, tags):
+        """Brings a job to its end; answers its ID."""
+
+        def make(verdict: Verdict) -> str:
+            job = build.registered()
+            tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
+            pointer = build.ledger.registry.promoted(MODEL)
+            build.measured(job, verdict, compared=pointer.version if pointer else None)
+            follow_all(build.ledger, tags.url)
+            return job.id
+
+        return make
+
+    def test_a_promotion_is_said_with_its_reasons(self, run, ended):
+        job = ended(Verdict.BETTER)
+        code, stdout, _ = run("job", job)
+        assert code == 0
+        assert f"{MODEL} now serves version 1 (better)" in stdout
+        assert "held_out: measured as better." in stdout
+        assert f"ollama run {MODEL}" in stdout
+        (line,) = [line for line in run("jobs")[1].splitlines() if job in line]
+        assert "better" in line
+
+    def test_a_refusal_is_a_success_that_says_what_keeps_serving(self, run, ended):
+        ended(Verdict.BETTER)
+        job = ended(Verdict.REFUSED)
+        code, stdout, _ = run("watch", job)
+        assert code == 0
+        assert f"version 2 was not promoted: version 1 keeps serving as {MODEL}" in stdout
+        assert "held_out: measured as refused." in stdout
+        assert "Try a lower rate." in stdout
+        assert f"ollama run {MODEL}:{job}" in stdout
+
+    def test_the_first_refusal_leaves_nothing(self, run, ended):
+        stdout = run("job", ended(Verdict.REFUSED))[1]
+        assert f"nothing serves as {MODEL} yet" in stdout
+
+
+@pytest.mark.parametrize(("verdict", "plain", "required"), [("better", 0, 0), ("refused", 0, 1)])
+def test_require_promoted_decides_the_exit_code(
+    live_api, monkeypatch, capsys, hands, tags, verdict, plain, required
+):
+    monkeypatch.setenv("LOCO_SERVER", live_api.url)
+    monkeypatch.setattr(watch, "SERVED_SECONDS", 0.5)
+    compared = None
+    for words, wanted in (((), plain), (("--require-promoted",), required)):
+        arguments = ["submit", "math", "--profile", "tiny", "--wait", *words]
+        with ThreadPoolExecutor(1) as pool:
+            command = pool.submit(main, arguments)
+            job_id = do_the_work(hands, Verdict(verdict), compared)
+            assert command.result(60) == wanted
+        compared = 1 if verdict == "better" else None
+        assert hands.ledger.job(job_id).status == "succeeded"
+    stderr = capsys.readouterr().err
+    assert ("Ollama does not follow yet" in stderr) == (verdict == "better")
+
+
+def do_the_work(hands, verdict: Verdict, compared: int | None) -> str:
+    """Every stage of the job that a command is about to submit."""
+    deadline = time.monotonic() + 30
+    while not hands.ledger.jobs(status=JobStatus.QUEUED)[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for stage in Stage:
+        claim = hands.claim(stage)
+        result: dict[str, object] = {}
+        if stage is Stage.REGISTER:
+            result = register_result(claim.job_id)
+        if stage is Stage.EVAL:
+            result = eval_result(f"{MODEL}:{claim.job_id}", verdict, compared=compared)
+        hands.commit(claim, result)
+    return str(claim.job_id)
+
+
+def test_require_promoted_needs_wait(run):
+    code, _, stderr = run("submit", "math", "--require-promoted")
+    assert code == 2
+    assert "add --wait" in stderr
