@@ -17,8 +17,8 @@ from loco.ledger.ledger import Ledger
 from loco.recipes.resolve import resolve
 from loco.settings import Settings, Timings
 
-#: tests/fixtures: a running API with hands that do a worker's part; an NVIDIA driver.
-pytest_plugins = ["live_api", "fake_nvml"]
+#: tests/fixtures: a running API with hands that do a worker's part; an NVIDIA driver; names of models.
+pytest_plugins = ["live_api", "fake_nvml", "tags_server"]
 
 REPOSITORY = Path(__file__).parents[1]
 #: Rooms whose tests need torch or llama.cpp, and so the training venv.

@@ -3,12 +3,11 @@
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.errors import (
-    Conflict,
     ErrorBody,
     InvalidRequest,
     LocoError,
@@ -18,13 +17,15 @@ from loco.contracts.errors import (
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.versions import Version
-from loco.recipes import registry
 from loco.recipes.resolve import Recipe, adapter_names, load_recipe, resolve
 from loco_api.context import Here
 from loco_api.errors import responses
-from loco_api.pages import Page
+from loco_api.pages import AdapterName, Page
 
 router = APIRouter(tags=["adapters"])
+
+#: Versions shown with an adapter.
+_VERSIONS = 100
 
 
 class AdapterSummary(Contract):
@@ -49,7 +50,8 @@ class AdapterDetail(AdapterSummary):
     recipe: Recipe = Field(description="The recipe as it is written.")
     resolved: JobSpec = Field(description="What a job of the profile would do, defaults filled in.")
     versions: tuple[Version, ...] = Field(
-        description="The models registered for it, newest first; `promoted` marks the one in use."
+        description="The newest 100 versions, newest first; `promoted` marks what serves. "
+        "GET /adapters/{name}/versions pages through all."
     )
 
 
@@ -69,10 +71,10 @@ def list_adapters(here: Here) -> AdapterPage:
     "/adapters/{name}",
     operation_id="getAdapter",
     summary="One adapter",
-    responses=responses(UnknownAdapter, InvalidRequest, UnknownProfile, Conflict),
+    responses=responses(UnknownAdapter, InvalidRequest, UnknownProfile),
 )
 def get_adapter(
-    name: Annotated[str, Path(description="Name of an adapter.", examples=["math"])],
+    name: AdapterName,
     here: Here,
     profile: Annotated[
         str, Query(description="Profile to resolve.", examples=["tiny"])
@@ -85,7 +87,7 @@ def get_adapter(
         **_fields(recipe),
         recipe=recipe,
         resolved=resolve(folder, JobRequest(adapter=name, profile=profile)),
-        versions=tuple(registry.read(folder).get(name, ())),
+        versions=tuple(here.ledger.registry.versions(name, limit=_VERSIONS)[0]),
     )
 
 

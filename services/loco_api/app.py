@@ -11,7 +11,7 @@ from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
-from loco_api import adapters, artifacts, diff, errors, events, health, jobs, plan, tasks
+from loco_api import adapters, artifacts, diff, errors, events, health, jobs, plan, tasks, versions
 from loco_api.auth import authorize
 from loco_api.body_limit import BodyLimit
 from loco_api.context import Context
@@ -37,7 +37,7 @@ def create_app(context: Context) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.include_router(health.open_router)
-    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, health):
+    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, health):
         app.include_router(module.router, dependencies=[Depends(authorize)])
     return app
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from http import HTTPStatus
 from os import stat_result
 from pathlib import Path as FilePath
-from stat import S_ISREG
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Response
@@ -17,8 +16,14 @@ from starlette.responses import FileResponse, MalformedRangeHeader
 from starlette.types import Message, Receive, Scope, Send
 
 from loco.contracts.artifacts import Artifact, input_artifacts
-from loco.contracts.errors import InvalidRequest, NotFound, RangeNotSatisfiable
+from loco.contracts.errors import (
+    ArtifactChanged,
+    InvalidRequest,
+    NotFound,
+    RangeNotSatisfiable,
+)
 from loco.contracts.jobs import Job
+from loco.running.verify import verified
 from loco_api.context import Here
 from loco_api.errors import ErrorAnswer, responses
 from loco_api.pages import ArtifactPage, JobId
@@ -62,7 +67,7 @@ def list_artifacts(job_id: JobId, here: Here) -> ArtifactPage:
     openapi_extra=_RANGE_HEADERS,
     responses={
         200: {"description": "Content-Length and ETag are those of the file."},
-        **responses(NotFound, InvalidRequest, RangeNotSatisfiable),
+        **responses(NotFound, InvalidRequest, ArtifactChanged, RangeNotSatisfiable),
     },
 )
 @router.get(
@@ -75,7 +80,7 @@ def list_artifacts(job_id: JobId, here: Here) -> ArtifactPage:
         200: {"description": "The whole file.", **_BINARY},
         206: {"description": "The asked range; Content-Range says which.", **_BINARY},
         304: {"description": "The file is still the one named in If-None-Match."},
-        **responses(NotFound, InvalidRequest),
+        **responses(NotFound, InvalidRequest, ArtifactChanged),
         416: {
             "model": ErrorAnswer,
             "description": "The range lies outside the file; Content-Range says its size.",
@@ -97,7 +102,10 @@ def download_artifact(
         str | None, Header(description="Answer 304 if the ETag is one of these.")
     ] = None,
 ) -> Response:
-    """The content of an artifact. `ETag` is its SHA-256 in quotes, and single ranges are served."""
+    """The content of an artifact. `ETag` is its SHA-256 in quotes, and single ranges are served.
+
+    A file that was changed after its stage committed it is refused with `artifact_changed`.
+    """
     artifact = find(here.ledger.job(job_id), path)
     etag = f'"{artifact.sha256}"'
     headers = {
@@ -146,21 +154,18 @@ def _matches(header: str, etag: str) -> bool:
 
 
 def _place(adapters_dir: FilePath, artifact: Artifact) -> tuple[FilePath, stat_result]:
-    """The committed file; the ledger says where it lies, the folder that it is still there."""
-    path = (adapters_dir / artifact.path).resolve()
-    if path.is_relative_to(adapters_dir.resolve()):
-        with suppress(OSError):
-            found = path.stat()
-            if S_ISREG(found.st_mode) and found.st_size == artifact.size:
-                return path, found
+    """The committed file; the ledger says where it lies and what it holds."""
+    with suppress(NotFound, OSError):
+        path = verified(adapters_dir, artifact)
+        return path, path.stat()
     raise _gone(artifact)
 
 
 def _gone(artifact: Artifact) -> NotFound:
     return NotFound(
-        f"{artifact.full_name} is no longer on the server as it was committed.",
+        f"{artifact.full_name} is no longer on the server.",
         param="path",
-        hint="It was deleted or changed under the adapters folder; run the job again.",
+        hint="It was deleted from the adapters folder; run the job again.",
     )
 
 

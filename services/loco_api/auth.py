@@ -35,13 +35,22 @@ def authorize(
         Forbidden: no key exists and the request does not come from a program of this machine.
         RedisUnavailable: the keys cannot be read; nothing is let through then.
     """
-    if credentials is not None and here.keys.verify(credentials.credentials):
+    if credentials is not None and (key := here.keys.verify(credentials.credentials)):
+        request.state.caller = key.name
         return
     if here.keys.any():
         raise _unauthorized(wrong=credentials is not None)
     if not is_loopback(here.settings.host):
         raise _unauthorized(wrong=credentials is not None)
     check_local(request.headers.get("host", ""), request.headers.get("origin"))
+
+
+def caller(request: Request) -> str:
+    """Who asks, for audit trails: the name of the API key, or `local` where none is needed."""
+    return str(getattr(request.state, "caller", "local"))
+
+
+Caller = Annotated[str, Depends(caller)]
 
 
 def check_local(host: str, origin: str | None) -> None:

@@ -31,7 +31,10 @@ TAGS = [
     {"name": "jobs", "description": "Submit, watch, cancel and retry."},
     {"name": "events", "description": "What happens to a job, live or page by page."},
     {"name": "artifacts", "description": "The files a job committed."},
-    {"name": "adapters", "description": "The recipes of this server."},
+    {
+        "name": "adapters",
+        "description": "The recipes of this server, and the versions built from them.",
+    },
     {"name": "service", "description": "Health, workers and version."},
 ]
 

@@ -13,6 +13,8 @@ ItemT = TypeVar("ItemT")
 
 JobId = Annotated[str, Path(description="ID of a job.", examples=["20261122-143722-4f9a2c"])]
 
+AdapterName = Annotated[str, Path(description="Name of an adapter.", examples=["math"])]
+
 
 class Page(Contract, Generic[ItemT]):
     """A part of a list."""

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loco.contracts.errors import ExportFailed
 from loco.contracts.files import sha256_of, sync_folder, write_text
 from loco.contracts.results import ExportResult, Perplexity
+from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import ExportSpec, Inputs, Quantization
 from loco.contracts.stages import Stage
 from loco.stage.gpu_lock import gpu_lock
@@ -35,11 +37,8 @@ from loco_trainer.machine.ram import peak_ram_bytes
 from loco_trainer.machine.threads import share_cpus
 
 if TYPE_CHECKING:
-    from loco_trainer.gguf.check import GgufModel
     from loco_trainer.gguf.head import Contents
 
-SAMPLE_PROMPT = "What is 2 + 2?"
-_SAMPLE_TOKENS = 32
 #: Size against 16-bit weights at most: small models keep larger types for want of rows of 256.
 _SHARE_OF_16_BITS: dict[Quantization, float] = {
     "Q4_K_M": 0.55,
@@ -54,20 +53,29 @@ _ADAPTER = "train/checkpoints/"
 
 
 def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> ExportResult:
-    """Writes gguf/unsloth.<QUANT>.gguf and Modelfile; the GGUF has answered once."""
+    """Writes gguf/unsloth.<QUANT>.gguf, Modelfile and serving_reference.json; the GGUF has answered.
+
+    With `base` the base too, as gguf/base.<QUANT>.gguf: the same file but for the adapter.
+    """
     share_cpus()
     adapter = _adapter_folder(inputs)
     with gpu_lock(inputs.locks_dir, emit), _temporary(out_dir) as temporary:
         base = find.resolve(spec.base_model, "merge", inputs.models_dir, emit)
         require_free(out_dir, _size(base, spec), f"export to {spec.quantization}")
         emit.check_stop()
-        exported = _write(spec, _job(spec, base, adapter, temporary), emit)
+        embedding = _Embedding.of(spec, inputs)
+        folder = temporary / spec.model_name  # the converter writes its name into the GGUF
+        job = _job(spec, _model_folder(folder, base, adapter, embedding), adapter)
+        exported = _write(spec, job, embedding, emit)
         checked = _check(spec, inputs, exported, emit)
-        name = _place(spec, exported.gguf, checked.system, out_dir)
+        base_gguf = _write_base(spec, job, checked.contents, emit) if spec.base else None
+        name = _place(spec, exported.gguf, checked, out_dir)
+        base_name = _move(base_gguf, out_dir) if base_gguf else None
     emit.progress(message="exported", percent=100.0, last=True)
+    files = [name, *((base_name,) if base_name else ()), "Modelfile", REFERENCE]
     return ExportResult(
         seconds=0,
-        files={name: name, "Modelfile": "Modelfile"},
+        files={file: file for file in files},
         gguf=name,
         quantization=spec.quantization,
         size=(out_dir / name).stat().st_size,
@@ -75,8 +83,9 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
         tensor_types=checked.contents.tensor_types,
         tensors=checked.contents.tensors,
         system=checked.system,
-        sample_prompt=SAMPLE_PROMPT,
-        sample_answer=checked.sample,
+        sample_prompt=checked.reference.prompts[0].messages[-1]["content"],
+        sample_answer=checked.reference.prompts[0].answer or "",
+        base_gguf=base_name,
         device=exported.written.device,
         read_seconds=exported.written.read_seconds,
         quantize_seconds=exported.written.quantize_seconds,
@@ -99,13 +108,44 @@ def _temporary(out_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _job(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) -> parent.Job:
+@dataclass
+class _Embedding:
+    """Makes the chat templates of the GGUF of those of the training."""
+
+    #: Whether the training's prompts ask for thoughts.
+    think: bool
+    title: str
+    #: Template in the GGUF to that of the training.
+    trained: dict[str, str]
+
+    @classmethod
+    def of(cls, spec: ExportSpec, inputs: Inputs) -> "_Embedding":
+        from loco_trainer.gguf import reference
+
+        title = f"{spec.model_name}, job {inputs.job_id}, {datetime.now(UTC).date()}"
+        return cls(reference.trained_branch(inputs), title, {})
+
+    def __call__(self, text: str) -> str:
+        from loco_trainer.data import served
+
+        changed = served.embedded(text, think=self.think, title=self.title)
+        self.trained[changed] = text
+        return changed
+
+
+def _model_folder(folder: Path, base: Path, adapter: Path, embedding: _Embedding) -> Path:
+    from loco_trainer.gguf import folder as folders
+
+    return folders.make(folder, base, adapter, embedding)
+
+
+def _job(spec: ExportSpec, folder: Path, adapter: Path) -> parent.Job:
     return parent.Job(
-        folder=str(_model_folder(spec, base, adapter, temporary)),
+        folder=str(folder),
         adapter=str(adapter),
-        target=str(temporary / f"unsloth.{spec.quantization}.gguf"),
+        target=str(folder.parent / f"unsloth.{spec.quantization}.gguf"),
         name=spec.model_name,
-        outtype=_outtype(base, spec),
+        outtype=_outtype(folder, spec),
         quantization=spec.quantization,
     )
 
@@ -116,12 +156,15 @@ class _Exported:
 
     gguf: Path
     written: parent.Written
+    #: With the template of the training, not the one in the GGUF.
     tokenizer: Any
+    embedded: str
+    think: bool
     #: Of this process and the one that wrote, which were there together.
     peak_ram_bytes: int
 
 
-def _write(spec: ExportSpec, job: parent.Job, emit: Emitter) -> _Exported:
+def _write(spec: ExportSpec, job: parent.Job, embedding: _Embedding, emit: Emitter) -> _Exported:
     emit.progress(message="reading tokenizer and metadata", percent=0.0, last=True)
     with ThreadPoolExecutor(1) as background:
         # its imports, and those of what comes after, take seconds that the child needs anyway
@@ -130,7 +173,9 @@ def _write(spec: ExportSpec, job: parent.Job, emit: Emitter) -> _Exported:
         tokenizer = loading.result()
     emit.log(f"Merged {written.merged} adapted layers into {spec.base_model.merge}.")
     together = written.peak_ram_bytes + peak_ram_bytes()
-    return _Exported(Path(job.target), written, tokenizer, together)
+    embedded = tokenizer.chat_template
+    tokenizer.chat_template = embedding.trained.get(embedded)
+    return _Exported(Path(job.target), written, tokenizer, embedded, embedding.think, together)
 
 
 @dataclass(frozen=True)
@@ -141,7 +186,7 @@ class _Checked:
     sha256: str
     #: The system prompt of training, which the Modelfile and register send.
     system: str | None
-    sample: str
+    reference: ServingReference
     perplexity: Perplexity | None
     seconds: float
     peak_ram_bytes: int
@@ -154,81 +199,81 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
         ExportFailed: it is not what was planned, or says nothing.
     """
     from loco_trainer.data.template import Template
-    from loco_trainer.gguf import check, head, perplexity
+    from loco_trainer.gguf import check, head, perplexity, reference
 
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
     started = time.monotonic()
-    gguf, tokenizer = exported.gguf, exported.tokenizer
+    gguf = exported.gguf
     with ThreadPoolExecutor(1) as background:
         # hashing and waiting for the disk cost no CPU the check needs
         digest = background.submit(_settled_digest, gguf)
         contents = head.read(gguf)
-        _compare(contents, exported.written.tensors, tokenizer.chat_template)
-        template = Template.of(tokenizer, spec.base_model.system)
+        _compare(contents, exported.written.tensors, exported.embedded)
+        template = Template.of(exported.tokenizer, spec.base_model.system)
         measured = perplexity.choose(inputs, template, size=gguf.stat().st_size, emit=emit)
-        prompt = template.prompt([{"role": "user", "content": SAMPLE_PROMPT}])
-        asked = len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) + _SAMPLE_TOKENS
-        with check.loaded(gguf, context=max(512, measured.longest, asked)) as model:
-            sample = _sample(model, prompt)
+        longest = spec.num_ctx - reference.NUM_PREDICT
+        said = reference.conversations(inputs, template, longest=longest)
+        asked = max(len(template.encode(template.prompt(messages))) for messages in said.values())
+        context = max(512, measured.longest, asked + reference.NUM_PREDICT + 16)
+        with check.loaded(gguf, context=context) as model:
+            prompts = reference.prompts(
+                said, template, exported.embedded, model, think=exported.think
+            )
+            prompts = reference.answered(prompts, model, spec.base_model.stop, emit)
+            _require_answer(prompts[0].answer)
             emit.progress(message="measuring the GGUF", percent=90.0, last=True)
             change = measured.against(model, emit)
+        seen = reference.reference(gguf, contents, prompts)
         sha256 = digest.result()
     seconds = round(time.monotonic() - started, 3)
-    return _Checked(contents, sha256, template.system, sample, change, seconds, peak_ram_bytes())
+    return _Checked(contents, sha256, template.system, seen, change, seconds, peak_ram_bytes())
 
 
-def _place(spec: ExportSpec, gguf: Path, system: str | None, out_dir: Path) -> str:
-    """Moves the checked file to its place and writes the Modelfile; its name in the stage."""
+def _write_base(spec: ExportSpec, job: parent.Job, contents: "Contents", emit: Emitter) -> Path:
+    """The base through the same export: what eval compares with to leave quantization out.
+
+    Raises:
+        ExportFailed: it is not the model's file but for the adapter.
+    """
+    from loco_trainer.gguf import head
+
+    name = f"{spec.model_name}-base"
+    folder = Path(job.folder).rename(Path(job.folder).with_name(name))
+    target = folder.parent / f"base.{spec.quantization}.gguf"
+    emit.log(f"Writing {spec.base_model.merge} without the adapter.")
+    changed = {"folder": str(folder), "adapter": "", "target": str(target), "name": name}
+    parent.write(replace(job, **changed), emit)
+    found = head.read(target)
+    if found != contents:
+        raise ExportFailed(
+            f"The exported base is not like the exported model: {found}, {contents}.",
+            hint="The attempt's log has the converter's own words.",
+        )
+    _settled_digest(target)
+    return target
+
+
+def _place(spec: ExportSpec, gguf: Path, checked: _Checked, out_dir: Path) -> str:
+    """Moves the checked file to its place and writes what goes with it; its name in the stage."""
+    name = _move(gguf, out_dir)
+    write_text(out_dir / "Modelfile", modelfile(spec, gguf.name, checked.system))
+    write_text(out_dir / REFERENCE, checked.reference.model_dump_json(indent=1) + "\n")
+    return name
+
+
+def _move(gguf: Path, out_dir: Path) -> str:
     name = f"gguf/{gguf.name}"
     target = out_dir / name
     target.parent.mkdir(exist_ok=True)
     gguf.rename(target)
     sync_folder(target.parent)
-    write_text(out_dir / "Modelfile", modelfile(spec, gguf.name, system))
     return name
 
 
-def _model_folder(spec: ExportSpec, base: Path, adapter: Path, temporary: Path) -> Path:
-    """What the converter reads: the base's config, links to its weights, training's tokenizer."""
-    folder = temporary / spec.model_name  # the converter writes its name into the GGUF
-    folder.mkdir()
-    for file in base.iterdir():
-        if file.suffix in (".safetensors", ".json"):
-            (folder / file.name).symlink_to(file.resolve())
-    # tokenizer and chat template are those of training; other vocabulary files the base's
-    for source in (base, adapter):
-        for pattern in ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens*"):
-            for file in source.glob(pattern):
-                (folder / file.name).unlink(missing_ok=True)
-                shutil.copyfile(file, folder / file.name)
-    _settle(folder)
-    return folder
-
-
-def _settle(folder: Path) -> None:
-    """Settles the chat template the converter reads: older adapters have it as the base has it."""
-    from loco_trainer.data.template import settled
-
-    for file in folder.glob("*.jinja"):
-        write_text(file, settled(file.read_text(encoding="utf-8")))
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return
-    config = json.loads(path.read_bytes())
-    match config.get("chat_template"):
-        case str(text):
-            config["chat_template"] = settled(text)
-        case list(named):
-            config["chat_template"] = [{**t, "template": settled(t["template"])} for t in named]
-        case _:
-            return
-    write_text(path, json.dumps(config, ensure_ascii=False, indent=2))
-
-
 def _size(base: Path, spec: ExportSpec) -> int:
-    """Upper bound of the GGUF's bytes; nothing else is written."""
+    """Upper bound of the GGUFs' bytes; nothing else of size is written."""
     share = _SHARE_OF_16_BITS[spec.quantization]
-    return int(find.weight_bytes(base) * share) + _METADATA_BYTES
+    return (int(find.weight_bytes(base) * share) + _METADATA_BYTES) * (1 + spec.base)
 
 
 def _settled_digest(path: Path) -> str:
@@ -303,15 +348,13 @@ def _compare(contents: "Contents", tensors: int, template: str) -> None:
         )
 
 
-def _sample(model: "GgufModel", prompt: str) -> str:
-    """What the GGUF answers; an export that says nothing does not commit."""
-    text, _ended = model.answer(prompt, tokens=_SAMPLE_TOKENS)
-    if not text.strip():
+def _require_answer(text: str | None) -> None:
+    """An export that says nothing does not commit."""
+    if not (text or "").strip():
         raise ExportFailed(
-            f"The exported GGUF answers {SAMPLE_PROMPT!r} with nothing.",
+            "The exported GGUF answers its first question with nothing.",
             hint="Look at the training loss: the adapter may have been trained too hard.",
         )
-    return text
 
 
 if __name__ == "__main__":

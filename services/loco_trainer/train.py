@@ -8,7 +8,6 @@ folders to resume from. The loss counts on the assistant's answers only.
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import ceil
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from loco.contracts.errors import InvalidRequest
 from loco.contracts.plans import Engine, Lengths, Plan, Shape
-from loco.contracts.results import TrainResult, ValidationRow
+from loco.contracts.results import TrainResult
 from loco.contracts.specs import Inputs, TrainSpec
 from loco.contracts.stages import Stage
 from loco.planning.lessons import Lessons
@@ -40,6 +40,7 @@ from loco_trainer.machine.threads import share_cpus
 if TYPE_CHECKING:
     from loco_trainer.engines.loaded import Loaded
     from loco_trainer.loop.fit import Fitted
+    from loco_trainer.loop.validation import Validation
 
 _TRAINING = "prepare/training_data.jsonl"
 _VALIDATION = "prepare/validation_data.jsonl"
@@ -58,10 +59,9 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         facts = _gather(given)
         plan = _plan(given, facts)
         loaded = _load(given, plan)
-        fitted = _fit(given, facts, plan, loaded)
+        fitted, validation = _fit(given, facts, plan, loaded)
         loaded = fitted.loaded
         _save(given, facts, loaded)
-        measured = _measure(facts, fitted.plan, loaded)
     return TrainResult(
         seconds=0,
         files={f"checkpoints/{n}": f"checkpoints/{n}" for n in _names(given.folder)},
@@ -91,9 +91,14 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
             fitted.first_step_at - psutil.Process().create_time() - waits.seconds, 3
         ),
         step_seconds=round(fitted.median_step_seconds, 5),
-        validation_loss=_mean(measured, lambda row: row.loss),
-        base_validation_loss=_mean(measured, lambda row: row.base_loss),
-        validation=measured,
+        validation_loss=validation.loss_at(fitted.selected_step),
+        base_validation_loss=validation.loss_at(0),
+        validation=validation.rows(),
+        validations=tuple(validation.log),
+        best_step=validation.best.step if validation.best else None,
+        best_validation_loss=validation.best.loss if validation.best else None,
+        selected_step=fitted.selected_step,
+        validation_seconds=round(validation.seconds, 3),
     )
 
 
@@ -199,15 +204,18 @@ def _fetch(given: _Given, plan: Plan) -> Path:
         return find.resolve(given.spec.base_model, role, given.inputs.models_dir, given.emit)
 
 
-def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted":
+def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "tuple[Fitted, Validation]":
     from loco_trainer.loop.fit import Fit  # after the engine
+    from loco_trainer.loop.validation import Validation
 
     spec, emit = given.spec, given.emit
+    validation = Validation(facts.held_out, spec, emit)
     fit = Fit(
         spec,
         plan,
         loaded,
         facts.data.rows,
+        validation=validation,
         smaller=ladder(spec, facts.shape, facts.data, lessons=facts.lessons),
         load=lambda smaller: _load(given, smaller),
         folder=given.folder,
@@ -220,7 +228,7 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "Fitted"
     fitted = fit.go()
     if len(fitted.log) < fitted.total_steps:
         emit.check_stop()
-    return fitted
+    return fitted, validation
 
 
 def _save(given: _Given, facts: _Facts, loaded: "Loaded") -> None:
@@ -229,14 +237,6 @@ def _save(given: _Given, facts: _Facts, loaded: "Loaded") -> None:
     (given.folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for name in _names(given.folder):
         (given.folder / name).chmod(0o644)  # safetensors writes 0600; others may serve these files
-
-
-def _measure(facts: _Facts, plan: Plan, loaded: "Loaded") -> tuple[ValidationRow, ...]:
-    from loco_trainer.loop import validation
-    from loco_trainer.machine import memory
-
-    with memory.exhaustion_explained():
-        return validation.measure(loaded, facts.held_out, micro_batch=plan.micro_batch)
 
 
 def _read(path: Path, template: Template, spec: TrainSpec, emit: Emitter) -> rows.Rows:
@@ -266,20 +266,27 @@ def _read(path: Path, template: Template, spec: TrainSpec, emit: Emitter) -> row
 
 
 def _validation_rows(inputs: Inputs, template: Template, spec: TrainSpec) -> list[rows.Row]:
-    """The rows prepare kept apart, but those longer than max_length; none where it kept none."""
+    """The rows prepare kept apart, but those longer than max_length; none where it kept none.
+
+    Raises:
+        InvalidRequest: there are none to choose the best adapter by.
+    """
     path = inputs.files.get(_VALIDATION)
-    if path is None:
-        return []
-    whole = rows.read(path, template, max_length=2**31)
-    return [row for row in whole.rows if len(row.input_ids) <= spec.max_length]
-
-
-def _mean(
-    measured: tuple[ValidationRow, ...], loss: Callable[[ValidationRow], float]
-) -> float | None:
-    """Mean over all answer tokens."""
-    tokens = sum(row.tokens for row in measured)
-    return sum(row.tokens * loss(row) for row in measured) / tokens if tokens else None
+    whole = rows.read(path, template, max_length=2**31).rows if path else []
+    fitting = [row for row in whole if len(row.input_ids) <= spec.max_length]
+    if spec.select == "best" and not fitting:
+        why = (
+            f"all {len(whole)} of them are longer than max_length ({spec.max_length} tokens)"
+            if whole
+            else "prepare kept none"
+        )
+        raise InvalidRequest(
+            f"train.select: best needs validation rows, and {why}.",
+            param="train.select",
+            hint="Set prepare.validation to some 32, with a source that has so many rows more than "
+            "prepare.examples, and a train.max_length they fit; or set train.select: last.",
+        )
+    return fitting
 
 
 def _template(base: Path, system: str | None) -> Template:

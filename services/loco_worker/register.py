@@ -180,7 +180,7 @@ def _check_template(
     for stop in spec.base_model.stop:
         if stop not in str(shown.get("parameters", "")):
             raise _failed(candidate, f"the stop string {stop!r} is not among its parameters")
-    text = host.rendered(candidate, spec.probe)
+    text = host.rendered(candidate, [{"role": "user", "content": spec.probe}])
     if text is None:
         return  # the server can't show it: the probe is the only check left
     if "<|im_end|>" in spec.base_model.stop:

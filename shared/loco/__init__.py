@@ -7,7 +7,7 @@
 
 Importing this package loads nothing else: a name comes in when it is first used, so that a worker
 pays for no HTTP client. The rooms below, from the bottom up: `contracts` (the nouns), `recipes`,
-`grading`, `ledger`, `client`, `stage`, `planning`, `queue`, `running`, `box`, `cli`.
+`grading`, `ledger`, `client`, `stage`, `planning`, `serving`, `queue`, `running`, `box`, `cli`.
 """
 
 from importlib import import_module
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from loco.contracts.previews import Preview
     from loco.contracts.program_events import Progress
     from loco.contracts.stages import Stage
+    from loco.contracts.versions import Restored, Version
 
 __all__ = [
     "Artifact",
@@ -52,10 +53,12 @@ __all__ = [
     "Overrides",
     "Preview",
     "Progress",
+    "Restored",
     "ServerUnreachable",
     "Stage",
     "StageStatus",
     "Task",
+    "Version",
     "WorkerInfo",
 ]
 
@@ -82,6 +85,7 @@ _HOME = {
     "contracts.previews": ("Preview",),
     "contracts.program_events": ("Progress",),
     "contracts.stages": ("Stage",),
+    "contracts.versions": ("Restored", "Version"),
 }
 
 

@@ -136,6 +136,11 @@ class Settings(Contract):
         return self.data_dir / "models"
 
     @property
+    def answers_dir(self) -> Path:
+        """Answers of models to eval questions."""
+        return self.data_dir / "answers"
+
+    @property
     def locks_dir(self) -> Path:
         """GPU lock files."""
         return self.data_dir / "locks"

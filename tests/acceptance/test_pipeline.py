@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 SMALL: dict[str, Any] = {
     "adapter": "math",
     "profile": "tiny",
-    "prepare": {"examples": 96, "held_out": {"count": 4}},
-    "eval": {"limit": 3, "num_predict": 48},
+    "prepare": {"examples": 96},
+    "eval": {"limit": 3, "num_predict": 48, "sets": {"held_out": {"count": 4}}},
 }
 STAGES = ["prepare", "train", "export", "register", "eval"]
 MINUTES = 60.0
@@ -81,7 +81,7 @@ def test_one_request_builds_deploys_and_measures_an_adapter(start, adapters_dir:
         assert [s["stage"] for s in first["stages"]] == STAGES
         results = {s["stage"]: s["result"] for s in first["stages"]}
         check_results(results)
-        check_files(adapters_dir / "math", results)
+        check_files(adapters_dir, "math/served/locollm-math-tiny", results)
         check_artifact(http, first)
         check_served(up.state()["ollama_host"], results)
 
@@ -103,22 +103,25 @@ def check_results(results: dict[str, Any]) -> None:
     assert results["train"]["last_loss"] < results["train"]["first_loss"]
     assert results["export"]["quantization"] == "Q4_K_M"
     assert results["export"]["sample_answer"]
-    assert results["register"]["promoted"] == "locollm-math:latest"
-    sets = {c["set"]: c for c in results["eval"]["comparisons"]}
+    assert {c["name"]: c["seen"] for c in results["register"]["checks"] if not c["passed"]} == {}
+    assert results["eval"]["gate"]["verdict"] == "unproven", "three problems prove nothing"
+    sets = {c["set"]: c for c in results["eval"]["comparisons"] if c["against"] == "base"}
     assert {name: c["candidate"]["total"] for name, c in sets.items()} == {
         "benchmark": 3,
         "held_out": 3,
     }
 
 
-def check_files(folder: Path, results: dict[str, Any]) -> None:
-    """The brief's well-known files are those of the job."""
+def check_files(adapters_dir: Path, place: str, results: dict[str, Any]) -> None:
+    """The brief's well-known files are those of the job, apart from those of the adapter itself."""
+    folder = adapters_dir / place
     gguf = (folder / "gguf" / "unsloth.Q4_K_M.gguf").read_bytes()
     assert hashlib.sha256(gguf).hexdigest() == results["export"]["sha256"]
     assert len((folder / "training_data.jsonl").read_text().splitlines()) == 96
     assert (folder / "checkpoints" / "adapter_model.safetensors").is_file()
     assert (folder / "Modelfile").read_text().count("FROM ./gguf/unsloth.Q4_K_M.gguf") == 1
-    assert results["register"]["candidate"] in (folder.parent / "registry.yaml").read_text()
+    assert results["register"]["candidate"] in (adapters_dir / "registry.yaml").read_text()
+    assert not (adapters_dir / "math" / "gguf").exists()
 
 
 def check_artifact(http: httpx.Client, job: dict[str, Any]) -> None:
@@ -133,7 +136,7 @@ def check_artifact(http: httpx.Client, job: dict[str, Any]) -> None:
 
 def check_served(ollama_host: str, results: dict[str, Any]) -> None:
     body = {
-        "model": "locollm-math",
+        "model": "locollm-math-tiny",
         "messages": [{"role": "user", "content": "What is 15 + 27?"}],
         "stream": False,
         "options": {"temperature": 0},
@@ -143,7 +146,7 @@ def check_served(ollama_host: str, results: dict[str, Any]) -> None:
     assert answer["message"]["content"].strip()
     models = httpx.get(f"{ollama_host}/api/tags").json()["models"]
     digests = {m["name"]: m["digest"] for m in models}
-    assert digests["locollm-math:latest"] == digests[results["register"]["candidate"]]
+    assert digests["locollm-math-tiny:latest"] == digests[results["register"]["candidate"]]
 
 
 def test_a_killed_trainer_and_a_killed_worker_go_on_from_the_checkpoint(start, descendants) -> None:

@@ -1,6 +1,7 @@
 """Artifacts over HTTP: whole, by range, by condition, and hostile paths."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 
 import httpx
@@ -182,16 +183,29 @@ def test_if_none_match_saves_the_download(http_client, url, tags):
     assert http_client.get(url, headers={"If-None-Match": '"x"'}).status_code == 200
 
 
-def test_a_file_that_was_deleted_or_changed_is_said_to_be_gone(
-    http_client, url, hands, adapters_dir
-):
+@pytest.mark.parametrize("content", [b"short", b"\xff" + CONTENT[1:]])  # and one of the same size
+@pytest.mark.parametrize("asked", [{}, {"Range": "bytes=0-9"}])
+def test_a_file_that_was_changed_is_refused(http_client, url, adapters_dir, content, asked):
+    assert http_client.get(url, headers=asked).status_code in (200, 206)
     (path,) = adapters_dir.glob(f"math/runs/*/prepare/*/{NAME}")
-    path.write_bytes(b"short")
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    answer = http_client.get(url, headers=asked)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (409, "artifact_changed")
+    assert SHA in error["message"]
+    assert hashlib.sha256(content).hexdigest() in error["message"]
+    assert "Run stage prepare again" in error["hint"]
+    assert http_client.head(url).status_code == 409
+
+
+def test_a_file_that_was_deleted_is_said_to_be_gone(http_client, url, adapters_dir):
+    (path,) = adapters_dir.glob(f"math/runs/*/prepare/*/{NAME}")
+    path.unlink()
     answer = http_client.get(url)
     assert answer.status_code == 404
     assert "no longer" in answer.json()["error"]["message"]
-    path.unlink()
-    assert http_client.get(url).status_code == 404
 
 
 @pytest.mark.parametrize("asked", [{}, {"Range": "bytes=0-9"}])

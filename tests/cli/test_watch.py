@@ -69,6 +69,8 @@ def test_progress_in_words():
         percent=30, step=3, total_steps=10, loss=1.23456, tokens_per_second=512.3, eta_seconds=65
     )
     assert in_words(progress) == "step 3/10, loss 1.235, 512 tokens/s, 1 min 05 s left"
+    measured = progress.model_copy(update={"validation_loss": 0.98765})
+    assert "loss 1.235, validation 0.988, 512 tokens/s" in in_words(measured)
     assert in_words(Progress(percent=30.4, message="reading")) == "30 %, reading"
 
 

@@ -154,6 +154,15 @@ class TestStageLists:
     def test_any_run_without_holes(self, ask: Resolve) -> None:
         assert ask(stages=("train", "export")).stages == (Stage.TRAIN, Stage.EXPORT)
 
+    def test_the_best_adapter_cannot_be_chosen_by_no_rows(self, ask: Resolve) -> None:
+        chosen = {"prepare": {"validation": 0}, "train": {"select": "best"}}
+        with pytest.raises(InvalidRequest, match=r"prepare\.validation is 0") as caught:
+            ask(**chosen)
+        assert caught.value.param == "train.select"
+        assert ask(**chosen, stages=("export",)).train.select == "best"
+        assert ask(train={"select": "best"}).prepare.validation == 32
+        assert ask().train.select == "last"
+
     @pytest.mark.parametrize(
         "stages", [("prepare", "export"), ("export", "train"), ("train", "train")]
     )

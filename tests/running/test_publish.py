@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from loco.contracts.artifacts import describe
+from loco.contracts.errors import ArtifactChanged, NotFound
 from loco.contracts.files import PUBLISH_LOCK
 from loco.contracts.jobs import StageStatus, Task
 from loco.contracts.stages import Stage
@@ -114,7 +116,23 @@ def test_files_are_copied_where_links_are_refused(
     task = committed(tmp_path, "j1", Stage.TRAIN, {"checkpoints/a": "1"})
     monkeypatch.setattr(os, "link", refuse)
     publish(tmp_path, "math", task)
-    assert (tmp_path / "math" / "checkpoints" / "a").read_text() == "1"
+    copy = tmp_path / "math" / "checkpoints" / "a"
+    assert copy.read_text() == "1"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o444
+
+
+def test_a_file_that_was_changed_since_its_commit_is_not_published(tmp_path: Path) -> None:
+    names = ("gguf/unsloth.Q4_K_M.gguf", "Modelfile")
+    good, bad = (
+        committed(tmp_path, job, Stage.EXPORT, dict.fromkeys(names, job), minutes=minute)
+        for minute, job in enumerate(("good", "bad"))
+    )
+    publish(tmp_path, "math", good)
+    (tmp_path / bad.artifacts[0].path).write_text("BAD")
+    with pytest.raises(ArtifactChanged):
+        publish(tmp_path, "math", bad)
+    assert [(tmp_path / "math" / name).read_text() for name in names] == ["good"] * 2
+    assert not _leftovers(tmp_path)
 
 
 def test_without_an_atomic_exchange_the_folder_is_still_replaced(
@@ -133,7 +151,7 @@ def test_a_missing_file_leaves_the_published_one(tmp_path: Path) -> None:
     publish(tmp_path, "math", good)
     bad = committed(tmp_path, "j2", Stage.PREPARE, {"training_data.jsonl": "bad"}, minutes=1)
     (tmp_path / bad.artifacts[0].path).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFound):
         publish(tmp_path, "math", bad)
     assert (tmp_path / "math" / "training_data.jsonl").read_text() == "good"
     assert not _leftovers(tmp_path)
@@ -148,7 +166,7 @@ def test_a_missing_file_leaves_all_files_of_the_stage(tmp_path: Path) -> None:
     )
     publish(tmp_path, "math", good)
     (tmp_path / bad.artifacts[-1].path).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFound):
         publish(tmp_path, "math", bad)
     assert [(tmp_path / "math" / name).read_text() for name in names] == ["good"] * 3
     assert not _leftovers(tmp_path)
@@ -217,7 +235,7 @@ def test_a_gguf_folder_on_another_disk_is_published_into(tmp_path: Path, other_d
     for task in (old, new):
         publish(tmp_path, "math", task)
     (tmp_path / bad.artifacts[-1].path).unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFound):
         publish(tmp_path, "math", bad)
     assert [(tmp_path / "math" / name).read_text() for name in names] == ["new", "new"]
     assert [p.name for p in other_disk.iterdir()] == ["unsloth.Q4_K_M.gguf"]

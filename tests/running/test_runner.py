@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 
 from loco.box import redis_server
 from loco.box.redis_server import free_port
+from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import StageRun
@@ -341,6 +343,48 @@ def test_a_file_outside_the_attempt_is_refused(
     error = bench.ledger.job(job.id).error
     assert error is not None
     assert "not a file inside its folder" in error.message
+
+
+def test_committed_files_are_read_only(bench: Bench) -> None:
+    job = bench.submit()
+    bench.runner.run_one(Queue.CPU)
+    [artifact] = bench.task(job, Stage.PREPARE).artifacts
+    path = bench.settings.adapters_dir / artifact.path
+    assert S_IMODE(path.stat().st_mode) == 0o444
+    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    assert S_IMODE(published.stat().st_mode) == 0o444
+
+
+def test_an_edit_of_the_published_file_fails_later_stages_and_is_not_reused(bench: Bench) -> None:
+    job = bench.submit(Stage.PREPARE, Stage.TRAIN)
+    bench.runner.run_one(Queue.CPU)
+    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    times = published.stat()
+    with published.open("r+b") as file:  # root may, whatever the mode
+        file.write(b"TRAINING")
+    os.utime(published, ns=(times.st_atime_ns, times.st_mtime_ns))
+    bench.runner.run_one(Queue.GPU)
+    error = bench.ledger.job(job.id).error
+    assert error is not None
+    assert (error.code, error.stage, error.user_fault) == ("artifact_changed", Stage.TRAIN, True)
+    [artifact] = bench.task(job, Stage.PREPARE).artifacts
+    for part in (artifact.path, artifact.sha256, sha256_of(published)):
+        assert part in error.message
+    assert error.hint is not None
+    assert "Run stage prepare again" in error.hint
+
+    built_on = bench.submit(Stage.TRAIN, from_job=job.id)
+    bench.runner.run_one(Queue.GPU)
+    error = bench.ledger.job(built_on.id).error
+    assert error is not None
+    assert error.code == "artifact_changed"
+
+    again = bench.submit(Stage.PREPARE, Stage.TRAIN)
+    bench.runner.run_one(Queue.CPU)
+    bench.runner.run_one(Queue.GPU)
+    assert bench.task(again, Stage.PREPARE).status is StageStatus.SUCCEEDED  # not reused
+    assert bench.ledger.job(again.id).status is JobStatus.SUCCEEDED
+    assert sha256_of(published) == artifact.sha256  # published anew
 
 
 def test_a_vanished_input_names_the_stage_to_run_again(bench: Bench) -> None:

@@ -17,7 +17,9 @@ from loco.recipes import resolve as recipes
 from loco.stage.program import Stopped
 from loco_trainer import export, train
 from loco_trainer.data.template import Template
+from loco_trainer.gguf import folder as folders
 from loco_trainer.gguf import head as gguf_head
+from loco_trainer.gguf import reference
 from loco_trainer.gguf.check import loaded
 from loco_trainer.machine import disk
 from loco_trainer.machine.threads import usable_cpus
@@ -73,7 +75,7 @@ def test_an_f16_export_continues_as_the_merged_model(
         with loaded(gguf) as opened:
             text = opened.answer(prompt, tokens=24)[0]
         assert text == tokenizer.decode(out, skip_special_tokens=True)
-    assert result.sample_prompt == export.SAMPLE_PROMPT
+    assert result.sample_prompt == reference.PROBE
     assert result.sample_answer
 
 
@@ -87,8 +89,9 @@ def test_the_files_and_the_figures(
     assert result.files == {
         "gguf/unsloth.Q8_0.gguf": "gguf/unsloth.Q8_0.gguf",
         "Modelfile": "Modelfile",
+        "serving_reference.json": "serving_reference.json",
     }
-    assert {p.name for p in tmp_path.iterdir()} >= {"gguf", "Modelfile"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"gguf", "Modelfile", "serving_reference.json"}
     assert not (tmp_path / "tmp").exists()  # intermediates are gone
     assert (result.size, result.sha256) == (gguf.stat().st_size, sha256_of(gguf))
     reader = GGUFReader(gguf)
@@ -96,7 +99,8 @@ def test_the_files_and_the_figures(
     assert sum(result.tensor_types.values()) == result.tensors
     assert result.tensor_types["Q8_0"] > 0
     template = reader.fields["tokenizer.chat_template"].contents()
-    assert template == AutoTokenizer.from_pretrained(toy_dir).chat_template
+    assert template.startswith("{#- locollm-toy, job ")
+    assert template.endswith(AutoTokenizer.from_pretrained(toy_dir).chat_template)
     assert reader.fields["general.name"].contents() == "locollm-toy"
     assert (tmp_path / "Modelfile").read_text() == (
         "# locollm-toy: toy with the adapter merged in, Q8_0.\n"
@@ -186,7 +190,7 @@ def test_cpus_are_those_this_process_may_use() -> None:
 
 
 @pytest.mark.parametrize("kept", ["jinja", "text", "list"])
-def test_what_the_converter_reads_has_no_clock(spec: ExportSpec, tmp_path: Path, kept: str) -> None:
+def test_what_the_converter_reads_has_no_clock(tmp_path: Path, kept: str) -> None:
     """Also of an adapter that was trained before templates were settled."""
     base, adapter, temporary = (tmp_path / name for name in ("base", "adapter", "tmp"))
     for folder in (base, adapter, temporary):
@@ -198,10 +202,10 @@ def test_what_the_converter_reads_has_no_clock(spec: ExportSpec, tmp_path: Path,
     (adapter / "tokenizer_config.json").write_text(json.dumps(config))
     if kept == "jinja":
         (adapter / "chat_template.jinja").write_text(clock)
-    folder = export._model_folder(spec, base, adapter, temporary)
+    folder = folders.make(temporary / "named", base, adapter, lambda text: f"{text}!")
     read = json.loads((folder / "tokenizer_config.json").read_text())
     assert read["eos_token"] == "<|im_end|>"
     found = read.get("chat_template") or (folder / "chat_template.jinja").read_text()
     text = found if isinstance(found, str) else found[0]["template"]
-    assert text == '{{ "26 Jul 2024" }}“ü”'
+    assert text == '{{ "26 Jul 2024" }}“ü”!'
     assert json.loads((adapter / "tokenizer_config.json").read_text()) == config

@@ -5,8 +5,11 @@ import json
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from loco.contracts.requests import JobRequest
 from loco.contracts.specs import Inputs, JobSpec
 from loco.recipes.resolve import resolve
 from loco.stage.program import Emitter
-from loco_worker.eval import wheel_gguf
+from loco_worker.ollama.bases import wheel_gguf
 
 REPOSITORY = Path(__file__).parents[2]
 JOB = "20261122-143722-4f9a2c"
@@ -120,3 +123,84 @@ def inputs_of(stage_adapters: Path, tmp_path: Path, model_host: str) -> Callable
         return Inputs(**{**fields, **more})
 
     return make
+
+
+class Answering:
+    """A server that speaks as much of Ollama's API as eval uses, and counts what it is asked.
+
+    Attributes:
+        models: name to digest.
+        answer: gives the text and the reason it ended, of a request's body.
+        asked: (model, system, question) of every chat, in order.
+        seconds: how long an answer takes.
+    """
+
+    def __init__(self) -> None:
+        self.models: dict[str, str] = {}
+        self.answer: Callable[[dict[str, Any]], tuple[str, str]] = lambda _: ("7", "stop")
+        self.asked: list[tuple[str, str | None, str]] = []
+        self.most_at_once = 0
+        self.seconds = 0.0
+        self.url = ""
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """What serves the requests."""
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._send(
+                    {"version": "0.33.0"}
+                    if self.path == "/api/version"
+                    else {"models": [{"model": m, "digest": d} for m, d in server.models.items()]}
+                )
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with server._lock:
+                    server._now += 1
+                    server.most_at_once = max(server.most_at_once, server._now)
+                time.sleep(server.seconds)
+                turns = {turn["role"]: turn["content"] for turn in body["messages"]}
+                text, reason = server.answer(body)
+                with server._lock:
+                    server._now -= 1
+                    server.asked.append((body["model"], turns.get("system"), turns["user"]))
+                self._send(
+                    {
+                        "message": {"role": "assistant", "content": text},
+                        "done_reason": reason,
+                        "eval_count": len(text.split()),
+                        "prompt_eval_count": 9,
+                        "eval_duration": 2_000_000_000,
+                    }
+                )
+
+            def _send(self, value: Any) -> None:
+                content = json.dumps(value).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                """Says nothing."""
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # who asked was killed
+                    super().handle()
+
+        return Handler
+
+
+@pytest.fixture
+def answering(serve: Callable[[type[BaseHTTPRequestHandler]], str]) -> Answering:
+    """A server that answers eval's questions at once."""
+    server = Answering()
+    server.url = serve(server.handler())
+    return server

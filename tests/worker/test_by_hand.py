@@ -38,7 +38,7 @@ def test_prepare_register_and_eval_follow_each_other(
     tiny: JobSpec, gguf: Path, inputs_of: Callable[..., Inputs], tmp_path: Path
 ) -> None:
     spec = tiny.prepare.model_dump(mode="json")
-    spec["held_out"]["count"] = 2
+    spec["eval_sets"]["held_out"]["count"] = 2
     code, events, out = by_hand(tmp_path, Stage.PREPARE, spec, inputs_of())
     assert code == 0, events
     prepared = PrepareResult.model_validate_json((out / "result.json").read_bytes())
@@ -49,7 +49,7 @@ def test_prepare_register_and_eval_follow_each_other(
 
     files = {
         "prepare/training_data.jsonl": out / "training_data.jsonl",
-        "prepare/held_out.jsonl": out / "held_out.jsonl",
+        "prepare/eval_sets/held_out.jsonl": out / "eval_sets/held_out.jsonl",
         "export/gguf/unsloth.Q4_K_M.gguf": gguf,
     }
     results: dict[Stage, dict[str, Any]] = {Stage.PREPARE: prepared.model_dump()}
@@ -58,10 +58,11 @@ def test_prepare_register_and_eval_follow_each_other(
     code, events, out = by_hand(tmp_path, Stage.REGISTER, spec, inputs)
     assert code == 0, events
     registered = RegisterResult.model_validate_json((out / "result.json").read_bytes())
-    assert registered.promoted == "locollm-math:latest"
+    assert registered.candidate.startswith("locollm-math-tiny:")
 
     results[Stage.REGISTER] = registered.model_dump()
     spec = {**tiny.eval.model_dump(mode="json"), "num_predict": 16}
+    spec["sets"]["held_out"]["count"] = 2
     inputs = inputs_of(files=files, results=results)
     code, events, out = by_hand(tmp_path, Stage.EVAL, spec, inputs)
     assert code == 0, events
@@ -71,7 +72,14 @@ def test_prepare_register_and_eval_follow_each_other(
         ("held_out", 2),
     ]
     assert len((out / "eval.jsonl").read_text().splitlines()) == 8
-    assert set(json.loads((out / "summary.json").read_text())) == {"benchmark", "held_out"}
+    assert len((out / "problems.jsonl").read_text().splitlines()) == 4
+    assert [c["set"] for c in json.loads((out / "summary.json").read_text())] == [
+        "benchmark",
+        "held_out",
+    ]
+    assert measured.contaminated == {"benchmark": 0, "held_out": 0}
+    assert measured.left_out == {"promoted": "no other version serves yet"}
+    assert "# How good is locollm-math-tiny:" in (out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

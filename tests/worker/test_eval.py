@@ -11,12 +11,10 @@ from loco.contracts.errors import DataError, OllamaRefused, OllamaUnavailable, R
 from loco.contracts.results import EvalResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec
 from loco.contracts.stages import Stage
-from loco.grading.eval_items import EvalItem
-from loco.recipes import registry
+from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
 from loco_worker import eval as evaluation
 from loco_worker import register
-from loco_worker.ollama.host import Answer, OllamaHost
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -37,7 +35,8 @@ def run(
     registered = register.run(tiny.register_, inputs_of(files={EXPORTED: gguf}), out, heard.emit)
 
     def go(spec: dict[str, Any] | None = None, **inputs: Any) -> EvalResult:
-        results = {Stage.REGISTER: registered.model_dump()}
+        told = {"eval_sources": {n: s.model_dump() for n, s in tiny.prepare.eval_sets.items()}}
+        results = {Stage.REGISTER: registered.model_dump(), Stage.PREPARE: told}
         return evaluation.run(
             EvalSpec.model_validate({**tiny.eval.model_dump(), "num_predict": 48, **(spec or {})}),
             inputs_of(**{"results": results, **inputs}),
@@ -48,20 +47,24 @@ def run(
     return go
 
 
-@pytest.mark.slow
-def test_both_models_answer_every_question_of_both_sets(
-    run: Callable[..., EvalResult],
-    tmp_path: Path,
-    heard: Any,
-    stage_adapters: Path,
-    model_host: str,
+def answered(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out/eval.jsonl").read_text().splitlines()]
+
+
+def test_both_models_answer_every_question_of_every_set(
+    run: Callable[..., EvalResult], tmp_path: Path, heard: Any, model_host: str
 ) -> None:
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"id": "h0001", "question": "What is 3 + 4?", "answer": "7"}\n')
+    data = tmp_path / "training_data.jsonl"
+    turns = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+    data.write_text(json.dumps({"conversations": turns}) + "\n")
 
-    result = run(files={"prepare/held_out.jsonl": held_out})
+    result = run(
+        files={"prepare/eval_sets/held_out.jsonl": held_out, "prepare/training_data.jsonl": data}
+    )
 
-    rows = [json.loads(line) for line in (tmp_path / "out" / "eval.jsonl").read_text().splitlines()]
+    rows = answered(tmp_path)
     assert [(r["set"], r["id"], r["role"]) for r in rows] == [
         ("benchmark", "sum", "base"),
         ("benchmark", "capital", "base"),
@@ -76,33 +79,100 @@ def test_both_models_answer_every_question_of_both_sets(
         assert row["done_reason"] in ("stop", "length")
     # the candidate is the base model here: the same answers, so nothing won and nothing lost
     assert [r["answer"] for r in rows[:3]] == [r["answer"] for r in rows[3:]]
-    assert {c.set: (c.gain, c.won, c.lost, c.p_value) for c in result.comparisons} == {
-        "benchmark": (0, 0, 0, 1),
-        "held_out": (0, 0, 0, 1),
+    assert {c.set: (c.role, c.gain, c.won, c.lost, c.p_value) for c in result.comparisons} == {
+        "benchmark": ("shown", 0, 0, 0, 1),
+        "held_out": ("primary", 0, 0, 0, 1),
     }
     benchmark = result.comparisons[0]
     assert benchmark.base.correct == sum(r["correct"] for r in rows[:2])
     assert benchmark.base.low <= benchmark.base.accuracy <= benchmark.base.high
+    assert benchmark.base.tokens == sum(r["tokens"] for r in rows[:2])
+    assert benchmark.base.latency_p50 is not None
     with OllamaHost(model_host) as host:
         assert "smollm2:135m" in host.digests()
-    [version] = registry.read(stage_adapters)["math"]
-    assert version.scores is not None
-    assert version.scores["held_out"]["problems"] == 1
+    assert result.left_out == {"promoted": "no other version serves yet"}
+    assert result.contaminated == {"benchmark": 1, "held_out": 0}
+    assert "CONTAMINATED: 1 problems of benchmark" in heard.logs
+    assert "not compared with baseline promoted: no other version serves yet" in heard.logs
     steps = [e["progress"] for e in heard.events if e["type"] == "progress"]
     assert any(s.get("total_steps") == 6 and "eta_seconds" in s for s in steps)
-    assert "benchmark: smollm2:135m" in heard.logs
+    assert "benchmark: locollm-math-tiny:" in heard.logs
+    problems = (tmp_path / "out/problems.jsonl").read_text().splitlines()
+    assert [json.loads(p)["contaminated"] for p in problems] == [True, False, False]
+    assert {json.loads(p)["outcome"] for p in problems} <= {"both", "neither"}
+    assert "# How good is locollm-math-tiny:" in (tmp_path / "out/report.md").read_text()
+
+
+def test_baselines_are_the_base_instructed_exported_and_what_serves(
+    run: Callable[..., EvalResult], tmp_path: Path, model_host: str
+) -> None:
+    run({"limit": 1})  # creates the base
+    with OllamaHost(model_host) as host:
+        host.copy("smollm2:135m", "locollm-math-tiny:old")
+        host.copy("smollm2:135m", "locollm-math-tiny:base")
+        digest = host.digests()["locollm-math-tiny:old"]
+        candidate = next(m for m in host.digests() if m.endswith("4f9a2c"))
+    sets = {
+        name: {"source": {"kind": "arithmetic"}, "count": 2, "role": role, "seed": seed}
+        for name, role, seed in (("held_out", "primary", 1), ("general", "guard", 2))
+    }
+    spec = {
+        "sets": sets,
+        "baselines": ["base", "instructed", "exported", "promoted"],
+        "instruction": "Answer with the number alone.",
+        "num_predict": 16,
+    }
+    promoted = {"version": 3, "candidate": "locollm-math-tiny:old", "digest": digest}
+    registered = {"candidate": candidate, "exported_base": "locollm-math-tiny:base"}
+    result = run(spec, results={Stage.REGISTER: registered}, promoted=promoted)
+    assert [(c.set, c.against, c.base.model) for c in result.comparisons] == [
+        ("held_out", "base", "smollm2:135m"),
+        ("held_out", "instructed", "smollm2:135m"),
+        ("held_out", "exported", "locollm-math-tiny:base"),
+        ("held_out", "promoted", "locollm-math-tiny:old"),
+        ("general", "base", "smollm2:135m"),
+        ("general", "exported", "locollm-math-tiny:base"),
+        ("general", "promoted", "locollm-math-tiny:old"),
+    ]
+    assert result.left_out == {}
+    assert [c.allowance for c in result.comparisons] == [None] * 4 + [0.05] * 3
+    systems = {(r["role"], r["system"]) for r in answered(tmp_path)}
+    assert systems == {
+        ("base", None),
+        ("instructed", "Answer with the number alone."),
+        ("exported", None),
+        ("promoted", None),
+        ("candidate", None),
+    }
+    # what can't be had is said
+    wrong = {**promoted, "digest": "another"}
+    result = run(
+        {**spec, "instruction": None},
+        results={Stage.REGISTER: {**registered, "exported_base": "locollm-math-tiny:gone"}},
+        promoted=wrong,
+    )
+    assert result.left_out == {
+        "instructed": "the recipe gives no eval.instruction",
+        "exported": "locollm-math-tiny:gone is not in Ollama any more",
+        "promoted": "locollm-math-tiny:old in Ollama is not what was promoted: "
+        "its digest is another one",
+    }
+    with OllamaHost(model_host) as host:
+        mine = {"version": 4, "candidate": candidate, "digest": host.digests()[candidate]}
+    result = run({**spec, "baselines": ["base", "promoted"]}, promoted=mine)
+    assert result.left_out == {"promoted": "it is the candidate itself"}
 
 
 def test_the_same_seed_gives_the_same_answers(
     run: Callable[..., EvalResult], tmp_path: Path
 ) -> None:
     answers = []
-    for _ in range(2):
-        run({"limit": 1})
+    for name in ("a", "b"):
+        run({"limit": 1}, answers_dir=tmp_path / name)
         lines = (tmp_path / "out" / "eval.jsonl").read_text().splitlines()
         answers.append([json.loads(line)["answer"] for line in lines])
     assert answers[0] == answers[1]
-    assert len(answers[0]) == 2
+    assert len(answers[0]) == 4
 
 
 def test_cut_answers_are_counted(run: Callable[..., EvalResult]) -> None:
@@ -145,23 +215,6 @@ def test_a_stop_request_ends_between_two_questions(
 
 
 @pytest.mark.parametrize("name", ["../../base_models.yaml", "/etc/passwd"])
-def test_the_benchmark_is_a_file_of_the_adapter(run: Callable[..., EvalResult], name: str) -> None:
+def test_a_set_is_a_file_of_the_adapter(run: Callable[..., EvalResult], name: str) -> None:
     with pytest.raises(DataError):
-        run({"benchmark": name})
-
-
-def test_comparisons_pair_the_same_problem() -> None:
-    items = [EvalItem(id=str(n), question="?", answer="1") for n in range(10)]
-    answer = Answer("1", "", "stop", 3, 9, 0.5)
-    right = {"base": {0, 1}, "candidate": {1, 2, 3, 4, 5, 6, 7, 8}}
-    verdicts = [
-        evaluation.Verdict("held_out", item, role, role, answer, "1", int(item.id) in right[role])
-        for role in ("base", "candidate")
-        for item in items
-    ]
-    made = evaluation.compare("held_out", verdicts)
-    assert (made.base.correct, made.candidate.correct) == (2, 8)
-    assert made.gain == pytest.approx(0.6)
-    assert (made.won, made.lost) == (7, 1)
-    assert made.p_value == pytest.approx(2 * (1 + 8) / 256)
-    assert "7 won, 1 lost" in evaluation.in_words(made)
+        run({"sets": {"mine": {"source": {"kind": "jsonl", "path": name}}}})

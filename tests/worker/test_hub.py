@@ -25,15 +25,22 @@ configs:
   data_files:
   - split: train
     path: main/train.jsonl
+  - split: test
+    path: main/test.jsonl
 ---
 """
 ROWS = [
     {"question": f"Ann has {n} pens. How many?", "answer": f"She has <<{n}={n}>>{n}.\n#### {n}"}
     for n in range(30)
 ]
+TESTED = [
+    {"question": f"Bo eats {n} of his eggs. How many?", "answer": f"<<{n}={n}>>{n}\n#### {n}"}
+    for n in range(12)
+]
 FILES = {
     "README.md": CARD.encode(),
     "main/train.jsonl": "".join(json.dumps(r) + "\n" for r in ROWS).encode(),
+    "main/test.jsonl": "".join(json.dumps(r) + "\n" for r in [*TESTED, ROWS[3]]).encode(),
 }
 
 
@@ -106,7 +113,7 @@ def hub(serve: Callable[[type[BaseHTTPRequestHandler]], str]) -> str:
 
 
 def prepare(
-    folder: Path, hub: str, **source: Any
+    folder: Path, hub: str, sets: dict[str, Any] | None = None, **source: Any
 ) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]], Path]:
     """Runs the stage in a process of its own: `datasets` reads its variables on import."""
     adapter = folder / "adapters" / "math"
@@ -122,6 +129,7 @@ def prepare(
         ollama_host="http://127.0.0.1:9",
     )
     spec = {"source": {"kind": "huggingface", **source}, "examples": 20}
+    spec["eval_sets"] = sets or {}
     file = folder / "spec.json"
     file.write_text(StageRun(stage=Stage.PREPARE, spec=spec, inputs=inputs).model_dump_json())
     out = folder / "out"
@@ -146,6 +154,41 @@ def test_rows_of_a_hub_data_set_become_training_data(hub: str, tmp_path: Path) -
         question, answer = (turn["content"] for turn in row["conversations"])
         number = question.split()[2]
         assert answer == f"She has {number}.\nThe answer is {number}"
+
+
+def test_an_eval_set_of_a_hub_data_set_is_sampled_and_kept_apart(hub: str, tmp_path: Path) -> None:
+    source = {"kind": "huggingface", "dataset": "team/sums", "split": "test"}
+    sets = {"held_out": {"source": source, "count": 5}, "whole": {"source": source}}
+    ended, _, out = prepare(tmp_path, hub, sets, dataset="team/sums")
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert result["eval_sets"] == {"held_out": 5, "whole": 13}
+    part, whole = (
+        [json.loads(line) for line in (out / f"eval_sets/{name}.jsonl").read_text().splitlines()]
+        for name in ("held_out", "whole")
+    )
+    assert [row["id"] for row in whole] == [str(n) for n in range(1, 14)]
+    assert [row["answer"] for row in whole] == [*map(str, range(12)), "3"]
+    assert all(row in whole for row in part)
+    # the one training row that is in the test split too is left out
+    assert result["dropped"]["overlap"] == 1
+    assert result["overlaps"][0]["row"] == 4
+
+
+def test_too_few_problems_and_no_such_split_name_the_set(hub: str, tmp_path: Path) -> None:
+    source = {"kind": "huggingface", "dataset": "team/sums", "split": "test"}
+    for number, (entry, param) in enumerate(
+        (
+            ({"source": source, "count": 14}, "eval.sets.mine.count"),
+            ({"source": source | {"split": "dev"}}, "eval.sets.mine.source"),
+        )
+    ):
+        ended, events, _ = prepare(
+            tmp_path / str(number), hub, {"mine": entry}, dataset="team/sums"
+        )
+        assert ended.returncode == 1
+        assert events[-1]["error"]["param"] == param, ended.stderr
+        assert events[-1]["error"]["hint"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from loco.contracts.results import PrepareResult
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.stage.program import Emitter
 from loco_worker import prepare
+from loco_worker.sources import eval_sets
 from loco_worker.sources.overlap import OverlapIndex, calculation, normalise
 
 BENCHMARK = Path(__file__).parents[2] / "adapters" / "math" / "eval_dataset.jsonl"
@@ -35,6 +36,8 @@ def run(adapter_dir: Path, out: Path, **spec: Any) -> tuple[PrepareResult, list[
     )
     out.mkdir(exist_ok=True)
     stream = io.StringIO()
+    sets = {"benchmark": {"source": {"kind": "jsonl", "path": "eval_dataset.jsonl"}}}
+    spec["eval_sets"] = sets | spec.get("eval_sets", {})
     result = prepare.run(PrepareSpec.model_validate(spec), inputs, out, Emitter(stream))
     return result, [json.loads(line) for line in stream.getvalue().splitlines()]
 
@@ -55,14 +58,25 @@ def write_source(adapter_dir: Path, *records: Any) -> dict[str, str]:
 
 def test_the_tiny_profile_s_data_is_complete_and_clean(adapter_dir: Path, tmp_path: Path) -> None:
     result, events = run(
-        adapter_dir, tmp_path / "o", source=ARITHMETIC, examples=160, held_out=HELD_OUT
+        adapter_dir,
+        tmp_path / "o",
+        source=ARITHMETIC,
+        examples=160,
+        eval_sets={"held_out": HELD_OUT},
     )
     trained = rows(tmp_path / "o" / "training_data.jsonl")
-    held = rows(tmp_path / "o" / "held_out.jsonl")
+    held = rows(tmp_path / "o" / "eval_sets/held_out.jsonl")
     assert len(trained) == result.kept == 160
-    assert len(held) == result.held_out == 100
+    assert len(held) == 100
+    assert result.eval_sets == {"benchmark": 20, "held_out": 100}
     assert result.eval_items_checked == 120
-    assert set(result.files) == {"training_data.jsonl", "validation_data.jsonl", "held_out.jsonl"}
+    assert set(result.files) == {
+        "training_data.jsonl",
+        "validation_data.jsonl",
+        "eval_sets/benchmark.jsonl",
+        "eval_sets/held_out.jsonl",
+    }
+    assert result.eval_sources["held_out"].count == 100
     questions = [normalise(r["conversations"][0]["content"]) for r in trained]
     kept_out = {normalise(r["question"]) for r in [*held, *rows(BENCHMARK)]}
     assert len(set(questions)) == 160
@@ -86,10 +100,10 @@ def test_the_same_spec_gives_the_same_bytes(adapter_dir: Path, tmp_path: Path) -
                 tmp_path / name,
                 source=source,
                 examples=50,
-                held_out={"source": source, "count": 20},
+                eval_sets={"held_out": {"source": source, "count": 20}},
                 seed=seed,
             )
-        for file in ("training_data.jsonl", "validation_data.jsonl", "held_out.jsonl"):
+        for file in ("training_data.jsonl", "validation_data.jsonl", "eval_sets/held_out.jsonl"):
             a, b = ((tmp_path / n / file).read_bytes() for n in ("a", "b"))
             assert a == b
         trained = [(tmp_path / n / "training_data.jsonl").read_bytes() for n in ("a", "c")]
@@ -160,14 +174,16 @@ def test_validation_rows_are_new_and_overlap_neither_training_nor_eval(
         }
     )
     held = HELD_OUT | {"count": 20}
-    result, _ = run(adapter_dir, tmp_path / "o", source=source, examples=40, held_out=held)
+    result, _ = run(
+        adapter_dir, tmp_path / "o", source=source, examples=40, eval_sets={"held_out": held}
+    )
     trained = asked(tmp_path / "o" / "training_data.jsonl")
     apart = asked(tmp_path / "o" / "validation_data.jsonl")
     assert result.validation == len(apart) == 32
     index = OverlapIndex(13)
     for number, question in enumerate(apart):
         index.add(str(number), question)
-    others = [*rows(BENCHMARK), *rows(tmp_path / "o" / "held_out.jsonl")]
+    others = [*rows(BENCHMARK), *rows(tmp_path / "o" / "eval_sets/held_out.jsonl")]
     assert [q for q in trained if index.match(q)] == []
     assert [r for r in others if normalise(r["question"]) in map(normalise, apart)] == []
     assert len({normalise(q) for q in apart}) == 32
@@ -223,7 +239,7 @@ def test_a_source_that_is_used_up_leaves_nothing_to_validate_on(
     source = write_source(adapter_dir, *NUMBERED[:20])
     result, events = run(adapter_dir, tmp_path / "o", source=source, examples=20)
     assert (result.kept, result.validation) == (20, 0)
-    assert set(result.files) == {"training_data.jsonl"}
+    assert set(result.files) == {"training_data.jsonl", "eval_sets/benchmark.jsonl"}
     assert not (tmp_path / "o" / "validation_data.jsonl").exists()
     assert any("0 validation rows instead of 32" in e.get("message", "") for e in events)
 
@@ -254,13 +270,13 @@ def test_a_generator_that_runs_dry_gives_what_it_has(
 def test_more_held_out_problems_than_there_are(
     adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "FRUITLESS", 4)
+    monkeypatch.setattr(eval_sets, "FRUITLESS", 4)
     with pytest.raises(DataError, match="different held-out problems") as caught:
         run(
             adapter_dir,
             tmp_path / "o",
             source=ARITHMETIC,
-            held_out={"source": ARITHMETIC, "count": 10_000},
+            eval_sets={"held_out": {"source": ARITHMETIC, "count": 10_000}},
         )
     assert caught.value.hint
 

@@ -13,9 +13,9 @@ import pytest
 
 from loco.contracts.errors import OllamaRefused
 from loco.contracts.specs import JobSpec
+from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
-from loco_worker.eval import fetch_base
-from loco_worker.ollama.host import OllamaHost
+from loco_worker.ollama.bases import fetch_base
 
 pytestmark = pytest.mark.redis
 

@@ -14,7 +14,7 @@ from loco.contracts.stages import Stage
 from loco.recipes import registry
 from loco.stage.program import Stopped
 from loco_worker import register
-from loco_worker.eval import wheel_gguf
+from loco_worker.ollama.bases import wheel_gguf
 from loco_worker.ollama.host import OllamaHost
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]

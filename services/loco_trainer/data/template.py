@@ -102,6 +102,23 @@ class Template:
         """
         return self._rendered(messages, think, add_generation_prompt=True)
 
+    def prompt_by(self, text: str, messages: Sequence[Message], **passed: Any) -> str:
+        """The prompt another template renders of the same conversation.
+
+        Args:
+            text: the template.
+            messages: up to the turn that is asked for.
+            passed: variables of a server's own.
+        """
+        prompt: str = self.tokenizer.apply_chat_template(
+            self._with_system(messages),
+            chat_template=text,
+            tokenize=False,
+            add_generation_prompt=True,
+            **passed,
+        )
+        return prompt
+
     def marks(self, messages: Sequence[Message], ids: list[int]) -> list[int]:
         """1 for each token that the template marks as the model's, 0 for the others.
 

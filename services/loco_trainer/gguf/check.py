@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -49,31 +49,58 @@ def loaded(path: Path, *, context: int = 512) -> Iterator["GgufModel"]:
         model.close()
 
 
+class Answered(NamedTuple):
+    """What a model continued a prompt with."""
+
+    text: str
+    #: Whether the model ended it by itself.
+    ended: bool
+    #: Generated tokens, the one that ends excluded.
+    tokens: int
+
+
 class GgufModel:
     """A loaded GGUF."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def answer(self, prompt: str, *, tokens: int) -> tuple[str, bool]:
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer in the GGUF puts BOS before every prompt."""
+        return bool(llama_cpp.llama_vocab_get_add_bos(self._model._model.vocab))
+
+    def served(self, prompt: str) -> list[int]:
+        """Token ids of a rendered prompt as llama.cpp's server has them: BOS once.
+
+        Args:
+            prompt: text with the template's special tokens, BOS too where it writes one.
+        """
+        if self.adds_bos and (bos := self._model._model.token_bos()) >= 0:
+            prompt = prompt.removeprefix(self._model._model.token_get_text(bos))
+        ids: list[int] = self._model.tokenize(prompt.encode(), add_bos=True, special=True)
+        return ids
+
+    def answer(self, prompt: str, *, tokens: int, stop: Sequence[str] = ()) -> Answered:
         """Continues a rendered prompt greedily.
 
         Args:
             prompt: text with the template's special tokens.
             tokens: most tokens to generate.
-
-        Returns:
-            The text, and whether the model ended it by itself.
+            stop: texts that end the answer and are no part of it, as a server has them.
         """
-        ids = self._model.tokenize(prompt.encode(), add_bos=False, special=True)
+        self._model.reset()  # nothing kept of another prompt: the same pieces, the same bits
         generated: list[int] = []
-        for token in self._model.generate(ids, temp=0.0, repeat_penalty=1.0):
+        for token in self._model.generate(self.served(prompt), temp=0.0, repeat_penalty=1.0):
             if llama_cpp.llama_vocab_is_eog(self._model._model.vocab, token):
-                return self._text(generated), True
+                return Answered(self._text(generated), True, len(generated))
             generated.append(token)
+            text = self._text(generated) if stop else ""
+            if places := [place for s in stop if (place := text.find(s)) >= 0]:
+                return Answered(text[: min(places)], True, len(generated))
             if len(generated) >= tokens:
                 break
-        return self._text(generated), False
+        return Answered(self._text(generated), False, len(generated))
 
     def log_probabilities(self, row: Row) -> torch.Tensor:
         """Log-probability of each answer token of a row, float32, on the CPU."""

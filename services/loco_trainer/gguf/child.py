@@ -77,7 +77,7 @@ def run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
 def _run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
     started = time.monotonic()
     base = index(Path(job.folder))
-    adapter = Adapter(Path(job.adapter))
+    adapter = Adapter(Path(job.adapter) if job.adapter else None)
     adapter.check(base, Path(job.folder))
     for file in {stored.file for stored in base.values()}:
         if sys.platform == "linux":  # the disk may start reading while we plan

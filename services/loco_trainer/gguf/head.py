@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
 
 from loco.contracts.errors import ExportFailed
@@ -56,6 +57,58 @@ def read(path: Path) -> Contents:
         )
 
 
+@dataclass(frozen=True)
+class Details:
+    """What takes a pass over all tensors and tokens."""
+
+    #: Name to type and shape, the shape as the GGUF has it: numbers of a row first.
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    tokens: list[str]
+    context_length: int
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(prod(shape) for _, shape in self.tensors.values())
+
+
+def details(path: Path) -> Details:
+    """Reads every tensor's type and shape, and every token.
+
+    Raises:
+        ExportFailed: it is no whole GGUF, or says nothing of its context.
+    """
+    library = _library()
+    with _opened(path) as (head, tensors):
+        found = {}
+        for index in range(library.gguf_get_n_tensors(head)):
+            name: bytes = library.gguf_get_tensor_name(head, index)
+            tensor = library.ggml_get_tensor(tensors, name)
+            kind: bytes = library.ggml_type_name(library.gguf_get_tensor_type(head, index))
+            shape = _Tensor.from_address(tensor).shape[: library.ggml_n_dims(tensor)]
+            found[name.decode()] = (kind.decode().upper(), tuple(shape))
+        key = library.gguf_find_key(head, b"tokenizer.ggml.tokens")
+        count = library.gguf_get_arr_n(head, key) if key >= 0 else 0
+        tokens = [
+            library.gguf_get_arr_str(head, key, place).decode(errors="replace")
+            for place in range(count)
+        ]
+        architecture = _string(head, "general.architecture") or ""
+        context = library.gguf_find_key(head, f"{architecture}.context_length".encode())
+        if context < 0:
+            raise ExportFailed(
+                f"{path.name} does not say how long its context is.",
+                hint="The base's config.json should have `max_position_embeddings`.",
+            )
+        return Details(found, tokens, library.gguf_get_val_u32(head, context))
+
+
+class _Tensor(ctypes.Structure):
+    """The first fields of `struct ggml_tensor` of ggml.h."""
+
+    _fields_ = (("type", ctypes.c_int), ("buffer", _Handle), ("shape", ctypes.c_int64 * 4))
+
+
 def _string(head: int, key: str) -> str | None:
     library = _library()
     place = library.gguf_find_key(head, key.encode())
@@ -101,11 +154,15 @@ def _library() -> ctypes.CDLL:
         ("gguf_find_key", number, [_Handle, text]),
         ("gguf_get_val_str", text, [_Handle, number]),
         ("gguf_get_arr_n", size, [_Handle, number]),
+        ("gguf_get_arr_str", text, [_Handle, number, ctypes.c_size_t]),
+        ("gguf_get_val_u32", ctypes.c_uint32, [_Handle, number]),
         ("gguf_get_n_tensors", number, [_Handle]),
+        ("gguf_get_tensor_name", text, [_Handle, number]),
         ("gguf_get_tensor_type", ctypes.c_int, [_Handle, number]),
         ("ggml_type_name", text, [ctypes.c_int]),
         ("ggml_get_tensor", _Handle, [_Handle, text]),
         ("ggml_nrows", number, [_Handle]),
+        ("ggml_n_dims", ctypes.c_int, [_Handle]),
         ("ggml_free", None, [_Handle]),
     ):
         function = getattr(library, name)

@@ -29,7 +29,7 @@ class Job:
 
     #: Config, training's tokenizer, and the base's weights or links to them.
     folder: str
-    #: Folder of adapter_config.json and adapter_model.safetensors.
+    #: Folder of adapter_config.json and adapter_model.safetensors; empty: the base as it is.
     adapter: str
     #: The GGUF; files of the same stem beside it are scratch.
     target: str

@@ -76,6 +76,14 @@ class AdapterState:
         self.gradient.zero_()
         return norm
 
+    def copied(self) -> torch.Tensor:
+        """The adapter's parameters as they are now, flat float32, in RAM."""
+        return self.parameters.data.to("cpu", copy=True)
+
+    def put(self, parameters: torch.Tensor) -> None:
+        """Gives the parameters the values of a flat tensor; the moments stay."""
+        self.parameters.data.copy_(parameters)
+
     def take_over(self, other: "AdapterState") -> None:
         """Goes on from where the same adapter stands on another copy of the base."""
         self.parameters.data.copy_(other.parameters.data)

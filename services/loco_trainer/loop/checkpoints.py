@@ -16,7 +16,7 @@ from loco.stage.program import Emitter
 
 _SEAL = "complete.json"
 #: Raised when what a checkpoint holds changes, so that those of an older version are passed over.
-_FORMAT = 2
+_FORMAT = 3
 _KEPT = 2
 
 

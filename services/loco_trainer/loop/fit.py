@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from loco.contracts.errors import TrainingFailed
 from loco.contracts.plans import Outcome, Plan, PlanAttempt
 from loco.contracts.results import LoggedStep
 from loco.contracts.specs import TrainSpec
@@ -23,7 +22,8 @@ from loco_trainer.fast import fused_lora
 from loco_trainer.loop import checkpoints
 from loco_trainer.loop.adapter_state import AdapterState
 from loco_trainer.loop.passes import Passes, choose_passes
-from loco_trainer.loop.schedule import rate_factor
+from loco_trainer.loop.schedule import diverged, rate_factor
+from loco_trainer.loop.validation import Validation
 from loco_trainer.machine.imports import show
 from loco_trainer.machine.memory import is_exhaustion, out_of_memory, peak_gpu_gb, release
 
@@ -51,17 +51,20 @@ class Fitted:
     log: tuple[LoggedStep, ...]
     attempts: tuple[PlanAttempt, ...]
     plan: Plan
-    #: Wall-clock moment (`time.time`) at which the first step was done; none was: now.
+    #: Wall-clock moment (`time.time`) at which the first step was done; none was: now. As if nothing
+    #: had been measured before.
     first_step_at: float
     #: Seconds of the steps of this attempt, in order.
     step_seconds: tuple[float, ...]
     #: Tokens of this attempt's steps, padding excluded.
     tokens: int
-    #: Seconds the loop took, waits for checkpoints included.
+    #: Seconds the loop took, waits for checkpoints included, measuring the validation loss not.
     seconds: float
     total_steps: int
     #: Step of the checkpoint it went on from; none: it began.
     resumed_from_step: int | None
+    #: Step whose adapter the model has now.
+    selected_step: int
 
     @property
     def median_step_seconds(self) -> float:
@@ -79,6 +82,7 @@ class Fit:
         loaded: Loaded,
         rows: list[Row],
         *,
+        validation: Validation,
         smaller: Callable[[Plan], Plan | None],
         load: Callable[[Plan], Loaded],
         folder: Path,
@@ -91,6 +95,7 @@ class Fit:
             plan: how the device is used at first.
             loaded: model with adapter, from an engine.
             rows: tokenized data.
+            validation: measures the loss on other rows, and chooses the adapter that is kept.
             smaller: the next plan to try when memory runs out; None after the last.
             load: loads the base again where the next plan holds it otherwise.
             folder: checkpoints are written to `folder/checkpoint-N`.
@@ -100,6 +105,7 @@ class Fit:
         self._plan = plan
         self._loaded = loaded
         self._rows = rows
+        self._validation = validation
         self._smaller = smaller
         self._load = load
         self._folder = folder
@@ -124,6 +130,9 @@ class Fit:
         state = self._adapter.load(checkpoint)
         self._log = [LoggedStep.model_validate(entry) for entry in state["log"]]
         self._attempts = list(checkpoints.attempts_of(checkpoint))
+        self._validation.load(checkpoint, state["validation"])
+        if state["plan"]["precision"] != self._plan.precision:
+            self._measure_again()
         self._resumed_from_step = checkpoints.step_of(checkpoint)
 
     def go(self) -> Fitted:
@@ -133,7 +142,7 @@ class Fit:
             OutOfMemory: even the smallest plan does not fit.
             TrainingFailed: the loss is no number any more.
         """
-        started = time.monotonic()
+        started, measured = time.monotonic(), self._validation.seconds
         self._loaded.model.train()
         while len(self._log) < self._steps and not self._emit.stopping:
             self._first = len(self._log) + 1
@@ -148,6 +157,10 @@ class Fit:
             self._attempts.append(self._attempt(outcome))
             if error is not None:
                 self._shrink(error)
+        selected = len(self._log)
+        if selected == self._steps:
+            self._measure(insist=True)
+            selected = self._validation.choose(self._adapter, step=selected)
         return Fitted(
             loaded=self._loaded,
             log=tuple(self._log),
@@ -156,9 +169,10 @@ class Fit:
             first_step_at=self._first_step_at or time.time(),
             step_seconds=tuple(self._seconds),
             tokens=self._tokens,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started - (self._validation.seconds - measured),
             total_steps=self._steps,
             resumed_from_step=self._resumed_from_step,
+            selected_step=selected,
         )
 
     def _attempt(self, outcome: Outcome) -> PlanAttempt:
@@ -184,9 +198,13 @@ class Fit:
             longest=plan.max_length,
         )
         steps = self._laid_out(runner)
-        self._saved_at = started = time.monotonic()
+        self._saved_at = time.monotonic()
         current = next(steps, None)
         while current:
+            if not self._measure():
+                self._save()
+                return None
+            started = time.monotonic()
             rate = self._spec.learning_rate * rate_factor(self._spec, self._steps, len(self._log))
             try:
                 runner.start_step(sum(sum(batch.answers) for batch in current.batches))
@@ -206,7 +224,7 @@ class Fit:
                 self._save()
             if self._emit.stopping:
                 return None
-            current, started = following, time.monotonic()
+            current = following
         return None
 
     def _laid_out(self, runner: Passes) -> Iterator["_Step"]:
@@ -231,14 +249,11 @@ class Fit:
         # with float16 an overflow skips the step and lowers the scale: that is no failure
         overflow = self._adapter.scaler.is_enabled() and math.isfinite(loss)
         if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
-            raise TrainingFailed(
+            raise diverged(
                 f"The loss or its gradient is not a number at step {step} "
-                f"(loss {loss}, gradient norm {norm}).",
-                param="train.learning_rate",
-                hint="Lower train.learning_rate (a tenth is a good try) or raise "
-                "train.warmup_ratio, and look for odd rows in training_data.jsonl.",
+                f"(loss {loss}, gradient norm {norm})."
             )
-        self._first_step_at = self._first_step_at or time.time()
+        self._first_step_at = self._first_step_at or time.time() - self._validation.seconds
         self._log.append(
             LoggedStep(
                 step=step,
@@ -258,12 +273,47 @@ class Fit:
             percent=round(100 * step / self._steps, 2),
             epoch=round(epoch, 4),
             loss=loss,
+            validation_loss=self._validation.newest_loss,
             learning_rate=rate,
             grad_norm=self._log[-1].grad_norm,
             tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
             gpu_memory_gb=round(peak_gpu_gb(), 3),
             eta_seconds=round(statistics.fmean(self._seconds) * (self._steps - step), 1),
         )
+
+    def _measure(self, *, insist: bool = False) -> bool:
+        """Measures the validation loss where an epoch or the run begins or ends.
+
+        Returns:
+            False where a stop was asked for meanwhile.
+        """
+        done = len(self._log)
+        epoch = done / math.ceil(len(self._rows) / self._spec.step_rows)
+        ends = epoch.is_integer() or done == self._steps
+        if not ends or not self._validation.is_open(done):
+            return True
+        self._emit.progress(
+            last=True,
+            message="measuring the validation loss",
+            step=done,
+            total_steps=self._steps,
+            percent=round(100 * done / self._steps, 2),
+            epoch=round(epoch, 4),
+            validation_loss=self._validation.newest_loss,
+        )
+        return self._validation.measure(
+            self._loaded,
+            self._adapter,
+            step=done,
+            epoch=epoch,
+            micro_batch=self._plan.micro_batch,
+            insist=insist,
+        )
+
+    def _measure_again(self) -> None:
+        self._emit.log("The base is held otherwise now: the validation loss is measured again.")
+        size = self._plan.micro_batch
+        self._validation.measure_again(self._loaded, self._adapter, micro_batch=size)
 
     def _is_due(self, now: float) -> bool:
         """Whether a checkpoint is worth its time; the end has none, the adapter itself follows."""
@@ -274,12 +324,16 @@ class Fit:
     def _save(self) -> None:
         started = time.monotonic()
         step = len(self._log)
+        if not step:
+            return  # nothing is lost
         folder = self._folder / f"checkpoint-{step}"
+        folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
             "global_step": step,
             "log": [entry.model_dump() for entry in self._log],
             "plan": self._plan.model_dump(),
             "attempts": [a.model_dump() for a in (*self._attempts, self._attempt("stopped"))],
+            "validation": self._validation.save(folder),
         }
         self._adapter.save(folder, state)
         checkpoints.seal(folder)
@@ -312,8 +366,11 @@ class Fit:
             self._load_again(plan)
         elif plan.gradient_checkpointing and not self._plan.gradient_checkpointing:
             self._loaded.recompute()
+        exchanged = plan.precision != self._plan.precision
         self._plan = plan
         release()
+        if exchanged:
+            self._measure_again()
 
     def _load_again(self, plan: Plan) -> None:
         """Exchanges the base for one held otherwise; the adapter and its optimizer go on."""

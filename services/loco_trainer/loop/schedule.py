@@ -2,6 +2,7 @@
 
 import math
 
+from loco.contracts.errors import TrainingFailed
 from loco.contracts.specs import TrainSpec
 
 
@@ -27,3 +28,13 @@ def rate_factor(spec: TrainSpec, steps: int, step: int) -> float:
             return max(0.0, 1.0 - done)
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def diverged(message: str) -> TrainingFailed:
+    """A loss that is no number, as an error that says what to change."""
+    return TrainingFailed(
+        message,
+        param="train.learning_rate",
+        hint="Lower train.learning_rate (a tenth is a good try) or raise "
+        "train.warmup_ratio, and look for odd rows in training_data.jsonl.",
+    )

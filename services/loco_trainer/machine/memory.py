@@ -44,11 +44,17 @@ def peak_gpu_gb() -> float:
     return torch.cuda.max_memory_reserved() / 1e9 if torch.cuda.is_available() else 0.0
 
 
-def release() -> None:
-    """Gives back what is free but still held, and has `peak_gpu_gb` count from now on."""
+def give_back() -> None:
+    """Gives back what is free but still held."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def release() -> None:
+    """Gives back what is free but still held, and has `peak_gpu_gb` count from now on."""
+    give_back()
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 

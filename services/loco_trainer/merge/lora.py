@@ -32,12 +32,18 @@ class _Pair:
 class Adapter:
     """A LoRA adapter in memory, as PEFT saved it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         """Reads adapter_config.json and adapter_model.safetensors.
+
+        Args:
+            folder: where they are; None: an adapter of no layer, which leaves the base as it is.
 
         Raises:
             ExportFailed: the adapter is no plain LoRA.
         """
+        self._pairs: dict[str, _Pair] = {}
+        if folder is None:
+            return
         config = json.loads((folder / "adapter_config.json").read_text())
         unusual = [
             option
@@ -57,7 +63,6 @@ class Adapter:
             )
         rank = config["r"]
         self._scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
-        self._pairs: dict[str, _Pair] = {}
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
             keys = list(tensors.keys())
             if strange := [key for key in keys if not key.endswith(_KEYS)]:

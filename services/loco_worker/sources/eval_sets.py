@@ -1,16 +1,17 @@
 """The problems of eval sets: of a file, a hub dataset or a generator."""
 
 from collections.abc import Mapping
+from random import Random
 
 from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import ArithmeticSource, JsonlSource, ReasoningGymSource
 from loco.contracts.specs import Inputs
-from loco.grading.eval_items import EvalItem, load_eval_items
+from loco.grading.eval_items import EvalItem, eval_items, load_eval_items
 from loco.recipes.datasets import data_file
 from loco.stage.program import Emitter
 from loco_worker.sources.overlap import OverlapIndex, normalise
-from loco_worker.sources.sources import held_out_problems
+from loco_worker.sources.sources import held_out_problems, hub_table
 
 #: A generator that gave so many unusable problems in a row has no new ones left.
 FRUITLESS = 2000
@@ -38,10 +39,33 @@ def _read(
         return _generated(name, wanted, source, index, emit)
     if isinstance(source, JsonlSource):
         items = load_eval_items(data_file(source.path, inputs))
-        for item in items:
-            index.add(f"{name}/{item.id}", item.question)
+        where = source.path
+    else:
+        emit.progress(message=f"fetching {source.dataset} for {name}", last=True)
+        table = hub_table(source, f"eval.sets.{name}.source")
+        items = eval_items(enumerate(table.rows, start=1), f"{source.dataset} {source.split}")
+        where = f"{source.dataset} {source.split}"
+    items = _sample(name, wanted, items, where)
+    for item in items:
+        index.add(f"{name}/{item.id}", item.question)
+    return items
+
+
+def _sample(name: str, wanted: ItemSource, items: list[EvalItem], where: str) -> list[EvalItem]:
+    """The problems asked for, in the order of their source: the same whatever job asks."""
+    if wanted.count == "all":
         return items
-    raise DataError(f"eval.sets.{name}: source {source.kind} is not read yet.", param="eval.sets")
+    if len(items) < wanted.count:
+        raise DataError(
+            f"eval.sets.{name}: {wanted.count} problems were asked for, {where} has {len(items)}.",
+            param=f"eval.sets.{name}.count",
+            hint=f"Ask for {len(items)} or fewer, or for `all`.",
+        )
+    rng = Random(f"eval set {wanted.seed}")  # noqa: S311 (not for secrets)
+    # the start of a shuffle, so that a smaller count asks a part of the same problems
+    places = list(range(len(items)))
+    rng.shuffle(places)
+    return [items[place] for place in sorted(places[: wanted.count])]
 
 
 def _generated(

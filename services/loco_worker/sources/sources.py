@@ -61,7 +61,8 @@ def open_source(source: Source, inputs: Inputs, seed: int) -> Records:
         InvalidRequest: reasoning-gym has no such task.
     """
     if isinstance(source, HuggingFaceSource):
-        return _hub(source)
+        table = hub_table(source)
+        return table_records(table.rows, table.columns, table.description)
     if isinstance(source, JsonlSource):
         return _file(source, inputs)
     return Records(_in_words(source), _generated(source, seed), None)
@@ -127,12 +128,32 @@ def _value_record(number: int, value: Any) -> Record:
     return lambda: row_of(number, value)
 
 
-def _hub(source: HuggingFaceSource) -> Records:
+@dataclass(frozen=True)
+class HubTable:
+    """A data set of the hub."""
+
+    rows: Iterable[Any]
+    columns: list[str]
+    #: Name and fingerprint.
+    description: str
+
+
+def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTable:
+    """A data set of the hub.
+
+    Args:
+        source: its spec.
+        param: the field of the request that names it, for errors.
+
+    Raises:
+        SourceUnreachable: the hub cannot be reached, or has no such data set.
+        InvalidRequest: no id of a data set, or one without that configuration or split.
+    """
     name = source.dataset
     if not _DATASET_ID.fullmatch(name) or Path(name).exists():
         raise InvalidRequest(
             f"{name!r} is not the id of a hub data set.",
-            param="prepare.source.dataset",
+            param=f"{param}.dataset",
             hint='Ids look like "openai/gsm8k"; for a file use source kind jsonl.',
         )
     # imported here: the package takes seconds to load and offline jobs don't need it
@@ -146,27 +167,25 @@ def _hub(source: HuggingFaceSource) -> Records:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise SourceUnreachable(
             f"The hub has no data set {name!r} that may be read from here: {error}",
-            param="prepare.source.dataset",
+            param=f"{param}.dataset",
             hint=f"Check the id; private ones need HF_TOKEN. {OFFLINE_CHOICES}",
         ) from error
     except (OSError, HfHubHTTPError) as error:
         # ConnectionError, timeouts and the hub's offline mode are all OSErrors
         raise SourceUnreachable(
             f"Could not read data set {name!r} from the hub: {error}",
-            param="prepare.source",
+            param=param,
             hint=f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {OFFLINE_CHOICES}",
         ) from error
     except ValueError as error:
         # an unknown configuration or split: the message lists those there are
         raise InvalidRequest(
             f"Data set {name!r}: {error}",
-            param="prepare.source",
+            param=param,
             hint="Set source.config and source.split to what the data set has.",
         ) from error
     description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
-    return table_records(
-        table, table.column_names, f"{description} (fingerprint {table._fingerprint})"
-    )
+    return HubTable(table, table.column_names, f"{description} (fingerprint {table._fingerprint})")
 
 
 def table_records(table: Iterable[Any], columns: list[str], description: str) -> Records:

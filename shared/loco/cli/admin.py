@@ -1,22 +1,16 @@
-"""Commands about the service: up, adapters, workers, setup, doctor, version."""
+"""Commands about the service: up, adapters, workers, doctor, version."""
 
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.text import Text
 
 from loco.box.doctor import Level, examine
-from loco.cli import watch
-from loco.cli.console import client, note, show, show_json, stderr, table
-from loco.client.client import Client
-from loco.contracts.addresses import hostname, is_loopback
+from loco.cli.console import client, note, show, show_json, table
 from loco.contracts.errors import LocoError
-from loco.contracts.jobs import JobStatus
-from loco.contracts.stages import Stage
-from loco.settings import Settings, read_up_file, variables_here
+from loco.settings import Settings, variables_here
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -25,7 +19,7 @@ _LEVELS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands in the order in which help lists them."""
-    for command in (up, adapters, workers, setup, doctor, version):
+    for command in (up, adapters, workers, doctor, version):
         app.command()(command)
 
 
@@ -86,32 +80,6 @@ def workers(context: typer.Context, as_json: JsonOption = False) -> None:
     show(rows) if found else note("No workers: jobs wait. Start them with `loco up`.")
 
 
-def setup(
-    context: typer.Context,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Register also what Ollama has already.")
-    ] = False,
-) -> int:
-    """Create the registered adapters in Ollama, where it lacks them."""
-    failures = 0
-    with client(context) as loco:
-        present = set() if everything else _models_in_ollama(loco)
-        entries = [loco.adapter(str(a["name"])) for a in loco.adapters() if not a.get("error")]
-        registered = [entry for entry in entries if entry.get("versions")]
-        for entry in registered:
-            model = f"{entry['model_name']}:latest"
-            if model in present:
-                show(f"{model} is there.")
-            elif (problem := _register_again(loco, entry)) is None:
-                show(f"{model} was created.")
-            else:
-                failures += 1
-                show(f"{model} could not be created: {problem}")
-    if not registered:
-        note("Nothing is registered yet. Build an adapter first: `loco submit math --wait`.")
-    return 1 if failures else 0
-
-
 def doctor(context: typer.Context) -> int:
     """Check this machine (GPU, disk, Redis, Ollama, venvs) and the server; say how to mend it."""
     problems = 0
@@ -144,41 +112,3 @@ def version(context: typer.Context, as_json: JsonOption = False) -> None:
         return
     for name, value in versions.items():
         show(f"{name:<8} {value}")
-
-
-def _models_in_ollama(loco: Client) -> set[str]:
-    """Models of the Ollama the server uses, when that is on this machine; else none are known."""
-    if not is_loopback(hostname(loco.server)):
-        note("The server is elsewhere, so what its Ollama has is not known: all are registered.")
-        return set()
-    settings = Settings.from_environment()
-    host = str(read_up_file(settings.data_dir).get("ollama_host") or settings.ollama_host)
-    try:
-        with httpx.Client(trust_env=not is_loopback(hostname(host)), timeout=10) as http:
-            models = http.get(f"{host}/api/tags").raise_for_status().json()["models"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
-        note(
-            f"What Ollama at {host} has is not known ({type(error).__name__}): all are registered."
-        )
-        return set()
-    return {str(model["name"]) for model in models}
-
-
-def _register_again(loco: Client, entry: dict[str, Any]) -> str | None:
-    """Runs stage register on the job that built the model; answers what went wrong, if anything."""
-    versions = entry["versions"]  # newest first
-    used = next((v for v in versions if v["promoted"]), versions[0])
-    builder = str(used["job"])
-    try:
-        job = loco.submit(
-            str(entry["name"]),
-            profile=loco.job(builder).profile,
-            stages=[Stage.REGISTER],
-            from_job=builder,
-        )
-        ended = watch.follow(loco, job.id, stderr())
-    except LocoError as error:
-        return f"{error.message} {error.hint or ''}"
-    if ended.status is JobStatus.SUCCEEDED:
-        return None
-    return ended.error.message if ended.error else ended.status.value

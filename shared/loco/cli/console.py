@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console, RenderableType
 from rich.table import Table
 
 from loco.client.client import Client
-from loco.contracts.base import Contract
 from loco.contracts.errors import LocoError
 
 #: Lines that are not for a terminal are not folded at its width.
@@ -58,7 +58,7 @@ def note(message: str) -> None:
     stderr().print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def show_json(value: Contract | Iterable[Contract] | dict[str, Any] | list[Any]) -> None:
+def show_json(value: BaseModel | Iterable[BaseModel] | dict[str, Any] | list[Any]) -> None:
     """Prints one JSON document: models with the API's field names."""
     sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
 
@@ -89,7 +89,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Contract):
+    if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, dict):
         return value

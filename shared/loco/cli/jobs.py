@@ -11,7 +11,8 @@ from rich.text import Text
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, stdout, table
 from loco.cli.overrides import parse_assignments, parse_metadata
-from loco.cli.summary import STYLES, comparison_table, headline, render
+from loco.cli.summary import STYLES, comparison_table, headline, render, serving, verdict
+from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import InvalidRequest, NotFound
@@ -62,9 +63,19 @@ def submit(
         typer.Option("--set", metavar="FIELD=VALUE", help="Field of a stage, like train.epochs=5."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    require_promoted: Annotated[
+        bool,
+        typer.Option("--require-promoted", help="With --wait: exit 1 unless it was promoted."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Submit a job. With --wait, the exit code says how it ended."""
+    if require_promoted and not wait:
+        raise InvalidRequest(
+            "--require-promoted needs --wait.",
+            param="--require-promoted",
+            hint="The gate decides at the end of the job: add --wait.",
+        )
     asked: dict[str, Any] = {
         "from_job": from_job,
         "base_model": base_model,
@@ -83,7 +94,11 @@ def submit(
             show_job(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
             return 0
-        return _see_to_the_end(loco, accepted, as_json=as_json)
+        ended = follow(loco, accepted)
+    show_job(ended, as_json=as_json)
+    if require_promoted and not (ended.promotion and ended.promotion.promoted):
+        return 1
+    return exit_code(ended)
 
 
 def jobs(
@@ -101,7 +116,8 @@ def jobs(
         show_json(found)
         return
     rows = table(
-        "job", "adapter", "profile", "status", "stage", "age", "took", right=("age", "took")
+        *("job", "adapter", "profile", "status", "stage", "gate", "age", "took"),
+        right=("age", "took"),
     )
     for entry in found:
         rows.add_row(
@@ -110,6 +126,7 @@ def jobs(
             entry.profile,
             Text(entry.status.value, style=STYLES[entry.status]),
             _current_stage(entry),
+            Text(said := verdict(entry), style=VERDICTS.get(said, "default")),
             duration((datetime.now(UTC) - entry.created_at).total_seconds()),
             _took(entry),
         )
@@ -181,22 +198,42 @@ def artifacts(
 def evaluate(
     context: typer.Context,
     adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    *,
     profile: ProfileOption = DEFAULT_PROFILE,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Field of stage eval, like eval.sets.held_out.count=all.",
+        ),
+    ] = None,
     no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Measure the newest registered model of an adapter against its base model."""
+    overrides = parse_assignments(assignments or [])
+    if foreign := [name for name in overrides if name not in ("eval", "from_job", "seed")]:
+        raise InvalidRequest(
+            f"--set {foreign[0]}…: `loco eval` runs stage eval alone.",
+            param="--set",
+            hint="Set a field of eval, like --set eval.sets.held_out.count=all; "
+            "`loco submit` sets those of other stages.",
+        )
+    request = {"reuse": not no_reuse, **overrides}
     with client(context) as loco:
-        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], reuse=not no_reuse)
+        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **request)
         ended = follow(loco, accepted)
     task = ended.stage(Stage.EVAL)
     if as_json:
         show_json(ended)
     elif ended.status is JobStatus.SUCCEEDED and task is not None and task.result is not None:
         show(comparison_table(EvalResult.model_validate(task.result, extra="ignore")))
+        if served := serving(ended):
+            show("", served)
     else:
         show(render(ended))
-    return _exit_code(ended)
+    return exit_code(ended)
 
 
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
@@ -207,7 +244,7 @@ def _submit(loco: Client, adapter: str, **request: Any) -> Job:
 def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
     ended = seen if seen.is_terminal else follow(loco, seen)
     show_job(ended, as_json=as_json)
-    return _exit_code(ended)
+    return exit_code(ended)
 
 
 def follow(loco: Client, started: Job) -> Job:
@@ -227,7 +264,8 @@ def show_job(shown: Job, *, as_json: bool) -> None:
     show_json(shown) if as_json else stdout().print(render(shown))
 
 
-def _exit_code(ended: Job) -> int:
+def exit_code(ended: Job) -> int:
+    """0 for a job that succeeded, refused by the gate or not."""
     return 0 if ended.status is JobStatus.SUCCEEDED else 1
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, jobs, keys, plan
+from loco.cli import admin, compare, jobs, keys, plan, versions
 from loco.cli.console import Target, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.contracts.errors import InvalidRequest, LocoError
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 plan.add_to(app)
 jobs.add_to(app)
+versions.add_to(app)
 compare.add_to(app)
 admin.add_to(app)
 app.add_typer(keys.app, name="keys")

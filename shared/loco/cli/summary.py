@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loco.contracts.evaluation import Verdict
 from loco.contracts.figures import duration, share, size, sparkline
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.results import (
@@ -53,7 +54,7 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
         parts += ["", gguf]
     if evaluated := _result(job.stage(Stage.EVAL), EvalResult):
         parts += ["", comparison_table(evaluated)]
-    if served := _served(job):
+    if served := serving(job):
         parts += ["", served]
     if failure := _failure(job):
         parts += ["", failure]
@@ -191,8 +192,24 @@ def _train(task: Task) -> str:
     resumed = f", from step {result.resumed_from_step}" if result.resumed_from_step else ""
     return (
         f"loss {result.first_loss:.3f} → {result.last_loss:.3f} {curve} in {result.total_steps} "
-        f"steps{resumed}, {result.tokens_per_second:.0f} tokens/s, {result.engine} on {result.device}"
+        f"steps{resumed}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
+        f"{result.engine} on {result.device}"
     )
+
+
+def _validated(result: TrainResult) -> str:
+    """The validation loss before and with the adapter that is kept, and which that is."""
+    base, kept, step = result.base_validation_loss, result.validation_loss, result.selected_step
+    if base is None or kept is None or step is None:
+        return ""
+    if step == 0:
+        return f", validation loss {base:.3f}, lower than after any step: the base is kept"
+    words = f", validation loss {base:.3f} → {kept:.3f}"
+    if step != result.total_steps:
+        return f"{words} at step {step} (best, kept)"
+    if result.best_step != step and result.best_validation_loss is not None:
+        return f"{words} (lowest {result.best_validation_loss:.3f} at step {result.best_step})"
+    return words
 
 
 def _export(task: Task) -> str:
@@ -228,14 +245,45 @@ def _gguf(job: Job, adapters_dir: Path | None) -> RenderableType | None:
     return _fields([("GGUF", path), ("size", size(gguf.size)), ("sha256", gguf.sha256)])
 
 
-def _served(job: Job) -> RenderableType | None:
-    result = _result(job.stage(Stage.REGISTER), RegisterResult)
-    if result is None or job.status is not JobStatus.SUCCEEDED:
+def verdict(job: Job) -> str:
+    """The gate's verdict on what a job measured; empty where it measured nothing."""
+    result = _result(job.stage(Stage.EVAL), EvalResult)
+    return result.gate.verdict.value if result and result.gate else ""
+
+
+def serving(job: Job) -> RenderableType | None:
+    """What serves now: the job's version, or what served before and why."""
+    if job.status is not JobStatus.SUCCEEDED:
         return None
-    model = result.candidate
-    return _fields(
-        [("Served", f"{model} at {result.ollama_host}"), ("try", f"ollama run {model}")],
+    registered = _result(job.stage(Stage.REGISTER), RegisterResult)
+    evaluated = _result(job.stage(Stage.EVAL), EvalResult)
+    if registered is None and evaluated is None:
+        return None
+    candidate = registered.candidate if registered else evaluated.candidate if evaluated else ""
+    outcome = job.promotion
+    if outcome is None:  # a job of an earlier release
+        return _fields([("Model", candidate), ("try", f"ollama run {candidate}")])
+    gate = evaluated.gate if evaluated else None
+    rows = []
+    if outcome.promoted:
+        said = f" ({gate.verdict})" if gate else ""
+        rows.append(("Serves", f"{outcome.model} now serves version {outcome.version}{said}"))
+        rows += [("", reason) for reason in (gate.reasons if gate else [outcome.reason or ""])]
+        rows.append(("try", f"ollama run {outcome.model}"))
+        return _fields(rows)
+    refused = gate is not None and gate.verdict is Verdict.REFUSED
+    present = (
+        f"version {outcome.serving} keeps serving as {outcome.model}"
+        if outcome.serving is not None
+        else f"nothing serves as {outcome.model} yet"
     )
+    label = "Refused" if refused else "Kept"
+    rows.append((label, f"version {outcome.version} was not promoted: {present}"))
+    reasons = gate.reasons if gate and refused else (outcome.reason or "",)
+    rows += [("", reason) for reason in reasons if reason]
+    rows += [("advice", advice) for advice in (gate.advice if gate and refused else ())]
+    rows.append(("try", f"ollama run {candidate}"))
+    return _fields(rows)
 
 
 def _failure(job: Job) -> RenderableType | None:

@@ -22,6 +22,9 @@ from loco.contracts.stages import Stage
 
 #: Seconds between two progress lines of a stage where nothing redraws.
 LINE_SECONDS = 5.0
+#: Seconds to wait for Ollama to follow a promotion, and between two looks.
+SERVED_SECONDS = 10.0
+_LOOK_SECONDS = 0.2
 
 _REDRAWS_PER_SECOND = 4
 
@@ -36,6 +39,8 @@ class View(Protocol):
 def follow(client: Client, job_id: str, console: Console) -> Job:
     """Shows a job's progress from its start on until it has ended, and returns it then.
 
+    A version that was promoted at its end is served by then, or the console says that it is not.
+
     Args:
         client: where the job runs.
         job_id: the job.
@@ -43,7 +48,30 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
     """
     view, screen = _view(client, job_id, console)
     with screen:
-        return client.wait(job_id, on_event=view.on_event)
+        ended = client.wait(job_id, on_event=view.on_event)
+    outcome = ended.promotion
+    if outcome and outcome.promoted and not _is_served(client, ended.adapter, outcome.version):
+        console.print(
+            f"{outcome.model}:latest is to be version {outcome.version}, but Ollama does not follow "
+            "yet; the workers go on trying. `loco doctor` looks at Ollama.",
+            markup=False,
+            soft_wrap=True,
+        )
+    return ended
+
+
+def _is_served(client: Client, adapter: str, number: int) -> bool:
+    """Whether a promoted version is what `latest` is, waiting a little for it."""
+    deadline = time.monotonic() + SERVED_SECONDS
+    while True:
+        version = next(iter(client.versions(adapter, after=number + 1, page_size=1)), None)
+        if version is None or version.version != number or not version.promoted:
+            return True  # something else was promoted meanwhile
+        if version.served_at is not None:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
 
 
 def _view(
@@ -165,6 +193,8 @@ def in_words(progress: Progress) -> str:
         parts.append(progress.message)
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.3f}")
+    if progress.validation_loss is not None:
+        parts.append(f"validation {progress.validation_loss:.3f}")
     if progress.tokens_per_second:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
     if progress.gpu_memory_gb:
@@ -191,6 +221,9 @@ def _details(event: JobEvent) -> str:
     data = event.data
     if event.type == "stage.checkpoint":
         return f"at step {data.get('step')}"
+    if event.type.startswith("version."):
+        reason = data.get("reason")
+        return f"version {data.get('version')}" + (f" ({reason})" if reason else "")
     error = data.get("error")
     if isinstance(error, dict):
         return f"({error.get('message')})"

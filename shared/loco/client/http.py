@@ -70,6 +70,7 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         repeatable: bool,
         answers: frozenset[int] = frozenset(),
+        read_timeout: float | None = None,
     ) -> Any:
         """The decoded JSON of an answer.
 
@@ -81,11 +82,13 @@ class Transport:
             headers: further headers.
             repeatable: whether sending it twice does what sending it once does.
             answers: statuses of 400 and more that are answers here, not errors.
+            read_timeout: seconds to wait for the answer; none: as for every other.
 
         Raises:
             ServerUnreachable: nothing answered, or it stopped answering.
             LocoError: the class the server raised.
         """
+        timeout = self._patient(read_timeout)
         for pause in (*PAUSES, None):
             try:
                 response = self._http.request(
@@ -94,6 +97,7 @@ class Transport:
                     params={k: v for k, v in (params or {}).items() if v is not None},
                     json=body,
                     headers=headers,
+                    timeout=timeout,
                 )
             except httpx.HTTPError as error:
                 absent = isinstance(error, httpx.ConnectTimeout)  # waited for long enough
@@ -126,8 +130,7 @@ class Transport:
             ServerUnreachable: nothing answered, or the stream broke while it was read.
             LocoError: the class the server raised.
         """
-        limits = self._timeout.as_dict()
-        timeout = httpx.Timeout(**{**limits, "read": read_timeout or limits["read"]})
+        timeout = self._patient(read_timeout)
         try:
             with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
                 if not response.is_success:
@@ -136,6 +139,10 @@ class Transport:
                 yield response
         except httpx.HTTPError as error:
             raise self.unreachable(error) from error
+
+    def _patient(self, read_timeout: float | None) -> httpx.Timeout:
+        limits = self._timeout.as_dict()
+        return httpx.Timeout(**{**limits, "read": read_timeout or limits["read"]})
 
     def unreachable(self, error: httpx.HTTPError) -> ServerUnreachable:
         """A transport error in words."""

@@ -103,6 +103,24 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class VersionRefused(Conflict):
+    """The gate refused the version, and `force` was not given."""
+
+    code = "version_refused"
+
+
+class CandidateMissing(Conflict):
+    """Ollama does not hold the version's model any more, or holds another under its name."""
+
+    code = "candidate_missing"
+
+
+class ArtifactChanged(Conflict):
+    """A committed file no longer has the content that was committed."""
+
+    code = "artifact_changed"
+
+
 class Unauthorized(LocoError):
     """No valid API key came with the request."""
 
@@ -183,6 +201,14 @@ class ExportFailed(LocoError):
     """The exported GGUF is missing something or does not generate."""
 
     code = "export_failed"
+
+
+class SandboxUnavailable(LocoError):
+    """This machine cannot run a model's code safely, so it runs none (the message names what lacks)."""
+
+    code = "sandbox_unavailable"
+    status = 501
+    user_fault = True
 
 
 class OllamaUnavailable(LocoError):

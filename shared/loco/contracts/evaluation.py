@@ -55,7 +55,7 @@ class ItemSource(Contract):
     """Where the problems of an eval set come from."""
 
     source: Source = Field(description="Rows of a file or hub dataset, or a generator.")
-    count: int | Literal["all"] = Field(
+    count: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all",
         description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",
     )
@@ -77,7 +77,8 @@ class GateSpec(Contract):
     policy: Literal["not_worse", "better", "always", "never"] = Field(
         "not_worse",
         description="`not_worse`: refused when a check failed, or when it is significantly worse on "
-        "the primary set or worse on a guard; `better`: promoted only when significantly better.",
+        "the primary set or worse on a guard; `better`: promoted only when significantly better; "
+        "`always`: refused only when a check failed; `never`: people promote.",
     )
     max_p: float = Field(0.05, gt=0, lt=1, description="Largest p of a significant difference.")
     min_problems: int = Field(
@@ -92,6 +93,10 @@ class GateResult(Contract):
     policy: str = Field(description="The policy it followed.")
     reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
     advice: tuple[str, ...] = Field((), description="What to try after a refusal.")
+    by_hand: bool = Field(
+        False,
+        description="Refused by policy `never` alone: promoting it by hand takes no force.",
+    )
     compared_version: int | None = Field(
         None, description="The promoted version it was compared with; none: nothing was promoted."
     )

@@ -12,6 +12,7 @@ from loco.contracts.plans import Device
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
+from loco.contracts.versions import Promotion
 
 
 class JobStatus(StrEnum):
@@ -122,6 +123,9 @@ class Job(Contract):
     finished_at: datetime | None = Field(None, description="When it ended.")
     stages: tuple[Task, ...] = Field(description="Its tasks, in the order in which they run.")
     error: Failure | None = Field(None, description="Why it failed.")
+    promotion: Promotion | None = Field(
+        None, description="What became of its version: promoted or not; none before register."
+    )
     spec: JobSpec = Field(description="What it does, every default filled in.")
 
     @computed_field(description="Whether the job has ended.")  # type: ignore[prop-decorator]
@@ -141,7 +145,8 @@ class JobEvent(Contract):
     id: str = Field(description="Stream ID; `Last-Event-ID` resumes after it.")
     type: str = Field(
         description="`job.submitted`, `job.STATUS`, `stage.STATUS`, `stage.progress`, "
-        "`stage.checkpoint`, `stage.log`, `stage.retry`, `snapshot`."
+        "`stage.checkpoint`, `stage.log`, `stage.retry`, `version.registered`, "
+        "`version.promoted`, `version.not_promoted`, `version.refused`, `snapshot`."
     )
     at: datetime = Field(description="When it happened.")
     stage: Stage | None = Field(None, description="The stage it is about, if one.")

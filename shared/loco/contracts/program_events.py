@@ -18,6 +18,9 @@ class Progress(Contract):
     total_steps: int | None = Field(None, description="Optimizer steps (or items) in all.")
     epoch: float | None = Field(None, description="Passes over the training data so far.")
     loss: float | None = Field(None, description="Training loss at this step (nats per token).")
+    validation_loss: float | None = Field(
+        None, description="Newest loss on the validation rows (nats per token)."
+    )
     learning_rate: float | None = Field(None, description="Learning rate at this step.")
     grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
     tokens_per_second: float | None = Field(None, description="Tokens processed per second.")

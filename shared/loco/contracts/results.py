@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.evaluation import Baseline, GateResult, Role
+from loco.contracts.evaluation import Baseline, GateResult, ItemSource, Role
 from loco.contracts.plans import Lengths, Plan, PlanAttempt
 from loco.contracts.serving import Check
 from loco.contracts.specs import StageResult
@@ -42,6 +42,9 @@ class PrepareResult(StageResult):
     eval_sets: dict[str, int] = Field(
         {}, description="Eval set to its problems, eval_sets/NAME.jsonl."
     )
+    eval_sources: dict[str, ItemSource] = Field(
+        {}, description="Eval set to where its problems were taken from."
+    )
     validation: int = Field(0, description="Rows written to validation_data.jsonl.")
 
 
@@ -60,7 +63,15 @@ class ValidationRow(Contract):
 
     tokens: int = Field(description="Answer tokens of the row.")
     base_loss: float = Field(description="Mean loss before training, nats a token.")
-    loss: float = Field(description="Mean loss after training, nats a token.")
+    loss: float = Field(description="Mean loss with the adapter that is kept, nats a token.")
+
+
+class ValidationLoss(Contract):
+    """The loss on the validation rows at one moment of a training."""
+
+    step: int = Field(description="Optimizer steps done; 0: the untrained adapter, so the base.")
+    epoch: float = Field(description="Passes over the training data so far.")
+    loss: float = Field(description="Mean loss of the rows' answer tokens, nats a token.")
 
 
 class TrainResult(StageResult):
@@ -110,13 +121,28 @@ class TrainResult(StageResult):
     )
     step_seconds: float = Field(description="Median seconds of an optimizer step.")
     validation_loss: float | None = Field(
-        None, description="Mean loss on the validation rows after training, nats a token."
+        None, description="Mean loss on the validation rows with the adapter that is kept."
     )
     base_validation_loss: float | None = Field(
         None, description="The same before training, by the same base as held in training."
     )
     validation: tuple[ValidationRow, ...] = Field(
         (), description="One for each row of validation_data.jsonl that fits max_length."
+    )
+    validations: tuple[ValidationLoss, ...] = Field(
+        (),
+        description="The loss on the validation rows before training, after each epoch and at the "
+        "end; after a change to a base held in 4 bits, those measured with it.",
+    )
+    best_step: int | None = Field(
+        None, description="Step of the lowest of them, the first of equal ones."
+    )
+    best_validation_loss: float | None = Field(None, description="The lowest of them.")
+    selected_step: int | None = Field(
+        None, description="Step whose adapter is kept: `train.select` says the last or the best."
+    )
+    validation_seconds: float = Field(
+        0.0, description="Seconds this attempt measured them; no part of train_seconds."
     )
 
 
@@ -137,6 +163,9 @@ class ExportResult(StageResult):
     """Result of export."""
 
     gguf: str = Field(description="Artifact name of the GGUF.")
+    base_gguf: str | None = Field(
+        None, description="Artifact name of the base through the same export; none: not asked for."
+    )
     quantization: str = Field(description="GGUF file type.")
     size: int = Field(description="Size of the GGUF in bytes.")
     sha256: str = Field(description="SHA-256 of the GGUF.")
@@ -193,10 +222,12 @@ class Score(Contract):
     unfinished: int = Field(
         description="Answers cut at num_predict instead of ending by themselves."
     )
-    seconds: float = Field(description="Seconds all answers took, one after the other.")
+    seconds: float = Field(description="Seconds the server computed for all answers together.")
     tokens: int = Field(0, description="Tokens of all answers.")
-    latency_p50: float | None = Field(None, description="Median seconds of an answer.")
-    latency_p95: float | None = Field(None, description="95th percentile of an answer's seconds.")
+    latency_p50: float | None = Field(
+        None, description="Median seconds of an answer, as computed: no loading, no waiting."
+    )
+    latency_p95: float | None = Field(None, description="95th percentile of the same.")
     cached: int = Field(0, description="Answers taken over from earlier runs.")
 
 
@@ -231,6 +262,12 @@ class EvalResult(StageResult):
     contaminated: dict[str, int] = Field(
         {},
         description="Set to its problems that overlap a training row; 0 where prepare kept them out.",
+    )
+    left_out: dict[Baseline, str] = Field(
+        {}, description="Baselines that could not be measured, and why."
+    )
+    warnings: tuple[str, ...] = Field(
+        (), description="What makes these figures less trustworthy, a sentence each."
     )
     gate: GateResult | None = Field(
         None, description="What the gate decided; none in jobs of earlier releases."

@@ -23,6 +23,7 @@ from loco.contracts.evaluation import (
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
+from loco.contracts.versions import PromotedVersion
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -132,6 +133,11 @@ class TrainSpec(Contract):
     max_grad_norm: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
     )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which adapter is kept: the last, or the one of the lowest validation loss, "
+        "measured before training, after each epoch and at the end (needs prepare.validation).",
+    )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
     )
@@ -151,6 +157,10 @@ class ExportSpec(Contract):
     base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
     quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
     model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
+    base: bool = Field(
+        False,
+        description="Also write the base through the same export, for eval's baseline `exported`.",
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
     num_ctx: int = Field(2048, ge=64, description="In the Modelfile; as register's.")
     num_predict: int = Field(512, ge=1, description="In the Modelfile; as register's.")
@@ -185,6 +195,7 @@ class EvalSpec(Contract):
     gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
     baselines: tuple[Baseline, ...] = Field(
         (Baseline.BASE, Baseline.INSTRUCTED, Baseline.PROMOTED),
+        min_length=1,
         description="What the candidate is compared with; `instructed` asks for `instruction`, "
         "`exported` for export.base, `promoted` is left out where nothing is.",
     )
@@ -196,11 +207,10 @@ class EvalSpec(Contract):
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
     num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
-    parallel: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Questions asked at once; Ollama answers as many as OLLAMA_NUM_PARALLEL lets it.",
+    parallel: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        "auto",
+        description="Questions asked at once; `auto`: 4. Ollama answers as many as "
+        "OLLAMA_NUM_PARALLEL lets it, the others wait there.",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
 
@@ -271,6 +281,12 @@ class Inputs(Contract):
     )
     tried: tuple[PlanAttempt, ...] = Field(
         (), description="Plans that earlier runs of the base model tried, newest first."
+    )
+    answers_dir: Path | None = Field(
+        None, description="Answers of models to eval questions; none: a folder where eval writes."
+    )
+    promoted: PromotedVersion | None = Field(
+        None, description="The version that serves now under the model's name; none: nothing does."
     )
 
 

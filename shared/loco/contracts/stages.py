@@ -56,6 +56,7 @@ class Stage(StrEnum):
 #: Raised by one when a stage's program changes what it writes, so that older runs are not reused.
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.PREPARE: 4,
-    Stage.TRAIN: 4,
-    Stage.EXPORT: 4,
+    Stage.TRAIN: 5,
+    Stage.EXPORT: 5,
+    Stage.EVAL: 2,
 }

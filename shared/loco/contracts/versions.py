@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loco.contracts.base import Contract
 from loco.contracts.evaluation import GateResult
 
 
@@ -23,11 +24,62 @@ class VersionEvent(BaseModel):
 
     at: datetime = Field(description="When.")
     action: str = Field(
-        description="`registered`, `measured`, `promoted`, `refused`, `replaced`, `rolled_back`."
+        description="`registered`, `measured`, `promoted`, `not_promoted`, `refused`, `replaced`, "
+        "`rolled_back`, `restored`."
     )
-    by: str = Field(description="`gate`, or the name of the API key or `local`.")
+    by: str = Field(description="`register`, `gate`, or the name of the API key or `local`.")
     reason: str | None = Field(None, description="Why, in the words of who did it.")
     forced: bool = Field(False, description="Whether a refusal was overruled.")
+
+
+class PromotedVersion(Contract):
+    """The version of a model that serves now, for eval to compare with."""
+
+    version: int = Field(ge=1, description="Its number.")
+    candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
+    digest: str = Field(description="Digest of the candidate in Ollama.")
+
+
+class Pointer(Contract):
+    """What `MODEL:latest` shall point to, and what it was last seen to point to."""
+
+    model: str = Field(description="Name in Ollama, without tag.")
+    adapter: str = Field(description="The adapter whose version it is.")
+    version: int = Field(description="Its number.")
+    candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
+    digest: str = Field(description="Digest of the candidate.")
+    serial: int = Field(description="Grows with every promotion of any model.")
+    served_at: datetime | None = Field(
+        None, description="When `MODEL:latest` was seen to be it; none: Ollama does not follow yet."
+    )
+    served_digest: str | None = Field(None, description="The digest `MODEL:latest` had then.")
+
+    @property
+    def latest(self) -> str:
+        """The name that people use."""
+        return f"{self.model}:latest"
+
+
+class Promotion(Contract):
+    """What became of the version a job registered or measured."""
+
+    version: int = Field(description="Its number.")
+    model: str = Field(description="Name in Ollama, without tag.")
+    promoted: bool = Field(description="Whether `MODEL:latest` is to be this version.")
+    serving: int | None = Field(None, description="The version that is promoted after the job.")
+    reason: str | None = Field(None, description="Why, in words.")
+
+
+class Restored(Contract):
+    """A version that was made again in Ollama from its GGUF."""
+
+    version: int = Field(description="Its number.")
+    model: str = Field(description="Name in Ollama, without tag.")
+    candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
+    promoted: bool = Field(description="Whether `MODEL:latest` is it.")
+    created: bool = Field(description="False: Ollama had it, unchanged.")
+    digest: str = Field(description="Its digest in Ollama.")
+    previous_digest: str = Field(description="The digest it was registered with.")
 
 
 class Version(BaseModel):
@@ -42,6 +94,9 @@ class Version(BaseModel):
     candidate: str = Field(description="`MODEL:JOB_ID`, never changed afterwards.")
     profile: str | None = Field(None, description="Profile of the job that built it.")
     promoted: bool = Field(False, description="Whether it is what `MODEL:latest` shall point to.")
+    served_at: datetime | None = Field(
+        None, description="Of the promoted one: when `MODEL:latest` was verified to be it."
+    )
     gate: GateResult | None = Field(None, description="What the gate decided, once eval has run.")
     events: tuple[VersionEvent, ...] = Field(
         (),

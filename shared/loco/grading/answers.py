@@ -12,6 +12,10 @@ from typing import NamedTuple
 #: Two numbers are equal when they differ by less than this part of the larger one (float noise).
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
 
+#: Digits of a number that is read as one. Longer ones are no answers, and reading them takes time that
+#: grows with the square of their length (Python refuses from 4,300 digits on).
+LONGEST_NUMBER = 300
+
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 _CURRENCY = r"[$€£¥]"
 # a sign counts only where no operand stands before it: "10-5" has no -5
@@ -31,12 +35,19 @@ _PHRASE = re.compile(
     r"\b(?:final\s+)?(?:answer|result|solution)\s*(?:\w+\s+)?(?:is|=|:|would\s+be|should\s+be)",
     re.I,
 )
+# GSM8K's own form of a last line
+_LAST_LINE_A = re.compile(r"(?:\A|\n)[ \t]*A:(?=[^\n]*\s*\Z)")
+#: "= 42.857, which rounds down to 43" closes with 43
+_ROUNDS = re.compile(r"\bround(?:s|ed)\s+(?:up|down|off)\s+to\s+(?!the\b)", re.I)
+_PLACES = re.compile(r"\s*(?:decimal|digit|place|significant)", re.I)
 _HASHES = re.compile(r"####")
 # "= 42" closes a calculation only when no operator follows: in "x = 3 + 4" the 3 is an operand
 _EQUALS = re.compile(r"(?:=|≈)\s*")
 _OPERATOR_NEXT = re.compile(
     r"\s*(?:[+*/\u00d7÷=·^(]|-\s*\d|[-]\s|x\s*\d|[a-z]\b(?=\s*[-+=*/]))", re.I
 )
+# a further number or LaTeX: "9\\pi" is not 9; degrees are a unit
+_NOT_A_UNIT = re.compile(r"\d|π|\\(?!circ\b|degree\b)[a-z]", re.I)
 _SIGNS = {ord(a): b for a, b in zip("⁄−–—’", ("/", "-", "-", " ", "'"), strict=True)}  # noqa: RUF001
 _BOLD = re.compile(r"\*\*(.+?)\*\*", re.S)
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
@@ -57,11 +68,16 @@ class Number(NamedTuple):
 def extract(text: str) -> Number | None:
     r"""The number a text gives as its answer, or None when it names none.
 
-    In this order: the last `\boxed{}`, the last "answer is" (or `####`), the last closing "= N" or
-    bold number, the last number.
+    In this order: the last `\boxed{}`, the last "answer is" (or `####`), a last line "A: N", the last
+    closing "= N" or bold number, the last number.
     """
     text = plain(text)
-    for explicit in (_boxed(text), _after_last(_HASHES, text), _after_last(_PHRASE, text)):
+    for explicit in (
+        _boxed(text),
+        _after_last(_HASHES, text),
+        _after_last(_PHRASE, text),
+        _after_last(_LAST_LINE_A, text),
+    ):
         if explicit is not None and (number := _of_statement(explicit)) is not None:
             return number
     closing = [(match.start(), number) for match, number in _closings(text)]
@@ -74,11 +90,24 @@ def extract(text: str) -> Number | None:
 def extract_words(text: str) -> str:
     """What a text gives as its answer when that is not a number, normalised for comparison."""
     text = plain(text)
-    statement = _boxed(text) or _after_last(_HASHES, text) or _after_last(_PHRASE, text)
+    statement = stated(text)
     if statement is None:
         lines = [line for line in text.splitlines() if line.strip()]
         statement = lines[-1] if lines else ""
     return _normal_words(statement.strip().splitlines()[0] if statement.strip() else "")
+
+
+def stated(text: str) -> str | None:
+    r"""What follows the most explicit mark of an answer in plain text, or None without any.
+
+    The marks: the last `\boxed{}` (its inside), the last `####`, the last "answer is".
+    """
+    return _boxed(text) or _after_last(_HASHES, text) or _after_last(_PHRASE, text)
+
+
+def is_words(expected: str, text: str) -> bool:
+    """Whether a text gives the expected words, but for case, punctuation and spacing."""
+    return bool(text.strip()) and extract_words(text) == _normal_words(plain(expected))
 
 
 def is_correct(expected: str, text: str) -> bool:
@@ -90,7 +119,7 @@ def is_correct(expected: str, text: str) -> bool:
     """
     wanted = parse(expected)
     if wanted is None:
-        return bool(text.strip()) and extract_words(text) == _normal_words(plain(expected))
+        return is_words(expected, text)
     found = extract(text)
     return found is not None and same(wanted, found)
 
@@ -99,7 +128,7 @@ def parse(text: str) -> Number | None:
     """The number a text consists of (a unit may follow), or None."""
     text = plain(text).strip().strip("*").rstrip(".")
     match = _NUMBER.match(text)
-    if match is None or re.search(r"\d", text[match.end() :]):
+    if match is None or _too_long(match) or _NOT_A_UNIT.search(text, match.end()):
         return None
     return _number(match)
 
@@ -122,7 +151,7 @@ def same(expected: Number, found: Number) -> bool:
 
 def plain(text: str) -> str:
     """A model's text without thinking, LaTeX marks and typographic variants of signs."""
-    text = _THINKING.sub(" ", text)
+    text = without_thinking(text)
     text = text.replace("{,}", ",").replace("\\,", "").replace("\\!", "").replace("\\ ", " ")
     for mark in ("\\(", "\\)", "\\[", "\\]", "$$"):
         text = text.replace(mark, " ")
@@ -135,6 +164,19 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<=\d)(?=[¼½¾⅐-⅞])", " ", text)
     text = unicodedata.normalize("NFKC", text)
     return text.translate(_SIGNS)
+
+
+def without_thinking(text: str) -> str:
+    """A model's text without its `<think>` parts, of which the last may be unfinished."""
+    return _THINKING.sub(" ", text)
+
+
+def folded(text: str, *, ignore_case: bool = True) -> str:
+    """A text for looking phrases up: typographic variants, bold and code marks, runs of spaces gone."""
+    text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
+    text = text.translate({ord("“"): '"', ord("”"): '"', ord("‘"): "'"})  # noqa: RUF001
+    text = " ".join(text.replace("**", "").replace("`", "").split())
+    return text.casefold() if ignore_case else text
 
 
 def _boxed(text: str) -> str | None:
@@ -169,8 +211,14 @@ def _closings(text: str) -> list[tuple[re.Match[str], Number]]:
     found: list[tuple[re.Match[str], Number]] = []
     for equals in _EQUALS.finditer(text):
         match = _NUMBER.match(text, equals.end())
-        if match is not None and not _OPERATOR_NEXT.match(text, match.end()):
+        if match is None or _too_long(match):
+            continue
+        if not _OPERATOR_NEXT.match(text, match.end()):
             found.append((equals, _number(match)))
+    for rounds in _ROUNDS.finditer(text):
+        match = _NUMBER.match(text, rounds.end())
+        if match is not None and not _too_long(match) and not _PLACES.match(text, match.end()):
+            found.append((rounds, _number(match)))
     for bold in _BOLD.finditer(text):
         numbers = _numbers(bold[1].rpartition("=")[2])
         if len(numbers) == 1:
@@ -179,7 +227,11 @@ def _closings(text: str) -> list[tuple[re.Match[str], Number]]:
 
 
 def _numbers(text: str) -> list[Number]:
-    return [_number(match) for match in _NUMBER.finditer(text)]
+    return [_number(match) for match in _NUMBER.finditer(text) if not _too_long(match)]
+
+
+def _too_long(match: re.Match[str]) -> bool:
+    return match.end() - match.start() > LONGEST_NUMBER
 
 
 def _number(match: re.Match[str]) -> Number:

@@ -1,11 +1,41 @@
-"""Eval problems: one JSON object a line with `id`, `question` and `answer`."""
+"""Eval problems: one JSON object a line with `id`, `question`, `answer` and perhaps a `grader`."""
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from loco.contracts.errors import DataError
+from loco.contracts.grading import ChoiceGrader, Grader, GraderName, JsonGrader, NumericGrader
+from loco.grading.answers import parse
+from loco.grading.choices import label_of
+from loco.grading.json_answers import parsed
+
+#: Graders that hold all they compare with, so that an item needs no `answer`.
+_HOLDS_ALL = ("contains", "regex", "code")
+#: One of each kind, for the hint of an error.
+_EXAMPLES = {
+    "numeric": '{"kind": "numeric", "tolerance": 0.5}',
+    "words": '{"kind": "words", "also": ["The Netherlands"]}',
+    "choice": '{"kind": "choice", "options": ["A", "B", "C"]}',
+    "contains": '{"kind": "contains", "all": ["Paris"], "none": ["London"]}',
+    "regex": '{"kind": "regex", "pattern": "[A-Z]+", "where": "fullmatch"}',
+    "json": '{"kind": "json", "expected": {"name": "Ada"}, "subset": true}',
+    "code": '{"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}',
+}
+
+#: How a worked answer of GSM8K ends.
+_HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]*?)\s*$")
 
 
 class EvalItem(BaseModel):
@@ -15,8 +45,13 @@ class EvalItem(BaseModel):
 
     id: str = Field(min_length=1)
     question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    #: The right answer; "" where the grader holds all that is compared.
+    answer: str = ""
     kind: str = ""
+    #: How the answer is judged; none: as a number when `answer` is one, else as words.
+    grader: Grader | None = None
+    #: System prompt of this problem; none: the model's own.
+    system: str | None = Field(None, min_length=1)
 
     @field_validator("id", "answer", mode="before")
     @classmethod
@@ -25,6 +60,32 @@ class EvalItem(BaseModel):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return str(value) if is_number else value
 
+    @field_validator("grader", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """A grader without options may be given by its name alone."""
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _answered(self) -> "EvalItem":
+        """The answer is one that the grader can compare with."""
+        grader = self.grader
+        if not self.answer:
+            if grader is not None and grader.kind in _HOLDS_ALL:
+                return self
+            if isinstance(grader, JsonGrader) and ("expected" in grader.model_fields_set):
+                return self
+            if isinstance(grader, JsonGrader) and grader.types:
+                return self
+            raise ValueError("answer: missing or empty")
+        if isinstance(grader, NumericGrader) and parse(self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is no number, as grader numeric needs")
+        if isinstance(grader, ChoiceGrader) and label_of(grader, self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is none of the grader's options")
+        if isinstance(grader, JsonGrader) and parsed(self.answer) is None:
+            raise ValueError(f"answer: {self.answer!r:.80} is no JSON, as grader json needs")
+        return self
+
 
 def load_eval_items(path: Path) -> list[EvalItem]:
     """The problems of a file.
@@ -32,27 +93,67 @@ def load_eval_items(path: Path) -> list[EvalItem]:
     Raises:
         DataError: a line is wrong (named), an ID appears twice, or there are no problems.
     """
+    lines = enumerate(read_lines(path), start=1)
+    values = (
+        (n, parse_line(path, n, line, param="eval.sets")) for n, line in lines if line.strip()
+    )
+    return eval_items(values, path.name)
+
+
+def eval_items(values: Iterable[tuple[int, object]], name: str) -> list[EvalItem]:
+    """The problems that numbered records mean: eval problems, or rows of GSM8K.
+
+    A row without `id` has its number as one, and of an answer that ends `#### N` the N is expected.
+
+    Args:
+        values: line or row number, from 1, and what stands there.
+        name: of the file or data set, for errors.
+
+    Raises:
+        DataError: a record is wrong (its line is named), an ID appears twice, or there are none.
+    """
     items: list[EvalItem] = []
     seen: set[str] = set()
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = EvalItem.model_validate_json(line)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise DataError(
-                f"{path.name}, line {number}: {field + ': ' if field else ''}{first['msg']}",
-                hint='A line is {"id": "1", "question": "…", "answer": "42"}.',
-            ) from error
+    for number, value in values:
+        item = _item(value, number, f"{name}, line {number}")
         if item.id in seen:
-            raise DataError(f"{path.name}, line {number}: id {item.id!r} appears twice.")
+            raise DataError(f"{name}, line {number}: id {item.id!r} appears twice.")
         seen.add(item.id)
         items.append(item)
     if not items:
-        raise DataError(f"{path.name} holds no problems.", hint="Write one JSON object a line.")
+        raise DataError(f"{name} holds no problems.", hint="Write one JSON object a line.")
     return items
+
+
+def _item(value: object, number: int, place: str) -> EvalItem:
+    if isinstance(value, dict):
+        value = {"id": str(number), **value}
+        answer = value.get("answer")
+        if isinstance(answer, str) and (closing := _HASHES.search(answer)):
+            value["answer"] = closing["answer"]
+    try:
+        return EvalItem.model_validate(value)
+    except ValidationError as error:
+        raise _fault(place, error) from error
+
+
+def _fault(place: str, error: ValidationError) -> DataError:
+    """A wrong line in words: where, which field, what, and how it should look."""
+    first: Any = error.errors(include_url=False)[0]
+    loc = [str(part) for part in first["loc"]]
+    kind = loc[1] if loc[:1] == ["grader"] and len(loc) > 1 and loc[1] in _EXAMPLES else None
+    if kind is not None:
+        del loc[1]  # the member of the union: its name stands in `kind`
+    field, said = ".".join(loc), first["msg"].removeprefix("Value error, ")
+    hint = 'A line is {"id": "1", "question": "…", "answer": "42"}.'
+    if loc[:1] == ["grader"]:
+        hint = f'For example "grader": {_EXAMPLES[kind or "choice"]}; docs/eval.md shows all kinds.'
+        if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            field, said = "grader.kind", f"is one of {', '.join(get_args(GraderName))}"
+            said += f", not {first['ctx']['tag']!r:.80}" if "tag" in first.get("ctx", {}) else ""
+    return DataError(
+        f"{place}: {field + ': ' if field else ''}{said}", param=field or None, hint=hint
+    )
 
 
 def read_lines(path: Path) -> list[str]:
@@ -70,7 +171,7 @@ def read_lines(path: Path) -> list[str]:
         ) from error
 
 
-def parse_line(path: Path, number: int, line: str) -> object:
+def parse_line(path: Path, number: int, line: str, *, param: str = "prepare.source.path") -> object:
     """The JSON value of a line.
 
     Raises:
@@ -83,6 +184,6 @@ def parse_line(path: Path, number: int, line: str) -> object:
         why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise DataError(
             f"{path.name}, line {number}{column}: not JSON: {why}.",
-            param="prepare.source.path",
+            param=param,
             hint="Every line must be one JSON object; mend or remove this line.",
         ) from error

@@ -20,6 +20,7 @@ from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
 from loco.ledger.reader import LedgerReader
+from loco.ledger.registry import change_of
 from loco.ledger.views import parse_event
 
 __all__ = ["Claim", "CommitAnswer", "Hint", "Ledger", "Renewal", "parse_event"]
@@ -240,6 +241,9 @@ class Ledger(LedgerReader):
     ) -> CommitAnswer:
         """Makes an attempt's result the stage's result and queues the next stage.
 
+        In the same transaction a registered version gets its number, and a measured one is
+        promoted where its gate lets it and nothing else was promoted meanwhile.
+
         Args:
             task_id: the stage.
             token: the attempt.
@@ -258,6 +262,7 @@ class Ledger(LedgerReader):
                 files,
                 fingerprint,
                 reused_from or "",
+                *change_of(Stage(task_id.rpartition("-")[2]), result),
             )
         )
 

@@ -1,13 +1,14 @@
 """What the ledger knows, read: jobs, tasks, events, workers. `loco.ledger.ledger` changes it."""
 
 import re
-from importlib import resources
 from typing import Any, Self
 
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
+from loco.ledger.registry import Registry
+from loco.ledger.scripts import Scripts
 from loco.ledger.views import job_view, parse_event, task_view, worker_view
 from loco.settings import Timings
 
@@ -19,7 +20,9 @@ class LedgerReader:
         self.namespace = namespace
         self._connection = connection
         self._timings = timings
-        self._scripts: dict[str, Any] = {}
+        self._scripts = Scripts(connection, namespace)
+        #: The versions of every adapter, and what each model points to.
+        self.registry = Registry(connection, self._scripts, namespace=namespace)
 
     @classmethod
     def connect(cls, url: str, *, namespace: str = "loco", timings: Timings | None = None) -> Self:
@@ -176,10 +179,7 @@ class LedgerReader:
         return ":".join((self.namespace, *parts))
 
     def _run(self, name: str, *arguments: str | int) -> Any:
-        with self._connection.client() as client:
-            if name not in self._scripts:
-                self._scripts[name] = client.register_script(_source(name))
-            return self._scripts[name](args=[self.namespace, *arguments])
+        return self._scripts.run(name, *arguments)
 
     def _holds(self, name: str, *arguments: str | int) -> bool:
         """Runs a script that answers 1, or 0 when the token is stale."""
@@ -215,8 +215,3 @@ class LedgerReader:
 def task_id_of(job_id: str, stage: Stage) -> str:
     """The ID of a stage of a job."""
     return f"{job_id}-{stage}"
-
-
-def _source(name: str) -> str:
-    folder = resources.files("loco.ledger") / "lua"
-    return (folder / "common.lua").read_text() + (folder / f"{name}.lua").read_text()

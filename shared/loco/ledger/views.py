@@ -21,6 +21,7 @@ from loco.contracts.jobs import (
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
+from loco.contracts.versions import Pointer, Promotion, Version
 
 Fields = Mapping[str, str]
 
@@ -40,6 +41,9 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         finished_at=_moment_or_none(fields.get("finished_at")),
         stages=tuple(task_view(task) for task in tasks),
         error=_failure(fields.get("error")),
+        promotion=Promotion.model_validate_json(fields["promotion"], extra="ignore")
+        if "promotion" in fields
+        else None,
         spec=JobSpec.model_validate_json(fields["spec"], extra="ignore"),
     )
 
@@ -88,6 +92,42 @@ def worker_view(fields: Fields) -> WorkerInfo:
     """A worker as last heard of; the time is the server's."""
     info = WorkerInfo.model_validate_json(fields["info"], extra="ignore")
     return info.model_copy(update={"seen_at": moment(fields["seen_at"])})
+
+
+def version_view(
+    number: int, fields: Fields, events: Iterable[str], pointer: Pointer | None
+) -> Version:
+    """A version from its hash, its events and what its model points to."""
+    document = json.loads(fields["entry"])
+    told = {"gate", "scores"} & fields.keys()
+    promoted = pointer is not None and pointer.version == number
+    return Version.model_validate(
+        document
+        | {name: json.loads(fields[name]) for name in told}
+        | {
+            "version": number,
+            "digest": fields["digest"],
+            "profile": document.get("profile") or fields.get("profile"),
+            "promoted": promoted,
+            "served_at": pointer.served_at if promoted and pointer else None,
+            "events": [entry | {"at": moment(entry["at"])} for entry in map(json.loads, events)],
+        },
+        extra="ignore",
+    )
+
+
+def pointer_view(model: str, fields: Fields) -> Pointer:
+    """What a model points to, from its hash."""
+    return Pointer(
+        model=model,
+        adapter=fields["adapter"],
+        version=int(fields["version"]),
+        candidate=fields["candidate"],
+        digest=fields["digest"],
+        serial=int(fields["serial"]),
+        served_at=_moment_or_none(fields.get("served_at")),
+        served_digest=fields.get("served_digest"),
+    )
 
 
 def moment(milliseconds: str) -> datetime:

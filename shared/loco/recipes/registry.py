@@ -1,4 +1,4 @@
-"""adapters/registry.yaml: what each adapter has in Ollama, and everything it had before.
+"""adapters/registry.yaml: the versions of every adapter, for people to read.
 
     adapters:
       math:
@@ -7,11 +7,12 @@
         …
         history: [version 3, version 2, version 1]
 
-Register and eval write it, under a lock and by renaming, so a reader never needs the lock.
+The truth is in the ledger; a worker writes this copy of it after each change, under a lock and by
+renaming, so a reader never needs the lock.
 """
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from loco.contracts.versions import Version
 REGISTRY = "registry.yaml"
 _LOCK = ".registry.lock"
 _HEADER = (
-    "# Written by the stages register and eval. The newest version of an adapter comes first.\n"
+    "# A readable copy of the ledger's registry: edits are lost, `loco promote` changes it.\n"
+    "# The newest version of an adapter comes first.\n"
 )
 
 
@@ -44,35 +46,16 @@ def current(adapters_dir: Path, adapter: str) -> Version | None:
     return next((v for v in read(adapters_dir).get(adapter, []) if v.promoted), None)
 
 
-def record(adapters_dir: Path, adapter: str, version: Version) -> Version:
-    """Adds a version, or replaces that of the same job, and returns it with its number."""
-    with _locked(adapters_dir):
-        document = _read(adapters_dir)
-        history = _history(adapter, document.get(adapter, {}))
-        same_job = next((v for v in history if v.job == version.job), None)
-        number = same_job.version if same_job else max((v.version for v in history), default=0) + 1
-        version = version.model_copy(update={"version": number})
-        others = [v for v in history if v.job != version.job]
-        if version.promoted:
-            others = [v.model_copy(update={"promoted": False}) for v in others]
-        _write(adapters_dir, document, adapter, [version, *others])
-    return version
-
-
-def record_scores(adapters_dir: Path, adapter: str, job: str, scores: dict[str, Any]) -> bool:
-    """Adds the scores of a job's version; False when the registry has no version of that job."""
-    with _locked(adapters_dir):
-        document = _read(adapters_dir)
-        history = _history(adapter, document.get(adapter, {}))
-        if not any(v.job == job for v in history):
-            return False
-        history = [v.model_copy(update={"scores": scores}) if v.job == job else v for v in history]
-        _write(adapters_dir, document, adapter, history)
-    return True
+def write(adapters_dir: Path, history: Mapping[str, Sequence[Version]]) -> None:
+    """Writes the versions of every adapter; the caller holds the lock."""
+    document = {"adapters": {name: _entry(versions) for name, versions in history.items()}}
+    text = yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+    write_text(adapters_dir / REGISTRY, _HEADER + text)
 
 
 @contextmanager
-def _locked(adapters_dir: Path) -> Iterator[None]:
+def locked(adapters_dir: Path) -> Iterator[None]:
+    """The right to write, for one process at a time."""
     with (adapters_dir / _LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -94,21 +77,22 @@ def _read(adapters_dir: Path) -> dict[str, Any]:
 
 def _history(adapter: str, entry: Any) -> list[Version]:
     try:
-        versions = [Version.model_validate(v) for v in (entry or {}).get("history", [])]
+        versions = [
+            Version.model_validate(v, extra="ignore") for v in (entry or {}).get("history", [])
+        ]
     except (AttributeError, TypeError, ValidationError) as error:
         raise _unreadable(Path(f"{REGISTRY}: {adapter}"), error) from error
     return sorted(versions, key=lambda v: -v.version)
 
 
-def _write(
-    adapters_dir: Path, document: dict[str, Any], adapter: str, versions: list[Version]
-) -> None:
-    versions = sorted(versions, key=lambda v: -v.version)
-    shown = next((v for v in versions if v.promoted), versions[0])
-    entry = {**shown.model_dump(), "history": [v.model_dump() for v in versions]}
-    document = {"adapters": {**document, adapter: entry}}
-    text = yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
-    write_text(adapters_dir / REGISTRY, _HEADER + text)
+def _entry(versions: Sequence[Version]) -> dict[str, Any]:
+    """An adapter: what serves (or else its newest version), and its history."""
+    newest_first = sorted(versions, key=lambda v: -v.version)
+    shown = next((v for v in newest_first if v.promoted), newest_first[0])
+    return {
+        **shown.model_dump(mode="json"),
+        "history": [v.model_dump(mode="json") for v in newest_first],
+    }
 
 
 class _Plain(yaml.SafeDumper):
@@ -121,5 +105,5 @@ class _Plain(yaml.SafeDumper):
 def _unreadable(path: Path, error: Exception) -> Conflict:
     return Conflict(
         f"{path} cannot be read: {error}",
-        hint="Mend or move the file away; it is written anew by the next register.",
+        hint="Mend the file, or move it away: then versions count from 1 again.",
     )

@@ -159,6 +159,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
         )
     job = validated(JobSpec, document, where="")
     _check_sets(job)
+    _check_select(job)
     served = {  # the Modelfile says what register sends to Ollama
         field: getattr(job.register_, field)
         for field in ("temperature", "num_ctx", "num_predict")
@@ -174,6 +175,17 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             "prepare": job.prepare.model_copy(update={"eval_sets": kept_out}),
         }
     )
+
+
+def _check_select(job: JobSpec) -> None:
+    """Refuses to choose by rows that the job itself keeps none of; another's are seen in train."""
+    trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
+    if trains and job.train.select == "best" and not job.prepare.validation:
+        raise InvalidRequest(
+            "train.select: best needs validation rows, and prepare.validation is 0.",
+            param="train.select",
+            hint="Set prepare.validation (32 is the default), or train.select: last.",
+        )
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,16 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from loco.contracts.artifacts import Artifact, describe
-from loco.contracts.errors import LocoError, NotFound
+from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
 from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
+from loco.contracts.versions import PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
 from loco.recipes.datasets import named_files
 from loco.recipes.frozen import frozen_file
+from loco.running.registry_file import take_over
+from loco.running.verify import sealed, verified
 from loco.settings import Settings
 
 SPEC = "spec.json"
@@ -51,6 +54,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
 
     Raises:
         NotFound: an earlier stage this one builds on has no committed outputs any more.
+        ArtifactChanged: one of them is not what was committed.
     """
     job = claim.job
     earlier = earlier_tasks(ledger, job, claim.stage)
@@ -65,6 +69,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             adapter_dir=settings.adapters_dir / job.adapter,
             models_dir=settings.models_dir,
             locks_dir=settings.locks_dir,
+            answers_dir=settings.answers_dir,
             dataset_dirs=settings.dataset_dirs,
             frozen={
                 name: f.model_copy(
@@ -74,7 +79,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             },
             ollama_host=settings.ollama_host,
             files={
-                f"{stage}/{a.name}": _present(settings.adapters_dir, a)
+                f"{stage}/{a.name}": verified(settings.adapters_dir, a)
                 for stage, t in earlier.items()
                 for a in t.artifacts
             },
@@ -83,7 +88,29 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             tried=History.of(ledger).tried(job.spec.train.base_model.name)
             if claim.stage is Stage.TRAIN
             else (),
+            promoted=_promoted(ledger, settings, job, earlier)
+            if claim.stage in (Stage.REGISTER, Stage.EVAL)
+            else None,
         ),
+    )
+
+
+def _promoted(
+    ledger: Ledger, settings: Settings, job: Job, earlier: dict[Stage, Task]
+) -> PromotedVersion | None:
+    """What serves now under the job's model name, if it is another version than the job's own.
+
+    An earlier release's registry is taken over before anything is numbered or compared.
+    """
+    take_over(ledger, settings.adapters_dir)
+    registered = earlier.get(Stage.REGISTER)
+    candidate = (registered.result or {}).get("candidate", "") if registered else ""
+    model = candidate.partition(":")[0] or job.spec.register_.model_name
+    pointer = ledger.registry.promoted(model)
+    if pointer is None or pointer.adapter != job.adapter or pointer.candidate == candidate:
+        return None
+    return PromotedVersion(
+        version=pointer.version, candidate=pointer.candidate, digest=pointer.digest
     )
 
 
@@ -96,7 +123,8 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     """SHA-256 over everything that decides what a stage writes.
 
     That is its spec, its program's version, the content of the files it reads, and for eval the
-    model in Ollama. Two attempts with one fingerprint can stand in for each other.
+    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can
+    stand in for each other.
 
     Args:
         run: the attempt's spec and inputs.
@@ -118,6 +146,8 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     if run.stage is Stage.EVAL:
         registered = run.inputs.results.get(Stage.REGISTER, {})
         document["model"] = [registered.get("candidate"), registered.get("digest")]
+        promoted = run.inputs.promoted
+        document["promoted"] = promoted.model_dump() if promoted else None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -125,7 +155,7 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
 def collect(
     settings: Settings, folder: Path, stage: Stage
 ) -> tuple[dict[str, Any], list[Artifact]]:
-    """The result a stage program left, and its files and environment as artifacts.
+    """The result a stage program left, and its files, read-only from now on, as artifacts.
 
     Raises:
         LocoError: the result names a file that is not there or lies outside the folder.
@@ -142,7 +172,7 @@ def collect(
                 f"which is not a file inside its folder {folder}.",
                 hint="This is a fault of the stage program; please report it.",
             )
-        artifacts.append(describe(settings.adapters_dir, path, name=name, stage=stage))
+        artifacts.append(sealed(settings.adapters_dir, path, name=name, stage=stage))
     return result, artifacts
 
 
@@ -164,24 +194,6 @@ def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             except OSError as error:
                 logger.warning("%s is left over: %s", entry, error)
-
-
-def intact(adapters_dir: Path, artifacts: tuple[Artifact, ...]) -> bool:
-    """Whether all files are there with the recorded size and content."""
-    paths = [(adapters_dir / a.path, a) for a in artifacts]
-    if not all(p.is_file() and p.stat().st_size == a.size for p, a in paths):
-        return False
-    return all(sha256_of(p) == a.sha256 for p, a in paths)
-
-
-def _present(adapters_dir: Path, artifact: Artifact) -> Path:
-    path = adapters_dir / artifact.path
-    if not path.is_file():
-        raise NotFound(
-            f"{artifact.path}, written by stage {artifact.stage}, is gone.",
-            hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
-        )
-    return path
 
 
 def _content(inputs: Inputs, path: str) -> list[str | None]:

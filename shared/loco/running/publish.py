@@ -2,7 +2,8 @@
 
     adapters/NAME/training_data.jsonl   checkpoints/   gguf/unsloth.Q4_K_M.gguf   Modelfile
 
-They are hard links to the committed attempt's files, so they cost no disk. `.publish.lock` keeps
+They are hard links to the committed attempt's files, so they cost no disk; read-only as those are
+(`running.verify`), and verified before. `.publish.lock` keeps
 two publishers apart and remembers what was published, so that a late publisher of an older job
 never replaces a newer job's files. Who reads several of the files and wants them of one job holds a
 shared lock on it meanwhile: `flock --shared .publish.lock COMMAND`. Publishing waits some seconds for
@@ -25,6 +26,7 @@ from typing import TextIO
 
 from loco.contracts.files import PUBLISH_LOCK, sync_folder
 from loco.contracts.jobs import Task
+from loco.running.verify import make_read_only, verified
 
 #: Artifacts that appear beside the recipe: files, and folders (with a slash).
 FILES = ("training_data.jsonl", "gguf/", "Modelfile")
@@ -54,8 +56,8 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
         False when a newer job has already published this stage.
 
     Raises:
-        OSError: a file is gone, the disk is full or a reader holds the lock for long; nothing
-            half-written is left.
+        OSError: the disk is full or a reader holds the lock for long; nothing half-written is left.
+        NotFound, ArtifactChanged: a file is gone, or not what was committed; nothing is published.
     """
     folder.mkdir(parents=True, exist_ok=True)
     finished = task.finished_at.isoformat() if task.finished_at else ""
@@ -64,7 +66,15 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
         newest = published.get(task.stage, {}).get("finished_at", "")
         if newest and finished and _instant(newest) > _instant(finished):
             return False
-        _place(folder, {a.name: adapters_dir / a.path for a in task.artifacts})
+        published_names = (*FILES, *(f"{name}/" for name in FOLDERS))
+        _place(
+            folder,
+            {
+                a.name: verified(adapters_dir, a)
+                for a in task.artifacts
+                if a.name.startswith(published_names)
+            },
+        )
         published[task.stage] = {"task_id": task.task_id, "finished_at": finished}
         _write(record, published)
     return True
@@ -117,6 +127,7 @@ def _link(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)
+        make_read_only(target)
         descriptor = os.open(target, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -27,7 +27,6 @@ from loco.running.attempt import (
     collect,
     earlier_tasks,
     fingerprint,
-    intact,
     stage_run,
     sweep_others,
 )
@@ -35,6 +34,7 @@ from loco.running.child import Child, log_tail
 from loco.running.lease import Lease
 from loco.running.publish import publish
 from loco.running.relay import Relay
+from loco.running.verify import intact
 from loco.settings import Settings
 from loco.stage.program import EXIT_FAILED, EXIT_STOPPED
 
@@ -67,6 +67,8 @@ class Runner:
         send_hint: tells the next stage's queue that there is work.
         command: the program of a stage; the default is its module in this process's Python.
         on_renewal: called with the task's ID after each renewal of its lease.
+        follow: has Ollama and the registry's readable copy follow what register or eval committed;
+            the reaper does so again where it failed.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Runner:
         send_hint: Callable[[str, Stage], object],
         command: Callable[[Stage], Sequence[str]] | None = None,
         on_renewal: Callable[[str], None] | None = None,
+        follow: Callable[[], None] | None = None,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
@@ -85,6 +88,7 @@ class Runner:
         self._send_hint = send_hint
         self._command = command or (lambda stage: [sys.executable, "-m", stage.program])
         self._on_renewal = on_renewal or (lambda _task_id: None)
+        self._follow = follow or (lambda: None)
 
     def run_one(self, queue: Queue) -> bool:
         """Claims the best ready stage of a queue and runs it to its end.
@@ -267,6 +271,11 @@ class Runner:
         following = order[order.index(claim.stage) + 1 :]
         if following and answer is not CommitAnswer.DONE:
             self._send_hint(claim.job_id, following[0])
+        if claim.stage in (Stage.REGISTER, Stage.EVAL):
+            try:
+                self._follow()
+            except Exception:  # it stands in the ledger; the reaper tries again
+                logger.exception("%s: Ollama does not follow yet", claim.task_id)
 
 
 def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
@@ -276,7 +285,7 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
         job = ledger.job(task.job_id)
         publish(settings.adapters_dir, settings.adapters_dir / job.adapter / job.spec.place, task)
         ledger.published(task_id)
-    except (OSError, RedisUnavailable) as error:
+    except (OSError, LocoError) as error:
         logger.warning("%s: not published yet: %s", task_id, error)
 
 

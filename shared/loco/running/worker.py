@@ -30,6 +30,7 @@ from loco.contracts.stages import Queue, Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import TASK, celery_app, send_hint
 from loco.queue.reaper import Reaper
+from loco.running.registry_file import export_committed
 from loco.running.runner import Runner, publish_committed
 from loco.settings import Settings
 from loco.stage import hardware
@@ -54,6 +55,7 @@ def worker_app(
     *,
     module: str,
     command: Callable[[Stage], Sequence[str]] | None = None,
+    serve: Callable[[Ledger, str], None] | None = None,
 ) -> Celery:
     """The Celery app of the worker of one queue.
 
@@ -62,12 +64,13 @@ def worker_app(
         queue: `cpu` or `gpu`.
         module: the module that calls this; the pool child, a fresh interpreter, imports it too.
         command: the program of a stage; the default is its module in this process's Python.
+        serve: has the Ollama at an address follow the ledger; None: this worker does not do that.
     """
     if queue is Queue.GPU and (words := pin(settings.gpu)):
         logger.warning(words)
     app = celery_app(settings)
     app.conf.imports = (module,)
-    worker = _Worker(app, settings, queue, command)
+    worker = _Worker(app, settings, queue, command, serve)
     # shared: the pool child gets its app by pickle, without the tasks registered on this one
     shared_task(name=TASK, ignore_result=True)(worker.run_stage)
     # weak=False: Celery's signals hold their receivers weakly
@@ -105,9 +108,11 @@ class _Worker:
         settings: Settings,
         queue: Queue,
         command: Callable[[Stage], Sequence[str]] | None,
+        serve: Callable[[Ledger, str], None] | None,
     ) -> None:
         self._app = app
         self._command = command
+        self._serve = serve
         self._settings = settings
         self._queue = queue
         self._ledger = Ledger.connect(
@@ -135,6 +140,7 @@ class _Worker:
             send_hint=self._send_hint,
             command=self._command,
             on_renewal=self._beat_running,
+            follow=self._follow,
         )
         runner.run_one(self._queue)
         self._beat(task_id=None)
@@ -156,6 +162,7 @@ class _Worker:
             self._ledger,
             send_hint=self._send_hint,
             publish=lambda task_id: publish_committed(self._ledger, self._settings, task_id),
+            follow=self._follow,
             every=self._settings.timings.reap,
         ).start()
         threading.Thread(target=self._beat_idle, name="heartbeat", daemon=True).start()
@@ -193,6 +200,12 @@ class _Worker:
         if self._queue is Queue.GPU and due:
             self._hardware = hardware.of(device_id())
             self._looked_at = time.monotonic()
+
+    def _follow(self) -> None:
+        """Has what shows the ledger's registry follow it."""
+        export_committed(self._ledger, self._settings)
+        if self._serve is not None:
+            self._serve(self._ledger, self._settings.ollama_host)
 
     def _send_hint(self, job_id: str, stage: Stage) -> None:
         send_hint(self._app, Hint(job_id=job_id, stage=stage))

@@ -169,8 +169,8 @@ def test_an_unreachable_hub_names_the_offline_choices(tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from loco.contracts.specs import HuggingFaceSource\n"
         "from loco.contracts.errors import SourceUnreachable\n"
-        "from loco_worker.sources.sources import _hub\n"
-        "try: _hub(HuggingFaceSource(kind='huggingface'))\n"
+        "from loco_worker.sources.sources import hub_table\n"
+        "try: hub_table(HuggingFaceSource(kind='huggingface'))\n"
         "except SourceUnreachable as e: print(e.message); print(e.hint)\n"
     )
     ended = subprocess.run(

@@ -1,6 +1,9 @@
--- namespace, task id, token, result JSON, artifacts JSON, fingerprint, job reused from or ''
+-- namespace, task id, token, result JSON, artifacts JSON, fingerprint, job reused from or '', then what the
+-- result says of a version: '' (nothing), or
+--   'registered', job, model, candidate, digest, entry JSON
+--   'measured', job of the candidate, verdict or '', compared version or '', why, gate JSON, scores JSON
 -- Answers 'next' | 'done' | 'already' | 'stale'.
-local _, id, token, result, artifacts, fingerprint, reused_from = unpack(ARGV)
+local _, id, token, result, artifacts, fingerprint, reused_from, change = unpack(ARGV)
 local task = key('task', id)
 local job_id, stage, status, holder = unpack(redis.call('HMGET', task, 'job_id', 'stage', 'status', 'token'))
 if holder ~= token then
@@ -30,6 +33,30 @@ end
 redis.call('ZADD', key('unpublished'), redis.call('INCR', key('commits')), id)
 
 local stages = stages_of(job_id)
+if change == 'registered' then
+  local _, _, _, _, _, _, _, _, builder, model, candidate, digest, entry = unpack(ARGV)
+  local number = record_version(adapter, builder, model, candidate, digest, entry)
+  redis.call('HSET', version_key(adapter, number), 'profile', profile)
+  local last = stages[#stages] == stage
+  local gate = cjson.decode(redis.call('HGET', key('job', job_id), 'spec')).eval.gate
+  settle(job_id, stage, adapter, number, 'registered', last and 'it was not measured: `loco eval` lets the gate decide')
+  if last and gate and gate.policy == 'always' then
+    local present = redis.call('HGET', key('promoted', model), 'version')
+    pass_gate(job_id, stage, adapter, number, 'unproven', present or '', 'policy always: promoted without being measured')
+  end
+elseif change == 'measured' then
+  local _, _, _, _, _, _, _, _, builder, verdict, compared, why, gate, scores = unpack(ARGV)
+  local number = redis.call('HGET', key('versions', adapter, 'jobs'), builder)
+  if number then
+    redis.call('HSET', version_key(adapter, number), 'scores', scores)
+    if verdict ~= '' then
+      redis.call('HSET', version_key(adapter, number), 'gate', gate)
+      pass_gate(job_id, stage, adapter, number, verdict, compared, why)
+    else
+      version_event(adapter, number, 'measured', 'gate')
+    end
+  end
+end
 if stages[#stages] == stage then
   end_job(job_id, 'succeeded')
   return 'done'

@@ -5,7 +5,7 @@ fields `truncate` and `_debug_render_only`, and the fields of /api/show that the
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,7 +17,8 @@ import ollama
 from loco.contracts.errors import OllamaRefused, OllamaUnavailable
 
 #: Loading a model of several gigabytes happens inside a request.
-_TIMEOUT = httpx.Timeout(600, connect=10)
+_SECONDS = 600.0
+_CONNECT_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 20
 #: Pauses before a busy server (503) is asked again, in seconds.
 _BUSY_PAUSES = (1, 2, 4, 8)
@@ -34,8 +35,10 @@ class Answer(NamedTuple):
     #: Generated tokens.
     tokens: int
     prompt_tokens: int
-    #: Wall-clock seconds of the request.
+    #: Wall-clock seconds of the request, those it waited in the server's queue among them.
     seconds: float
+    #: Seconds the server computed, by its own account: prompt and answer, no loading, no waiting.
+    computed: float = 0.0
 
 
 class OllamaHost:
@@ -46,14 +49,16 @@ class OllamaHost:
 
     Args:
         url: base URL, e.g. `http://127.0.0.1:11434`.
+        seconds: patience with each answer; loading a model happens inside a request.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, seconds: float = _SECONDS) -> None:
+        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
         self.url = url.rstrip("/")
         # a proxy must not be asked for this machine's own addresses
         trust_env = urlsplit(self.url).hostname not in _LOOPBACK
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=trust_env)
-        self._client = ollama.Client(host=self.url, timeout=_TIMEOUT, trust_env=trust_env)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=trust_env)
+        self._client = ollama.Client(host=self.url, timeout=timeout, trust_env=trust_env)
 
     def __enter__(self) -> Self:
         return self
@@ -132,10 +137,21 @@ class OllamaHost:
             for response in self._client.pull(model, stream=True):
                 progress(response.status or "", response.completed or 0, response.total or 0)
 
-    def show(self, model: str) -> dict[str, Any]:
-        """Template, parameters, system, modelfile, capabilities of a model."""
+    def sizes(self) -> dict[str, int]:
+        """Full model name (with tag) to the bytes it takes there, of all models."""
+        with self._speaking("list its models"):
+            return {m.model: int(m.size or 0) for m in self._client.list().models if m.model}
+
+    def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
+        """Template, parameters, system, modelfile, capabilities, tensors of a model.
+
+        Args:
+            model: its name.
+            verbose: with the vocabulary, megabytes of it.
+        """
+        body = {"model": model, **({"verbose": True} if verbose else {})}
         with self._speaking(f"show {model}"):
-            return _json(self._http.post("/api/show", json={"model": model}))
+            return _json(self._http.post("/api/show", json=body))
 
     def copy(self, source: str, destination: str) -> None:
         """Points a name at an existing model."""
@@ -144,8 +160,26 @@ class OllamaHost:
 
     def chat(self, model: str, prompt: str, options: Mapping[str, Any]) -> Answer:
         """One turn, without thinking and without cutting the prompt."""
+        return self.converse(model, [{"role": "user", "content": prompt}], options)
+
+    def converse(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        options: Mapping[str, Any],
+        *,
+        think: bool | None = False,
+    ) -> Answer:
+        """The next turn of a conversation, whose prompt is not cut.
+
+        Args:
+            model: who answers.
+            messages: `role` and `content` of the turns so far.
+            options: as of /api/chat.
+            think: as most clients send it: not at all (None), or as true or false.
+        """
         started = time.monotonic()
-        body = self._chat(model, prompt, options)
+        body = self._chat(model, messages, options, think)
         message = body.get("message", {})
         return Answer(
             text=message.get("content", ""),
@@ -154,23 +188,31 @@ class OllamaHost:
             tokens=body.get("eval_count", 0),
             prompt_tokens=body.get("prompt_eval_count", 0),
             seconds=round(time.monotonic() - started, 3),
+            computed=round(_nanoseconds(body) / 1e9, 3),
         )
 
-    def rendered(self, model: str, prompt: str) -> str | None:
-        """The text a prompt becomes before the model sees it; None: the server can't say."""
+    def rendered(
+        self, model: str, messages: Sequence[Mapping[str, str]], *, think: bool | None = False
+    ) -> str | None:
+        """The text a conversation becomes before the model sees it; None: the server can't say."""
         # num_predict: a server that does not know the field generates, which must stay short
-        body = self._chat(model, prompt, {"num_predict": 1}, _debug_render_only=True)
+        body = self._chat(model, messages, {"num_predict": 1}, think, _debug_render_only=True)
         text = (body.get("_debug_info") or {}).get("rendered_template")
         return str(text) if text is not None else None
 
     def _chat(
-        self, model: str, prompt: str, options: Mapping[str, Any], **more: Any
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        options: Mapping[str, Any],
+        think: bool | None,
+        **more: Any,
     ) -> dict[str, Any]:
         request = {
             "model": model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": [dict(message) for message in messages],
             "stream": False,
-            "think": False,
+            **({} if think is None else {"think": think}),
             "truncate": False,
             "options": dict(options),
             **more,
@@ -220,6 +262,10 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     response.raise_for_status()
     body: dict[str, Any] = response.json()
     return body
+
+
+def _nanoseconds(body: Mapping[str, Any]) -> int:
+    return sum(int(body.get(f"{part}_duration", 0)) for part in ("prompt_eval", "eval"))
 
 
 def _said(response: httpx.Response) -> str:

@@ -1,0 +1,191 @@
+"""The versions of an adapter: list, promote, roll back, make again in Ollama."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.errors import (
+    BodyTooLarge,
+    CandidateMissing,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    OllamaRefused,
+    OllamaUnavailable,
+    UnknownAdapter,
+    VersionRefused,
+)
+from loco.contracts.versions import Restored, Version
+from loco.recipes.resolve import adapter_names, load_recipe
+from loco.serving import promotion
+from loco_api.auth import Caller
+from loco_api.context import Context, Here
+from loco_api.errors import responses
+from loco_api.pages import AdapterName, Page
+
+router = APIRouter(tags=["adapters"])
+
+Model = Annotated[
+    str | None, Query(description="Only versions of this model.", examples=["locollm-math"])
+]
+
+
+class VersionPage(Page[Version]):
+    """Versions of an adapter, newest first."""
+
+
+class PromoteRequest(Contract):
+    """Which version shall serve."""
+
+    version: int = Field(ge=1, description="Its number.")
+    force: bool = Field(False, description="Promote it although the gate refused it.")
+    reason: str = Field("", max_length=1000, description="Why, for the audit trail.")
+
+
+class RollbackRequest(Contract):
+    """Which model shall go back to what it was before."""
+
+    model: str | None = Field(
+        None,
+        description="Name in Ollama, without tag; none: the recipe's, or the only one promoted.",
+    )
+    reason: str = Field("", max_length=1000, description="Why, for the audit trail.")
+
+
+class RestoreRequest(Contract):
+    """How a version is made again."""
+
+    anew: bool = Field(False, description="Make it also where Ollama has it, unchanged.")
+
+
+@router.get(
+    "/adapters/{name}/versions",
+    operation_id="listVersions",
+    summary="List versions",
+    responses=responses(UnknownAdapter, InvalidRequest),
+)
+def list_versions(
+    name: AdapterName,
+    here: Here,
+    after: Annotated[
+        int | None, Query(ge=1, description="Go on after this version, the last of a page.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Versions a page.")] = 20,
+    model: Model = None,
+) -> VersionPage:
+    """The registered candidates, newest first, with lineage, scores, verdict and audit trail."""
+    _check_adapter(here, name)
+    versions, more = here.ledger.registry.versions(name, after=after, limit=limit, model=model)
+    return VersionPage(data=tuple(versions), has_more=more)
+
+
+@router.post(
+    "/adapters/{name}/promote",
+    operation_id="promoteVersion",
+    summary="Promote a version",
+    response_description="The version, which `MODEL:latest` was seen to be.",
+    responses=responses(
+        UnknownAdapter,
+        NotFound,
+        InvalidRequest,
+        VersionRefused,
+        CandidateMissing,
+        Conflict,
+        BodyTooLarge,
+        OllamaUnavailable,
+        OllamaRefused,
+    ),
+)
+def promote_version(
+    name: AdapterName, request: PromoteRequest, here: Here, caller: Caller
+) -> Version:
+    """Has a version serve as `MODEL:latest`. What the gate refused takes `force`."""
+    _check_adapter(here, name)
+    return promotion.promote(
+        here.ledger,
+        here.settings,
+        name,
+        request.version,
+        by=caller,
+        reason=request.reason,
+        force=request.force,
+    )
+
+
+@router.post(
+    "/adapters/{name}/rollback",
+    operation_id="rollbackVersion",
+    summary="Roll back",
+    response_description="The version that serves again, which `MODEL:latest` was seen to be.",
+    responses=responses(
+        UnknownAdapter,
+        InvalidRequest,
+        CandidateMissing,
+        Conflict,
+        BodyTooLarge,
+        OllamaUnavailable,
+        OllamaRefused,
+    ),
+)
+def rollback_version(
+    name: AdapterName, here: Here, caller: Caller, request: RollbackRequest | None = None
+) -> Version:
+    """Has what was promoted before the present version serve again; none is skipped."""
+    _check_adapter(here, name)
+    asked = request or RollbackRequest()
+    model = promotion.model_of(here.ledger, name, asked.model, _usual_model(here, name))
+    return promotion.rollback(
+        here.ledger, here.settings, name, model, by=caller, reason=asked.reason
+    )
+
+
+@router.post(
+    "/adapters/{name}/versions/{version}/restore",
+    operation_id="restoreVersion",
+    summary="Make a version again in Ollama",
+    responses=responses(
+        UnknownAdapter,
+        NotFound,
+        InvalidRequest,
+        CandidateMissing,
+        Conflict,
+        BodyTooLarge,
+        OllamaUnavailable,
+        OllamaRefused,
+    ),
+)
+def restore_version(
+    name: AdapterName,
+    version: Annotated[int, Path(ge=1, description="Number of a version.")],
+    here: Here,
+    caller: Caller,
+    request: RestoreRequest | None = None,
+) -> Restored:
+    """Creates the version's model in an Ollama that lacks it, from its GGUF, under the same name.
+
+    It takes as long as the upload; asked again, it goes on.
+    """
+    _check_adapter(here, name)
+    anew = request.anew if request else False
+    return promotion.restore(here.ledger, here.settings, name, version, by=caller, anew=anew)
+
+
+def _check_adapter(here: Context, name: str) -> None:
+    """Adapters with a recipe, right or wrong, and those that once registered something.
+
+    Raises:
+        UnknownAdapter: neither.
+    """
+    known = name in adapter_names(here.settings.adapters_dir)
+    if not known and name not in here.ledger.registry.adapters():
+        load_recipe(here.settings.adapters_dir, name)
+
+
+def _usual_model(here: Context, name: str) -> str | None:
+    """The recipe's model; None where there is no recipe that can be read."""
+    try:
+        return load_recipe(here.settings.adapters_dir, name).model_name
+    except (InvalidRequest, UnknownAdapter):
+        return None

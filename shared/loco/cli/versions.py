@@ -1,0 +1,185 @@
+"""Commands about versions: versions, promote, rollback, setup."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from loco.cli.console import client, note, show, show_json, table
+from loco.client.client import Client
+from loco.contracts.errors import InvalidRequest, LocoError
+from loco.contracts.evaluation import Role
+from loco.contracts.figures import duration, share
+from loco.contracts.versions import Restored, Version
+
+AdapterArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+ReasonOption = Annotated[str, typer.Option(help="Why, for the audit trail.")]
+
+VERDICTS = {"better": "green", "unproven": "yellow", "refused": "bold red"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands in the order in which help lists them."""
+    for command in (versions, promote, rollback, setup):
+        app.command()(command)
+
+
+def versions(
+    context: typer.Context,
+    adapter: AdapterArgument,
+    model: Annotated[str | None, typer.Option(help="Only versions of this model.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """List the versions of an adapter, newest first; a mark shows what serves."""
+    found: list[Version] = []
+    with client(context) as loco:
+        for version in loco.versions(adapter, model=model, page_size=min(limit, 100)):
+            found.append(version)
+            if len(found) == limit:
+                break
+    if as_json:
+        show_json(found)
+        return
+    right = ("version", "age")
+    rows = table("version", "", "model", "job", "base → adapter", "verdict", "age", right=right)
+    for version in found:
+        verdict = version.gate.verdict.value if version.gate else "not measured"
+        rows.add_row(
+            str(version.version),
+            _mark(version),
+            version.model,
+            version.job,
+            _accuracy(version),
+            Text(verdict, style=VERDICTS.get(verdict, "dim")),
+            _age(version),
+        )
+    nothing = f"{adapter} has no versions yet. Build one: `loco submit {adapter} --wait`."
+    show(rows) if found else note(nothing)
+
+
+def promote(
+    context: typer.Context,
+    adapter: AdapterArgument,
+    version: Annotated[int, typer.Argument(min=1, help="Its number, see `loco versions`.")],
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it although the gate refused it.")
+    ] = False,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Have a version serve as MODEL:latest, whatever served before."""
+    with client(context) as loco:
+        promoted = loco.promote(adapter, version, force=force, reason=reason)
+    _show_serving(promoted, as_json=as_json)
+
+
+def rollback(
+    context: typer.Context,
+    adapter: AdapterArgument,
+    *,
+    model: Annotated[str | None, typer.Option(help="Model to roll back; none: the usual.")] = None,
+    reason: ReasonOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Have the version that was promoted before the present one serve again."""
+    with client(context) as loco:
+        promoted = loco.rollback(adapter, model=model, reason=reason)
+    _show_serving(promoted, as_json=as_json)
+
+
+def setup(
+    context: typer.Context,
+    adapter: Annotated[str | None, typer.Argument(help="Only this adapter.")] = None,
+    *,
+    number: Annotated[
+        int | None,
+        typer.Option("--version", min=1, help="This version of ADAPTER, promoted or not."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Make also what Ollama has already.")
+    ] = False,
+) -> int:
+    """Make the promoted versions again in an Ollama that lacks them, from their GGUFs."""
+    if number is not None and adapter is None:
+        raise InvalidRequest(
+            "--version needs the adapter.",
+            param="--version",
+            hint=f"Write `loco setup ADAPTER --version {number}`.",
+        )
+    failures = 0
+    with client(context) as loco:
+        wanted = _wanted(loco, adapter, number)
+        for name, version in wanted:
+            try:
+                made = loco.restore(name, version.version, anew=everything)
+            except LocoError as error:
+                failures += 1
+                words = " ".join(filter(None, (error.message, error.hint)))
+                show(f"{_called(version)} could not be made: {words}")
+            else:
+                show(_made(made))
+    if not wanted:
+        note("Nothing is promoted yet. Build an adapter first: `loco submit math --wait`.")
+    return 1 if failures else 0
+
+
+def _wanted(loco: Client, adapter: str | None, number: int | None) -> list[tuple[str, Version]]:
+    """The versions to make again, with the names of their adapters."""
+    names = [str(a["name"]) for a in loco.adapters()] if adapter is None else [adapter]
+    return [
+        (name, version)
+        for name in names
+        for version in loco.versions(name, page_size=100)
+        if (version.promoted if number is None else version.version == number)
+    ]
+
+
+def _called(version: Version) -> str:
+    name = f"{version.model}:latest" if version.promoted else version.candidate
+    return f"{name} (version {version.version})"
+
+
+def _made(made: Restored) -> str:
+    name = f"{made.model}:latest" if made.promoted else made.candidate
+    text = f"{name} (version {made.version}) {'was created' if made.created else 'is there'}."
+    if made.digest != made.previous_digest:
+        return f"{text} Its digest is {made.digest[:12]} here, it was {made.previous_digest[:12]}."
+    return text
+
+
+def _show_serving(version: Version, *, as_json: bool) -> None:
+    if as_json:
+        show_json(version)
+    else:
+        show(f"{version.model}:latest is version {version.version} ({version.candidate}).")
+
+
+def _mark(version: Version) -> Text:
+    if not version.promoted:
+        return Text("")
+    if version.served_at is None:
+        return Text("promoted, Ollama does not follow yet", style="yellow")
+    return Text("serves", style="green")
+
+
+def _accuracy(version: Version) -> str:
+    """The primary set's figures, or the first set's."""
+    scores = version.scores or {}
+    sets = sorted(scores, key=lambda name: scores[name].get("role") != Role.PRIMARY)
+    for name in sets:
+        base, candidate = (scores[name].get(who) for who in ("base", "candidate"))
+        if base and candidate:
+            return f"{name} {share(base['accuracy'])} → {share(candidate['accuracy'])}"
+    return ""
+
+
+def _age(version: Version) -> str:
+    try:
+        registered = datetime.fromisoformat(version.registered_at)
+    except ValueError:
+        return ""
+    return duration((datetime.now(UTC) - registered).total_seconds())

@@ -1,0 +1,158 @@
+"""How an eval problem's answer is judged: the field `grader` of a line of an eval set.
+
+`{"kind": "choice", "options": ["A", "B", "C", "D"]}`; docs/eval.md shows one of each kind. What they do
+is in `loco.grading`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from loco.contracts.base import Contract
+from loco.contracts.code_tests import CodeTests
+from loco.contracts.patterns import LONGEST_PATTERN, compiled
+
+GraderName = Literal["numeric", "words", "choice", "contains", "regex", "json", "code"]
+Phrase = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"\S")]
+JsonType = Literal["string", "integer", "number", "boolean", "null", "list", "object"]
+
+#: Levels of lists and objects in an expected JSON value.
+DEEPEST_JSON = 20
+
+
+class NumericGrader(Contract):
+    """The number the answer gives is the item's `answer`."""
+
+    kind: Literal["numeric"] = Field(description="Compares numbers.")
+    tolerance: float = Field(
+        0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest difference that still counts as right; 0: equal but for rounding.",
+    )
+
+
+class WordsGrader(Contract):
+    """The words the answer gives are the item's `answer`, but for case and punctuation."""
+
+    kind: Literal["words"] = Field(description="Compares words.")
+    also: tuple[Phrase, ...] = Field((), description="Other answers that are right.")
+
+
+class ChoiceGrader(Contract):
+    """The answer names one option, the item's `answer`."""
+
+    kind: Literal["choice"] = Field(description="One of several options.")
+    options: tuple[Phrase, ...] | dict[Phrase, Phrase] = Field(
+        min_length=2,
+        max_length=50,
+        description="The options, `[A, B, C]` or `[yes, no]`; or label to text, `{A: Paris, B: Rome}`, "
+        "where either may be named.",
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _differ(cls, value: Any) -> Any:
+        names = [*value, *(value.values() if isinstance(value, dict) else ())]
+        folded = [name.strip().casefold() for name in names]
+        twice = next((n for n in folded if folded.count(n) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} appears twice: options must differ by more than case")
+        return value
+
+
+class ContainsGrader(Contract):
+    """The answer holds certain phrases, and not others."""
+
+    kind: Literal["contains"] = Field(description="Looks for phrases.")
+    all: tuple[Phrase, ...] = Field((), max_length=50, description="Every one must be there.")
+    any: tuple[Phrase, ...] = Field((), max_length=50, description="At least one must be there.")
+    none: tuple[Phrase, ...] = Field((), max_length=50, description="None may be there.")
+    ignore_case: bool = Field(True, description="Whether upper and lower case are the same.")
+    whole_words: bool = Field(
+        True, description="`no` is not found in `know`; false for languages without spaces."
+    )
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> "ContainsGrader":
+        if not (self.all or self.any):
+            raise ValueError("name at least one phrase in `all` or `any`")
+        return self
+
+
+class RegexGrader(Contract):
+    """A pattern matches the answer."""
+
+    kind: Literal["regex"] = Field(description="Matches an RE2 pattern.")
+    pattern: str = Field(
+        min_length=1,
+        max_length=LONGEST_PATTERN,
+        description="RE2 syntax: no lookaround, no backreferences.",
+    )
+    where: Literal["fullmatch", "search", "last_line"] = Field(
+        "fullmatch",
+        description="The whole answer without outer spaces, any part of it, or its whole last line.",
+    )
+    ignore_case: bool = Field(False, description="Whether upper and lower case are the same.")
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        compiled(value)
+        return value
+
+
+class JsonGrader(Contract):
+    """The answer is a JSON value, or holds one as its only one."""
+
+    kind: Literal["json"] = Field(description="Compares JSON values.")
+    expected: JsonValue = Field(
+        None, description="The value; where it is left out, the item's `answer` is read as JSON."
+    )
+    subset: bool = Field(
+        False, description="The answer may hold fields beyond those expected, at every level."
+    )
+    any_order: bool = Field(False, description="Lists may be in any order.")
+    ignore_case: bool = Field(False, description="Case of text values (not of field names).")
+    types: dict[Phrase, JsonType] = Field(
+        {}, description="Fields the answer must have, and their types, whatever their values."
+    )
+    only: bool = Field(False, description="The answer must be JSON and nothing else: no fence.")
+
+    @field_validator("expected")
+    @classmethod
+    def _shallow(cls, value: JsonValue) -> JsonValue:
+        if depth(value) > DEEPEST_JSON:
+            raise ValueError(f"nested deeper than {DEEPEST_JSON} levels")
+        return value
+
+
+class CodeGrader(CodeTests):
+    """The answer's code passes tests."""
+
+    kind: Literal["code"] = Field(description="Runs the answer's code in a locked-down child.")
+
+
+Grader = Annotated[
+    NumericGrader
+    | WordsGrader
+    | ChoiceGrader
+    | ContainsGrader
+    | RegexGrader
+    | JsonGrader
+    | CodeGrader,
+    Field(discriminator="kind"),
+]
+
+
+def depth(value: JsonValue) -> int:
+    """Levels of lists and objects in a value; stops counting at 1 beyond `DEEPEST_JSON`."""
+    deepest = 0
+    stack: list[tuple[JsonValue, int]] = [(value, 0)]
+    while stack and deepest <= DEEPEST_JSON:
+        current, level = stack.pop()
+        if isinstance(current, dict | list):
+            deepest = max(deepest, level + 1)
+            inner = current.values() if isinstance(current, dict) else current
+            stack += [(child, level + 1) for child in inner]
+    return deepest

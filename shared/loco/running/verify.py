@@ -1,0 +1,155 @@
+"""Committed files are read-only, and verified wherever one is used.
+
+That is by a later stage, in place of a run, by a download, when it is published. A published file is the committed one under another name, so an editor that writes in place changes
+both. The mode 0444 stops most of that. Against the rest a file's SHA-256 is compared with the
+ledger's, once in a process for each state of the file: size, inode, and the times of the last change
+of content and of anything (mtime, ctime). That is enough, since every write sets ctime to the
+present, and no call sets it to another time (utime sets mtime alone): a file of the same state has
+the same bytes. Hashing takes 1 to 2 s a GB, a look at the state 35 microseconds.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from loco.contracts.artifacts import Artifact, describe
+from loco.contracts.errors import ArtifactChanged, NotFound
+from loco.contracts.files import sha256_of
+from loco.contracts.stages import Stage
+
+#: Nobody writes, everybody reads: others may serve these files.
+READ_ONLY = 0o444
+#: A state is trusted when it is older than this: the clocks of file systems tick, so two writes
+#: within a tick (10 ms in a kernel, 2 s on the coarsest disk) leave one state.
+_SETTLED_SECONDS = 2.0
+#: Files whose digests are remembered.
+_REMEMBERED = 4096
+
+logger = logging.getLogger(__name__)
+
+
+class _State(NamedTuple):
+    size: int
+    inode: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_State":
+        found = path.stat()
+        return cls(found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class _Digests:
+    """SHA-256 of files, remembered while their state is the same."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Path, tuple[_State, str]] = OrderedDict()
+        self._lock = threading.Lock()
+        #: Several downloads that begin at once read a file once.
+        self._reading = threading.Lock()
+
+    def of(self, path: Path) -> str:
+        """The digest of a file's present content.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        known = self._look(path)
+        if known is None:
+            with self._reading:
+                known = self._look(path) or self._read(path)
+        return known
+
+    def forget(self) -> None:
+        """Reads every file again."""
+        with self._lock:
+            self._known.clear()
+
+    def _look(self, path: Path) -> str | None:
+        state = _State.of(path)
+        with self._lock:
+            known = self._known.get(path)
+            if known is None or known[0] != state:
+                return None
+            self._known.move_to_end(path)
+            return known[1]
+
+    def _read(self, path: Path) -> str:
+        before = _State.of(path)
+        digest = sha256_of(path)
+        settled = time.time_ns() - before.ctime_ns > _SETTLED_SECONDS * 1e9
+        if settled and _State.of(path) == before:
+            with self._lock:
+                self._known[path] = (before, digest)
+                self._known.move_to_end(path)
+                while len(self._known) > _REMEMBERED:
+                    self._known.popitem(last=False)
+        return digest
+
+
+#: One a process: workers and the API verify the same files again and again.
+digests = _Digests()
+
+
+def sealed(adapters_dir: Path, path: Path, *, name: str, stage: Stage) -> Artifact:
+    """Makes a file read-only and describes it, for its commit.
+
+    Args:
+        adapters_dir: the file lies below it.
+        path: the file.
+        name: name within the stage.
+        stage: the stage that wrote it.
+    """
+    make_read_only(path)
+    return describe(adapters_dir, path, name=name, stage=stage)
+
+
+def make_read_only(path: Path) -> None:
+    """Takes everybody's right to write; some disks have no modes, then verifying has to do."""
+    with suppress(OSError):
+        path.chmod(READ_ONLY)
+
+
+def verified(adapters_dir: Path, artifact: Artifact) -> Path:
+    """The place of a committed file that is what was committed.
+
+    Raises:
+        NotFound: it is gone, or what lies there leads out of the adapters folder.
+        ArtifactChanged: it is there with another content.
+    """
+    path = adapters_dir / artifact.path
+    inside = path.resolve().is_relative_to(adapters_dir.resolve())
+    try:
+        digest = digests.of(path) if inside and path.is_file() else None
+    except FileNotFoundError:
+        digest = None
+    if digest is None:
+        raise NotFound(
+            f"{artifact.path}, written by stage {artifact.stage}, is gone.",
+            hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
+        )
+    if digest != artifact.sha256:
+        raise ArtifactChanged(
+            f"{artifact.path} is not the file that stage {artifact.stage} committed: its SHA-256 "
+            f"was {artifact.sha256} and is {digest} now.",
+            hint=f"Run stage {artifact.stage} again: submit a job that starts with it. To train on "
+            "edited rows, edit a copy and name it as prepare's source (kind: jsonl).",
+        )
+    return path
+
+
+def intact(adapters_dir: Path, artifacts: Iterable[Artifact]) -> bool:
+    """Whether all files are there as they were committed; says which is not."""
+    try:
+        for artifact in artifacts:
+            verified(adapters_dir, artifact)
+    except (NotFound, ArtifactChanged) as error:
+        logger.warning("Not reused: %s", error)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Serving: Ollama, and how its `latest` names follow the ledger."""

@@ -1,0 +1,271 @@
+"""Versions over HTTP: pages, promotion, rollback, restore; who did it; what Ollama makes of it."""
+
+import hashlib
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from tags_server import Tags
+from versions import MODEL, Builder
+
+from loco.contracts.evaluation import Verdict
+from loco.ledger.keys import Keys
+
+pytestmark = pytest.mark.redis
+
+LATEST = f"{MODEL}:latest"
+GGUF = b"GGUF of a small model"
+BLOB = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
+
+
+@pytest.fixture
+def live_settings(live_settings, tags):
+    return live_settings.model_copy(update={"ollama_host": tags.url})
+
+
+@pytest.fixture
+def http(live_api) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def build(ledger, spec) -> Builder:
+    return Builder(ledger, spec)
+
+
+def built(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
+    """A measured version whose candidate is in Ollama; answers its job."""
+    pointer = build.ledger.registry.promoted(MODEL)
+    job = build.registered()
+    build.measured(job, verdict, compared=pointer.version if pointer else None)
+    tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
+    return job.id
+
+
+def error(answer: httpx.Response, status: int) -> dict[str, str]:
+    assert answer.status_code == status, answer.text
+    return answer.json()["error"]
+
+
+def test_versions_come_in_pages_with_all_that_is_known(http, build, tags):
+    jobs = [built(build, tags, v) for v in (Verdict.BETTER, Verdict.REFUSED, Verdict.UNPROVEN)]
+    page = http.get("/adapters/math/versions", params={"limit": 2}).json()
+    assert (page["object"], page["has_more"]) == ("list", True)
+    assert [v["version"] for v in page["data"]] == [3, 2]
+    newest, refused = page["data"]
+    assert newest["job"] == jobs[2]
+    assert newest["scores"]["held_out"]["base"]["accuracy"] == 0.42
+    assert [e["action"] for e in newest["events"]] == ["registered", "promoted"]
+    assert refused["gate"]["verdict"] == "refused"
+    assert refused["promoted"] is False
+    page = http.get("/adapters/math/versions", params={"after": 2}).json()
+    assert ([v["version"] for v in page["data"]], page["has_more"]) == ([1], False)
+    page = http.get("/adapters/math/versions", params={"model": "locollm-math"}).json()
+    assert page["data"] == []
+    detail = http.get("/adapters/math").json()
+    assert [v["version"] for v in detail["versions"]] == [3, 2, 1]
+
+
+def test_unknown_adapters_and_wrong_pages(http):
+    assert error(http.get("/adapters/maths/versions"), 404)["code"] == "unknown_adapter"
+    assert error(http.post("/adapters/maths/promote", json={"version": 1}), 404)
+    assert error(http.post("/adapters/..%2f/rollback"), 404)
+    assert error(http.get("/adapters/math/versions", params={"limit": 0}), 422)["param"] == "limit"
+    assert (
+        error(http.post("/adapters/math/promote", json={"version": 0}), 422)["param"] == "version"
+    )
+    assert error(http.post("/adapters/math/promote", json={"version": 1, "x": 1}), 422)
+    assert error(http.post("/adapters/math/promote", json={}), 422)["param"] == "version"
+    assert (
+        error(http.post("/adapters/math/promote", json={"version": 9}), 404)["param"] == "version"
+    )
+
+
+def test_an_adapter_whose_recipe_is_gone_still_shows_its_versions(http, build, tags, adapters_dir):
+    built(build, tags)
+    (adapters_dir / "math" / "adapter.yaml").unlink()
+    assert len(http.get("/adapters/math/versions").json()["data"]) == 1
+    (adapters_dir / "math" / "adapter.yaml").write_text("name: [")
+    assert len(http.get("/adapters/math/versions").json()["data"]) == 1
+    assert http.post("/adapters/math/promote", json={"version": 1}).status_code == 200
+    assert error(http.post("/adapters/math/rollback"), 409)
+
+
+def test_promote_returns_once_ollama_serves_it(http, build, tags):
+    first = built(build, tags)
+    built(build, tags)
+    answer = http.post("/adapters/math/promote", json={"version": 1, "reason": "calmer"})
+    assert answer.status_code == 200, answer.text
+    version = answer.json()
+    assert (version["version"], version["promoted"]) == (1, True)
+    assert version["served_at"] is not None
+    assert tags.models[LATEST] == f"digest-{first}"
+    assert version["events"][-1] | {"at": ""} == {
+        "at": "",
+        "action": "promoted",
+        "by": "local",
+        "reason": "calmer",
+        "forced": False,
+    }
+
+
+def test_a_refused_version_takes_force(http, build, tags):
+    built(build, tags)
+    refused = built(build, tags, Verdict.REFUSED)
+    told = error(http.post("/adapters/math/promote", json={"version": 2}), 409)
+    assert told["code"] == "version_refused"
+    assert "measured as refused" in told["message"]
+    assert "force" in told["hint"]
+    assert LATEST not in tags.models
+    forced = http.post("/adapters/math/promote", json={"version": 2, "force": True}).json()
+    assert forced["events"][-1]["forced"] is True
+    assert tags.models[LATEST] == f"digest-{refused}"
+
+
+def test_rollback_goes_back_one_by_one_until_there_is_none(http, build, tags):
+    jobs = [built(build, tags) for _ in range(3)]
+    for expected in (2, 1):
+        answer = http.post("/adapters/math/rollback", json={"reason": "worse"})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["version"] == expected
+        assert tags.models[LATEST] == f"digest-{jobs[expected - 1]}"
+    told = error(http.post("/adapters/math/rollback"), 409)
+    assert "Nothing was promoted as locollm-math-tiny before version 1" in told["message"]
+    assert tags.models[LATEST] == f"digest-{jobs[0]}"
+
+
+def test_rollback_skips_nothing_silently(http, build, tags):
+    jobs = [built(build, tags) for _ in range(3)]
+    del tags.models[f"{MODEL}:{jobs[1]}"]
+    told = error(http.post("/adapters/math/rollback"), 409)
+    assert told["code"] == "candidate_missing"
+    assert "loco setup math --version 2" in told["hint"]
+    assert http.get("/adapters/math/versions").json()["data"][0]["promoted"] is True
+
+
+def test_rollback_asks_which_of_several_models(http, build, tags):
+    assert (
+        "No version of math is promoted"
+        in error(http.post("/adapters/math/rollback"), 409)["message"]
+    )
+    built(build, tags)
+    build.promoted(model="locollm-math-other")
+    told = error(http.post("/adapters/math/rollback"), 422)
+    assert told["param"] == "model"
+    assert "locollm-math-other, locollm-math-tiny" in told["message"]
+    told = error(http.post("/adapters/math/rollback", json={"model": "nobody"}), 422)
+    assert told["param"] == "model"
+
+
+def test_what_ollama_lacks_is_not_promoted(http, build, tags):
+    first = built(build, tags)
+    del tags.models[f"{MODEL}:{first}"]
+    second = built(build, tags)
+    told = error(http.post("/adapters/math/promote", json={"version": 1}), 409)
+    assert (told["code"], told["param"]) == ("candidate_missing", "version")
+    tags.models[f"{MODEL}:{first}"] = "another"
+    told = error(http.post("/adapters/math/promote", json={"version": 1}), 409)
+    assert "not the model that was registered" in told["message"]
+    assert build.ledger.registry.promoted(MODEL).candidate == f"{MODEL}:{second}"
+
+
+def test_ollama_down_is_said_and_changes_nothing(http, build, tags, live_api):
+    built(build, tags)
+    built(build, tags)
+    live_api.stop()
+    live_api.settings = live_api.settings.model_copy(update={"ollama_host": "http://127.0.0.1:9"})
+    live_api.start()
+    told = error(http.post("/adapters/math/promote", json={"version": 1}), 503)
+    assert told["code"] == "ollama_unavailable"
+    assert build.ledger.registry.promoted(MODEL).version == 2
+
+
+def test_a_copy_that_lies_is_recorded_but_said(http, build, tags):
+    built(build, tags)
+    built(build, tags)
+    tags.models[LATEST] = "old"
+    tags.lies = True
+    told = error(http.post("/adapters/math/promote", json={"version": 1}), 500)
+    assert told["code"] == "ollama_refused"
+    assert told["message"].startswith(
+        "Version 1 is recorded as promoted, but Ollama does not follow"
+    )
+    assert build.ledger.registry.promoted(MODEL).version == 1
+    assert build.ledger.registry.promoted(MODEL).served_at is None
+    tags.lies = False
+    assert http.post("/adapters/math/promote", json={"version": 1}).status_code == 200
+    assert tags.models[LATEST] == tags.models[build.ledger.registry.promoted(MODEL).candidate]
+
+
+def test_the_name_of_the_key_is_in_the_audit_trail(http, build, tags, live_settings):
+    built(build, tags)
+    built(build, tags)
+    keys = Keys.connect(live_settings.redis_url, namespace=live_settings.namespace)
+    _, key = keys.create("anna's laptop")
+    keys.close()
+    assert error(http.post("/adapters/math/rollback"), 401)
+    answer = http.post("/adapters/math/rollback", headers={"Authorization": f"Bearer {key}"})
+    assert answer.json()["events"][-1]["by"] == "anna's laptop"
+    rolled_back = http.get(
+        "/adapters/math/versions", headers={"Authorization": f"Bearer {key}"}
+    ).json()["data"][0]
+    assert rolled_back["events"][-1]["action"] == "rolled_back"
+    assert rolled_back["events"][-1]["by"] == "anna's laptop"
+
+
+class TestRestore:
+    @pytest.fixture
+    def stored(self, build, tags, adapters_dir) -> str:
+        """A promoted version whose GGUF is on disk; answers its job."""
+        job = build.registered(blob=BLOB)
+        build.measured(job, Verdict.BETTER)
+        path = adapters_dir / build.ledger.registry.version("math", 1).gguf
+        path.parent.mkdir(parents=True)
+        path.write_bytes(GGUF)
+        return str(job.id)
+
+    def test_the_same_version_serves_again(self, http, build, tags, stored):
+        answer = http.post("/adapters/math/versions/1/restore")
+        assert answer.status_code == 200, answer.text
+        made = answer.json()
+        assert (made["version"], made["created"], made["promoted"]) == (1, True, True)
+        assert made["previous_digest"] == f"digest-{stored}"
+        assert made["digest"] == tags.models[f"{MODEL}:{stored}"] == tags.models[LATEST]
+        version = build.ledger.registry.version("math", 1)
+        assert version.digest == made["digest"]
+        assert version.events[-1].action == "restored"
+        assert "became" in version.events[-1].reason
+        assert len(build.ledger.registry.versions("math")[0]) == 1
+
+    def test_what_is_there_is_not_made_again_unless_asked(self, http, build, tags, stored):
+        http.post("/adapters/math/versions/1/restore")
+        made = http.post("/adapters/math/versions/1/restore").json()
+        assert made["created"] is False
+        del tags.models[LATEST]
+        build.ledger.registry.promote("math", 1, by="me", reason="", force=False)
+        assert http.post("/adapters/math/versions/1/restore").json()["created"] is False
+        assert LATEST in tags.models
+        made = http.post("/adapters/math/versions/1/restore", json={"anew": True}).json()
+        assert made["created"] is True
+        assert made["digest"] == made["previous_digest"]
+
+    def test_a_gguf_that_is_gone_or_changed_is_said(self, http, build, stored, adapters_dir):
+        path = adapters_dir / build.ledger.registry.version("math", 1).gguf
+        path.write_bytes(b"edited")
+        told = error(http.post("/adapters/math/versions/1/restore"), 409)
+        assert "was changed" in told["message"]
+        path.unlink()
+        told = error(http.post("/adapters/math/versions/1/restore"), 404)
+        assert "is gone" in told["message"]
+        assert "loco submit math" in told["hint"]
+
+    def test_a_gguf_outside_the_adapter_is_not_read(self, http, build, tags, adapters_dir):
+        secret = adapters_dir.parent / "secret"
+        secret.write_bytes(GGUF)
+        for number, place in enumerate(("../secret", str(secret), "math/link"), 1):
+            if place == "math/link":
+                (adapters_dir / "math" / "link").symlink_to(secret)
+            build.registered(blob=BLOB, gguf=place)
+            assert error(http.post(f"/adapters/math/versions/{number}/restore"), 404)
+        assert tags.blobs == set()

@@ -1,0 +1,205 @@
+"""The gate's decisions: every policy against better, same, worse, too few, and failed checks."""
+
+import itertools
+
+import pytest
+
+from loco.contracts.evaluation import Baseline, GateSpec, Role, Verdict
+from loco.contracts.results import Comparison, Score
+from loco.contracts.serving import Check
+from loco.grading.gate import decide
+from loco.grading.significance import mcnemar_exact, wilson_interval
+
+GOOD = Check(name="rendered_prompt", passed=True, expected="the same", seen="the same")
+BAD = Check(
+    name="rendered_prompt", passed=False, expected="'a'", seen="'b'", fix="Run export again."
+)
+
+
+def score(correct: int, total: int) -> Score:
+    low, high = wilson_interval(correct, total)
+    return Score(
+        model="m",
+        correct=correct,
+        total=total,
+        accuracy=correct / total if total else 0.0,
+        low=low,
+        high=high,
+        unfinished=0,
+        seconds=1.0,
+    )
+
+
+def compared(
+    base: int,
+    won: int,
+    lost: int,
+    *,
+    total: int = 200,
+    role: Role = Role.PRIMARY,
+    against: Baseline = Baseline.BASE,
+    name: str = "held_out",
+    allowance: float | None = None,
+) -> Comparison:
+    """The base solved `base`; the candidate won and lost some."""
+    candidate = base + won - lost
+    return Comparison(
+        set=name,
+        role=role,
+        against=against,
+        base=score(base, total),
+        candidate=score(candidate, total),
+        gain=(won - lost) / total if total else 0.0,
+        low=-0.1,
+        high=0.1,
+        won=won,
+        lost=lost,
+        p_value=mcnemar_exact(won, lost),
+        allowance=allowance,
+        smallest_difference=0.08,
+    )
+
+
+BETTER = compared(100, won=40, lost=5)
+SAME = compared(100, won=10, lost=9)
+WORSE = compared(100, won=5, lost=40)
+GUARD_OK = compared(50, won=0, lost=3, total=60, role=Role.GUARD, name="general", allowance=0.05)
+GUARD_LOST = compared(50, won=0, lost=4, total=60, role=Role.GUARD, name="general", allowance=0.05)
+
+
+def verdict(policy: str, *comparisons: Comparison, checks: tuple[Check, ...] = (GOOD,)) -> Verdict:
+    return decide(GateSpec(policy=policy), comparisons, checks, None).verdict
+
+
+@pytest.mark.parametrize(
+    ("policy", "better", "same", "worse", "guard_lost", "check_failed", "nothing"),
+    [
+        ("not_worse", "better", "unproven", "refused", "refused", "refused", "unproven"),
+        ("better", "better", "refused", "refused", "refused", "refused", "refused"),
+        ("always", "better", "unproven", "unproven", "unproven", "refused", "unproven"),
+        ("never", "refused", "refused", "refused", "refused", "refused", "refused"),
+    ],
+)
+def test_what_each_policy_makes_of_it(
+    policy, better, same, worse, guard_lost, check_failed, nothing
+):
+    assert verdict(policy, BETTER, GUARD_OK) == better
+    assert verdict(policy, SAME) == same
+    assert verdict(policy, WORSE) == worse
+    assert verdict(policy, BETTER, GUARD_LOST) == guard_lost
+    assert verdict(policy, BETTER, checks=(GOOD, BAD)) == check_failed
+    assert verdict(policy) == nothing
+
+
+def test_a_refusal_says_the_figures_and_what_to_try():
+    result = decide(GateSpec(), [WORSE], [GOOD], 2)
+    (reason,) = result.reasons
+    assert reason == (
+        "Significantly worse: held_out: 32.5 % of 200 problems against 50 % of the base, -17.5 "
+        "points (95 % interval -10.0 to +10.0, p < 0.0001)."
+    )
+    assert result.compared_version == 2
+    assert "human ones" in result.advice[0]
+    assert any("learning_rate" in a for a in result.advice)
+    assert any("report.md" in a for a in result.advice)
+
+
+def test_a_failed_check_is_named_with_expected_seen_and_fix():
+    result = decide(GateSpec(policy="always"), [BETTER], [BAD], None)
+    assert result.verdict is Verdict.REFUSED
+    assert result.reasons == ("Deployment check rendered_prompt failed: expected 'a', saw 'b'.",)
+    assert result.advice == ("Run export again.",)
+
+
+def test_worse_than_the_promoted_version_is_refused_although_better_than_the_base():
+    worse = compared(150, won=2, lost=20, against=Baseline.PROMOTED)
+    result = decide(GateSpec(), [BETTER, worse], [GOOD], 3)
+    assert result.verdict is Verdict.REFUSED
+    assert "the promoted version" in result.reasons[0]
+    same = compared(138, won=5, lost=3, against=Baseline.PROMOTED)
+    assert decide(GateSpec(), [BETTER, same], [GOOD], 3).verdict is Verdict.BETTER
+
+
+def test_what_was_not_compared_with_the_promoted_version_is_unproven():
+    result = decide(GateSpec(), [BETTER], [GOOD], 3)
+    assert result.verdict is Verdict.UNPROVEN
+    assert "not compared with version 3" in result.reasons[-1]
+
+
+@pytest.mark.parametrize("against", [Baseline.INSTRUCTED, Baseline.EXPORTED])
+def test_baselines_that_do_not_gate_are_not_judged(against):
+    worse = compared(180, won=1, lost=60, against=against)
+    assert decide(GateSpec(), [BETTER, worse], [GOOD], None).verdict is Verdict.BETTER
+    guard = compared(50, won=0, lost=30, total=60, role=Role.GUARD, allowance=0.05, against=against)
+    assert decide(GateSpec(), [BETTER, guard], [GOOD], None).verdict is Verdict.BETTER
+
+
+def test_sets_that_are_only_shown_decide_nothing():
+    shown = compared(20, won=0, lost=20, total=20, role=Role.SHOWN, name="benchmark")
+    assert verdict("not_worse", BETTER, shown) is Verdict.BETTER
+    assert verdict("not_worse", shown) is Verdict.UNPROVEN
+
+
+def test_few_problems_prove_no_gain_but_may_show_harm():
+    few = compared(10, won=20, lost=0, total=99)
+    result = decide(GateSpec(), [few], [GOOD], None)
+    assert result.verdict is Verdict.UNPROVEN
+    assert "99 problems; fewer than 100" in result.reasons[-1]
+    assert decide(GateSpec(policy="better"), [few], [GOOD], None).verdict is Verdict.REFUSED
+    harmed = compared(19, won=0, lost=15, total=20)
+    assert verdict("not_worse", harmed) is Verdict.REFUSED
+
+
+def test_a_guard_may_lose_just_its_allowance():
+    lost_5_of_100 = compared(60, won=0, lost=5, total=100, role=Role.GUARD, allowance=0.05)
+    assert verdict("not_worse", BETTER, lost_5_of_100) is Verdict.BETTER
+    lost_6_of_100 = compared(60, won=0, lost=6, total=100, role=Role.GUARD, allowance=0.05)
+    assert verdict("not_worse", BETTER, lost_6_of_100) is Verdict.REFUSED
+    strict = compared(60, won=0, lost=1, total=100, role=Role.GUARD, allowance=0.0)
+    assert verdict("not_worse", BETTER, strict) is Verdict.REFUSED
+
+
+def test_never_is_by_hand_unless_something_speaks_against_it():
+    assert decide(GateSpec(policy="never"), [BETTER], [GOOD], None).by_hand
+    assert decide(GateSpec(policy="never"), [SAME], [GOOD], None).by_hand
+    assert not decide(GateSpec(policy="never"), [WORSE], [GOOD], None).by_hand
+    assert not decide(GateSpec(policy="never"), [BETTER], [BAD], None).by_hand
+    assert "by hand" in decide(GateSpec(policy="never"), [BETTER], [GOOD], None).reasons[0]
+
+
+def test_an_empty_set_is_no_set():
+    empty = compared(0, won=0, lost=0, total=0)
+    result = decide(GateSpec(), [empty], [GOOD], None)
+    assert result.verdict is Verdict.UNPROVEN
+    assert "No primary set" in result.reasons[0]
+
+
+def test_without_the_base_nothing_is_better():
+    only = compared(100, won=40, lost=5, against=Baseline.PROMOTED)
+    result = decide(GateSpec(), [only], [GOOD], 1)
+    assert result.verdict is Verdict.UNPROVEN
+    assert "base was not measured" in result.reasons[-1]
+
+
+def test_whatever_was_measured_the_rule_holds():
+    """Every split of 120 discordant or equal problems, every policy, with and without harm."""
+    policies = ("not_worse", "better", "always", "never")
+    for won, lost, policy, failed in itertools.product(
+        range(0, 61, 4), range(0, 61, 4), policies, (False, True)
+    ):
+        comparison = compared(60, won=won, lost=min(lost, 60), total=120)
+        result = decide(GateSpec(policy=policy), [comparison], [BAD if failed else GOOD], None)
+        significant = comparison.p_value < 0.05
+        better, worse = significant and won > lost, significant and won < lost
+        if failed or policy == "never":
+            wanted = Verdict.REFUSED
+        elif policy == "always":
+            wanted = Verdict.BETTER if better else Verdict.UNPROVEN
+        elif worse or (policy == "better" and not better):
+            wanted = Verdict.REFUSED
+        else:
+            wanted = Verdict.BETTER if better else Verdict.UNPROVEN
+        assert result.verdict is wanted, (won, lost, policy, failed)
+        assert result.reasons
+        assert all(reason.endswith(".") for reason in result.reasons)
+        assert bool(result.advice) == (wanted is Verdict.REFUSED)
