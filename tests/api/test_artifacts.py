@@ -67,6 +67,17 @@ def test_the_frozen_inputs_are_artifacts_from_the_start(http_client, adapters_di
         assert http_client.get(f"/jobs/{job['id']}/artifacts/{path}").status_code == 404
 
 
+def test_an_input_that_was_changed_is_refused(http_client, adapters_dir):
+    job = http_client.post("/jobs", json={"adapter": "math", "profile": "tiny"}).json()
+    copy = adapters_dir / job["spec"]["inputs"]["adapter.yaml"]["path"]
+    copy.chmod(0o644)
+    copy.write_bytes(copy.read_bytes()[::-1])
+    error = http_client.get(f"/jobs/{job['id']}/artifacts/inputs/adapter.yaml").json()["error"]
+    assert error["code"] == "artifact_changed"
+    assert "not the file that the job was accepted with" in error["message"]
+    assert "Submit the job anew" in error["hint"]
+
+
 def test_an_input_that_leads_outside_the_folder_is_not_followed(http_client, adapters_dir):
     job = http_client.post("/jobs", json={"adapter": "math", "profile": "tiny"}).json()
     copy = adapters_dir / job["spec"]["inputs"]["adapter.yaml"]["path"]

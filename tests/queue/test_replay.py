@@ -116,3 +116,18 @@ def test_later_jobs_do_not_build_on_a_replay(
     commit(first)
     commit(again(first.id))
     assert ledger.newest("math", "tiny", Stage.PREPARE) == first.id
+
+
+def test_a_job_that_builds_on_another_builds_on_it_again(
+    ledger: Ledger, app: Celery, settings: Settings, again: Replay
+) -> None:
+    request = JobRequest(adapter="math", profile="tiny")
+    built, _ = submit(ledger, app, settings, request)
+    for stage in (Stage.PREPARE, Stage.TRAIN):
+        claim = ledger.claim(stage.queue, worker_id="w", nonce=stage)
+        assert claim is not None
+        mark = uuid.uuid4().hex
+        ledger.commit(claim.task_id, claim.token, result={}, artifacts=(), fingerprint=mark)
+    request = JobRequest(adapter="math", profile="tiny", stages=(Stage.EXPORT,))
+    export, _ = submit(ledger, app, settings, request)
+    assert again(export.id).spec.from_job == built.id

@@ -10,12 +10,16 @@ import pytest
 from celery import Celery
 
 from loco.contracts.artifacts import Artifact
+from loco.contracts.diffs import Sameness
 from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
-from loco.contracts.requests import JobRequest
+from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.contracts.specs import StageRun
 from loco.contracts.stages import Queue, Stage
+from loco.grading.job_diff import compare
+from loco.grading.job_records import read_records
 from loco.ledger.ledger import Ledger
+from loco.queue.replay import replay
 from loco.queue.submission import submit
 from loco.recipes.resolve import resolve
 from loco.running.attempt import fingerprint, stage_run
@@ -213,3 +217,29 @@ def test_what_a_stage_ran_on_is_an_artifact_that_decides_nothing(
         earlier = {Stage.PREPARE: task.model_copy(update={"artifacts": artifacts})}
         marks.add(fingerprint(run, earlier, job.spec.train))
     assert len(marks) == 2, "another environment alone gives the same fingerprint"
+
+
+def test_a_replay_after_every_edit_is_identical(
+    ask: Callable[..., Job],
+    runner: Runner,
+    ledger: Ledger,
+    app: Celery,
+    settings: Settings,
+    mine: Path,
+) -> None:
+    job = ask()
+    runner.run_one(Queue.CPU)
+    for file in (settings.adapters_dir / "math").glob("*.*"):
+        file.unlink()
+    new, _ = replay(ledger, app, settings, job.id, ReplayRequest())
+    runner.run_one(Queue.CPU)
+    task = prepared(ledger, new)
+    assert (task.status, task.reused_from) == (StageStatus.SUCCEEDED, None), task.error
+
+    pair = [ledger.job(i) for i in (job.id, new.id)]
+    found = compare(*(read_records(j, ledger.outputs(j), settings.adapters_dir) for j in pair))
+    assert found.verdict is Sameness.IDENTICAL, found.reasons
+    assert found.data == found.environment == ()
+    published = settings.adapters_dir / "math" / "replays" / job.id / "training_data.jsonl"
+    assert published.read_text() == training_data(settings, task)
+    assert not (settings.adapters_dir / "math" / "training_data.jsonl").exists()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from loco.contracts.files import sha256_of
 from loco.contracts.program_events import parse_event
 from loco.contracts.results import ExportResult, TrainResult
 from loco.contracts.specs import BaseModelSpec, ExportSpec, TrainSpec
@@ -104,3 +105,39 @@ def test_a_run_that_was_ended_goes_on_from_its_checkpoint(
     assert result.resumed_from_step is not None
     assert 1 <= result.resumed_from_step < 600
     assert [s.step for s in result.log] == list(range(1, 601))
+
+
+@pytest.mark.slow
+def test_training_and_export_on_a_cpu_give_the_same_bytes_twice(
+    smollm2: BaseModelSpec, spec_file: SpecFile, tmp_path: Path
+) -> None:
+    train = TrainSpec.model_validate(
+        {
+            "base_model": smollm2,
+            "load_in_4bit": False,
+            "lora": {"target_modules": "all-linear", "dropout": 0.05},
+            "learning_rate": 1e-3,
+            "epochs": 1,
+            "batch_size": 8,
+            "gradient_accumulation": 1,
+            "max_length": 128,
+        }
+    )
+    export = ExportSpec(base_model=smollm2, model_name="locollm-math")
+    digests = []
+    for job in ("20261127-000000-aaaaaa", "20261127-111111-bbbbbb"):
+        out = tmp_path / job
+        trained = finish(Stage.TRAIN, spec_file(Stage.TRAIN, train, job_id=job), out / "train")
+        files = {f"train/{n}": out / "train" / path for n, path in trained["files"].items()}
+        finish(
+            Stage.EXPORT, spec_file(Stage.EXPORT, export, files=files, job_id=job), out / "export"
+        )
+        digests.append(
+            {
+                path.relative_to(out).as_posix(): sha256_of(path)
+                for path in (*out.rglob("*.safetensors"), *out.rglob("*.gguf"))
+                if "checkpoint-" not in path.as_posix()
+            }
+        )
+    assert len(digests[0]) == 2
+    assert digests[0] == digests[1]

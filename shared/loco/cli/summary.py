@@ -69,6 +69,8 @@ def headline(job: Job) -> Text:
         f"  {job.adapter} ({job.profile})  ",
         (job.status.value, STYLES[job.status]),
     )
+    if job.spec.replay_of is not None:
+        text.append(f" (replay of {job.spec.replay_of})")
     if job.finished_at is not None:
         text.append(f" in {duration(_seconds(job.created_at, job.finished_at))}")
     elif job.cancel_requested:

@@ -38,8 +38,8 @@ _digests: dict[_Look, str] = {}
 def freeze(file: Path, name: str, adapters_dir: Path) -> FrozenFile:
     """Copies a file into the store, unless its content is there already.
 
-    A file is read once for its digest (about 1.5 GB/s) and, when it is new, once more to be copied; one
-    that has not changed since this process last froze it is not read at all.
+    A file is read once for its digest and, when it is new, once more to be copied; one that has not
+    changed since this process last froze it is not read at all.
 
     Args:
         file: a regular file, resolved and shown to lie where it may (`dataset_path`).

@@ -135,13 +135,22 @@ def verified(adapters_dir: Path, artifact: Artifact) -> Path:
             hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
         )
     if digest != artifact.sha256:
-        raise ArtifactChanged(
-            f"{artifact.path} is not the file that stage {artifact.stage} committed: its SHA-256 "
-            f"was {artifact.sha256} and is {digest} now.",
-            hint=f"Run stage {artifact.stage} again: submit a job that starts with it. To train on "
-            "edited rows, edit a copy and name it as prepare's source (kind: jsonl).",
-        )
+        raise _changed(artifact, digest)
     return path
+
+
+def _changed(artifact: Artifact, digest: str) -> ArtifactChanged:
+    now = f"its SHA-256 was {artifact.sha256} and is {digest} now."
+    if artifact.stage is None:
+        return ArtifactChanged(
+            f"{artifact.path} is not the file that the job was accepted with: {now}",
+            hint="Submit the job anew: it then takes the file as it is now.",
+        )
+    return ArtifactChanged(
+        f"{artifact.path} is not the file that stage {artifact.stage} committed: {now}",
+        hint=f"Run stage {artifact.stage} again: submit a job that starts with it. To train on "
+        "edited rows, edit a copy and name it as prepare's source (kind: jsonl).",
+    )
 
 
 def intact(adapters_dir: Path, artifacts: Iterable[Artifact]) -> bool:
