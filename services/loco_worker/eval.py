@@ -24,7 +24,7 @@ from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
 from loco.grading.eval_items import EvalItem
 from loco.grading.gate import decide
-from loco.grading.graders import grade
+from loco.grading.graders import check_gradable, grade
 from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter, main
 from loco_worker.measuring.answers import AnswerStore
@@ -49,9 +49,11 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         OllamaUnavailable: no Ollama answers (retried later).
         OllamaRefused: it answers with an error, or the base model can't be had.
         RegistrationFailed: the candidate is not there.
+        SandboxUnavailable: a problem asks for code, and code cannot run safely here.
         DataError, SourceUnreachable: an eval set can't be read; names it, and file and line.
     """
     sets = problem_sets(spec, inputs, emit)
+    check_gradable(item for items in sets.values() for item in items)
     training_data = inputs.files.get(TRAINING_DATA)
     known = contaminated(sets, training_data, emit) if training_data else {}
     with OllamaHost(inputs.ollama_host) as host:

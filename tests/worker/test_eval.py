@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from loco.contracts.errors import DataError, OllamaRefused, OllamaUnavailable, RegistrationFailed
+from loco.contracts.errors import (
+    DataError,
+    OllamaRefused,
+    OllamaUnavailable,
+    RegistrationFailed,
+    SandboxUnavailable,
+)
 from loco.contracts.results import EvalResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec
 from loco.contracts.stages import Stage
@@ -218,3 +224,20 @@ def test_a_stop_request_ends_between_two_questions(
 def test_a_set_is_a_file_of_the_adapter(run: Callable[..., EvalResult], name: str) -> None:
     with pytest.raises(DataError):
         run({"sets": {"mine": {"source": {"kind": "jsonl", "path": name}}}})
+
+
+def test_code_that_cannot_run_safely_here_is_said_before_a_model_is_asked(
+    run: Callable[..., EvalResult],
+    tmp_path: Path,
+    heard: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asks_for_code = tmp_path / "code.jsonl"
+    grader = {"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}
+    item = {"id": "c1", "question": "Write f(x) that doubles x.", "grader": grader}
+    asks_for_code.write_text(json.dumps(item) + "\n")
+    monkeypatch.setattr("sys.platform", "darwin")
+    sets = {"code": {"source": {"kind": "jsonl", "path": str(asks_for_code)}}}
+    with pytest.raises(SandboxUnavailable, match="Linux"):
+        run({"sets": sets}, dataset_dirs=(tmp_path,))
+    assert not any("asking" in str(event) for event in heard.events)

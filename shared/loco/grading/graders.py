@@ -6,6 +6,7 @@ Whatever a model or a user wrote, a verdict comes back in bounded time (docs/adr
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import assert_never
 
 from loco.contracts.grading import (
@@ -58,6 +59,18 @@ def grade(item: EvalItem, text: str) -> Graded:
     if len(text) > LONGEST_ANSWER or len(unicodedata.normalize("NFKC", text)) > LONGEST_ANSWER:
         return Graded(False, None, f"longer than {LONGEST_ANSWER:,} characters")
     return _graded(item, item.grader or _default(item), text)
+
+
+def check_gradable(items: Iterable[EvalItem]) -> None:
+    """Whether this machine can grade all problems, before a model is asked any.
+
+    Raises:
+        SandboxUnavailable: a problem's grader is `code`, and code cannot run safely here.
+    """
+    if any(isinstance(item.grader, CodeGrader) for item in items):
+        from loco.grading.sandbox import require_sandbox  # noqa: PLC0415 few sets hold code
+
+        require_sandbox()
 
 
 def _graded(item: EvalItem, grader: Grader, text: str) -> Graded:  # noqa: PLR0911 one a kind
