@@ -342,10 +342,12 @@ def serving(answer: Answer) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:  # a test that fails must not leave a thread that keeps pytest from ending
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextmanager
