@@ -348,7 +348,7 @@ def test_a_file_outside_the_attempt_is_refused(
 def test_committed_files_are_read_only(bench: Bench) -> None:
     job = bench.submit()
     bench.runner.run_one(Queue.CPU)
-    [artifact] = bench.task(job, Stage.PREPARE).artifacts
+    artifact = bench.task(job, Stage.PREPARE).artifacts[-1]
     path = bench.settings.adapters_dir / artifact.path
     assert S_IMODE(path.stat().st_mode) == 0o444
     published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
@@ -367,7 +367,7 @@ def test_an_edit_of_the_published_file_fails_later_stages_and_is_not_reused(benc
     error = bench.ledger.job(job.id).error
     assert error is not None
     assert (error.code, error.stage, error.user_fault) == ("artifact_changed", Stage.TRAIN, True)
-    [artifact] = bench.task(job, Stage.PREPARE).artifacts
+    artifact = bench.task(job, Stage.PREPARE).artifacts[-1]
     for part in (artifact.path, artifact.sha256, sha256_of(published)):
         assert part in error.message
     assert error.hint is not None
