@@ -80,6 +80,7 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
         quantization=spec.quantization,
         size=(out_dir / name).stat().st_size,
         sha256=checked.sha256,
+        weights_sha256=checked.weights_sha256,
         tensor_types=checked.contents.tensor_types,
         tensors=checked.contents.tensors,
         system=checked.system,
@@ -184,6 +185,7 @@ class _Checked:
 
     contents: "Contents"
     sha256: str
+    weights_sha256: str
     #: The system prompt of training, which the Modelfile and register send.
     system: str | None
     reference: ServingReference
@@ -204,9 +206,10 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
     emit.progress(message="checking the GGUF", percent=80.0, last=True)
     started = time.monotonic()
     gguf = exported.gguf
-    with ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(2) as background:
         # hashing and waiting for the disk cost no CPU the check needs
         digest = background.submit(_settled_digest, gguf)
+        weights = background.submit(head.weights_digest, gguf)
         contents = head.read(gguf)
         _compare(contents, exported.written.tensors, exported.embedded)
         template = Template.of(exported.tokenizer, spec.base_model.system)
@@ -224,9 +227,9 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
             emit.progress(message="measuring the GGUF", percent=90.0, last=True)
             change = measured.against(model, emit)
         seen = reference.reference(gguf, contents, prompts)
-        sha256 = digest.result()
+        digests = digest.result(), weights.result()
     seconds = round(time.monotonic() - started, 3)
-    return _Checked(contents, sha256, template.system, seen, change, seconds, peak_ram_bytes())
+    return _Checked(contents, *digests, template.system, seen, change, seconds, peak_ram_bytes())
 
 
 def _write_base(spec: ExportSpec, job: parent.Job, contents: "Contents", emit: Emitter) -> Path:

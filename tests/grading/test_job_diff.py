@@ -267,6 +267,16 @@ def test_other_weights_are_equivalent_while_losses_and_scores_are_close(
     }
 
 
+def test_a_gguf_that_names_another_job_holds_the_same_weights(one: Made, two: Made) -> None:
+    two.files[Stage.EXPORT]["gguf/unsloth.Q4_K_M.gguf"] = b"GGUF of another job"
+    one.results[Stage.EXPORT] = two.results[Stage.EXPORT] = {"weights_sha256": "a" * 64}
+    assert seen(one, two).verdict is Sameness.IDENTICAL
+    two.results[Stage.EXPORT] = {"weights_sha256": "b" * 64}
+    found = seen(one, two)
+    assert found.verdict is Sameness.EQUIVALENT
+    assert set(fields(found.outputs)) == {"export.weights_sha256"}
+
+
 def test_significantly_other_scores_are_different(one: Made, two: Made) -> None:
     two.answers(["right"] * 40 + ["wrong"] * 60)
     found = seen(one, two)

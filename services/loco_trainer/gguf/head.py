@@ -1,6 +1,7 @@
 """What a GGUF says about itself, by ggml's own reader: PyPI's takes ten seconds for a large vocabulary."""
 
 import ctypes
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -103,6 +104,17 @@ def details(path: Path) -> Details:
         return Details(found, tokens, library.gguf_get_val_u32(head, context))
 
 
+def weights_digest(path: Path) -> str:
+    """SHA-256 of what lies behind the head: the tensors, whatever names job and date in the head.
+
+    Raises:
+        ExportFailed: it is no whole GGUF.
+    """
+    with _opened(path) as (head, _), path.open("rb") as file:
+        file.seek(_library().gguf_get_data_offset(head))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Tensor(ctypes.Structure):
     """The first fields of `struct ggml_tensor` of ggml.h."""
 
@@ -157,6 +169,7 @@ def _library() -> ctypes.CDLL:
         ("gguf_get_arr_str", text, [_Handle, number, ctypes.c_size_t]),
         ("gguf_get_val_u32", ctypes.c_uint32, [_Handle, number]),
         ("gguf_get_n_tensors", number, [_Handle]),
+        ("gguf_get_data_offset", ctypes.c_size_t, [_Handle]),
         ("gguf_get_tensor_name", text, [_Handle, number]),
         ("gguf_get_tensor_type", ctypes.c_int, [_Handle, number]),
         ("ggml_type_name", text, [ctypes.c_int]),

@@ -21,7 +21,7 @@ from loco_trainer.gguf.check import GgufModel
 PROBE = "What is 2 + 2?"
 #: Limit of generated tokens of an answer.
 NUM_PREDICT = 64
-#: What the first two answers do not take of these seconds the others may.
+#: What the first three answers do not take of these seconds the others may.
 _SECONDS = 5.0
 #: Validation rows that are asked.
 _ROWS = 6
@@ -121,7 +121,7 @@ def answered(
     for prompt in asked:
         begun = time.monotonic()
         wanted = prompt.name == "plain" or prompt.name.startswith("validation-")
-        if not wanted or (answers > 1 and begun - started + slowest > _SECONDS):
+        if not wanted or (answers > 2 and begun - started + slowest > _SECONDS):
             found.append(prompt)
             continue
         emit.check_stop()

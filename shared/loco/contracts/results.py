@@ -169,6 +169,9 @@ class ExportResult(StageResult):
     quantization: str = Field(description="GGUF file type.")
     size: int = Field(description="Size of the GGUF in bytes.")
     sha256: str = Field(description="SHA-256 of the GGUF.")
+    weights_sha256: str | None = Field(
+        None, description="SHA-256 of its tensors alone; the rest of the file names job and date."
+    )
     tensor_types: dict[str, int] = Field(description="GGUF tensor type to number of tensors.")
     tensors: int = Field(description="Tensors in the GGUF.")
     system: str | None = Field(

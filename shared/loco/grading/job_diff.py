@@ -13,8 +13,8 @@ from loco.contracts.stages import Stage
 from loco.grading.job_records import JobRecords
 from loco.grading.significance import mcnemar_exact
 
-#: Losses of the same run may differ by this share: sums in another order on another device. Runs
-#: with another seed differ by several times as much (tests/benchmarks/seeds.py).
+#: Losses of the same run may differ by this share: sums in another order on another device. It is what
+#: plans of one recipe may differ by (docs/adr/0008).
 LOSS_TOLERANCE = 0.02
 #: Scores differ when a difference at least as large has this probability by chance.
 MAX_P = 0.05
@@ -180,12 +180,18 @@ def _environment(records: JobRecords) -> dict[str, Any]:
 
 
 def _outputs(records: JobRecords) -> dict[str, Any]:
-    return {
+    found = {
         f"{stage}/{a.name}": a.sha256
         for stage in (Stage.TRAIN, Stage.EXPORT)
         for a in (records.tasks[stage].artifacts if stage in records.tasks else ())
         if a.name.endswith((".safetensors", ".gguf"))
     }
+    exported = records.tasks.get(Stage.EXPORT)
+    if exported and (weights := (exported.result or {}).get("weights_sha256")):
+        # of a GGUF its tensors: the head of the file names job and date
+        found = {name: sha for name, sha in found.items() if not name.endswith(".gguf")}
+        found["export.weights_sha256"] = weights
+    return found
 
 
 def _answers(first: JobRecords, second: JobRecords) -> Iterator[Difference]:
