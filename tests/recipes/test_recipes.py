@@ -72,6 +72,7 @@ class TestMathRecipe:
         assert sets["held_out"].count == 200
         assert sets["held_out"].source.model_dump()["split"] == "test"
         assert sets["benchmark"].role is Role.SHOWN
+        assert sets["general"].role is Role.GUARD
 
     def test_a_stand_in_serves_under_a_name_of_its_own(self, ask: Resolve) -> None:
         real, tiny = ask(), ask(profile="tiny")
@@ -126,14 +127,16 @@ class TestEvalSets:
     def test_no_row_may_overlap_what_eval_asks(self, ask: Resolve) -> None:
         spec = ask(eval={"sets": {"held_out": {"count": 7}}})
         assert spec.prepare.eval_sets["held_out"].count == 7
-        assert set(spec.prepare.eval_sets) == set(spec.eval.sets) == {"benchmark", "held_out"}
+        assert set(spec.prepare.eval_sets) == set(spec.eval.sets)
+        assert set(spec.eval.sets) == {"benchmark", "held_out", "general"}
 
     def test_a_role_changes_nothing_of_what_prepare_does(self, ask: Resolve) -> None:
         guarded = ask(eval={"sets": {"benchmark": {"role": "guard", "allowance": 0.1}}})
         assert guarded.prepare == ask().prepare
 
     def test_null_takes_a_set_out(self, ask: Resolve) -> None:
-        assert set(ask(eval={"sets": {"benchmark": None}}).eval.sets) == {"held_out"}
+        assert set(ask(eval={"sets": {"benchmark": None}}).eval.sets) == {"held_out", "general"}
+        assert set(ask(profile="tiny").eval.sets) == {"benchmark", "held_out"}
 
     def test_one_set_decides(self, ask: Resolve) -> None:
         with pytest.raises(InvalidRequest, match="benchmark and held_out") as caught:

@@ -301,7 +301,7 @@ def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[A
 
 def _below(folder: Path, artifact: Artifact) -> Path:
     """Where an artifact goes: never outside the folder, whatever a server calls it."""
-    target = (folder / artifact.full_name).resolve()
+    target = (folder / artifact.folder / artifact.name).resolve()
     if not target.is_relative_to(folder.resolve() / artifact.folder):
         raise InvalidRequest(f"The server calls an artifact {artifact.name!r}; it is left alone.")
     return target

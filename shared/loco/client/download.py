@@ -7,7 +7,7 @@ import httpx
 
 from loco.client.http import PAUSES, Transport, path_of
 from loco.contracts.artifacts import Artifact
-from loco.contracts.errors import LocoError, RangeNotSatisfiable, ServerUnreachable
+from loco.contracts.errors import ArtifactChanged, LocoError, RangeNotSatisfiable, ServerUnreachable
 from loco.contracts.files import sha256_of, sync_folder
 
 
@@ -58,6 +58,9 @@ def _fetch(transport: Transport, job_id: str, artifact: Artifact, part: Path) ->
             _fetch_from(transport, job_id, artifact, part, have)
         except RangeNotSatisfiable:
             part.write_bytes(b"")
+        except ArtifactChanged:
+            part.unlink()  # what has come is of no use either
+            raise
         except ServerUnreachable:
             failures = failures + 1 if part.stat().st_size == have else 0
             if failures > len(PAUSES):
