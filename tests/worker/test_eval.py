@@ -106,7 +106,11 @@ def test_both_models_answer_every_question_of_every_set(
     problems = (tmp_path / "out/problems.jsonl").read_text().splitlines()
     assert [json.loads(p)["contaminated"] for p in problems] == [True, False, False]
     assert {json.loads(p)["outcome"] for p in problems} <= {"both", "neither"}
-    assert "# How good is locollm-math-tiny:" in (tmp_path / "out/report.md").read_text()
+    assert result.gate is not None
+    text = (tmp_path / "out/report.md").read_text()
+    assert "# How good is locollm-math-tiny:" in text
+    assert f"**Verdict: {result.gate.verdict}.**" in text
+    assert f"gate: {result.gate.verdict}." in heard.logs
 
 
 def test_baselines_are_the_base_instructed_exported_and_what_serves(

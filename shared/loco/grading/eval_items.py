@@ -128,8 +128,8 @@ def eval_items(values: Iterable[tuple[int, object]], name: str) -> list[EvalItem
 def _item(value: object, number: int, place: str) -> EvalItem:
     if isinstance(value, dict):
         value = {"id": str(number), **value}
-        answer = value.get("answer")
-        if isinstance(answer, str) and (closing := _HASHES.search(answer)):
+        answer, graded = value.get("answer"), value.get("grader") is not None
+        if isinstance(answer, str) and not graded and (closing := _HASHES.search(answer)):
             value["answer"] = closing["answer"]
     try:
         return EvalItem.model_validate(value)

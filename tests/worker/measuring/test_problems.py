@@ -147,3 +147,19 @@ def test_problems_like_training_rows_are_found(tmp_path: Path, heard: Any) -> No
         "c": [EvalItem(id="new", question="Who was Ada?", answer="x")],
     }
     assert contaminated(sets, data, heard.emit) == {"a": {"sum"}, "b": {"capital"}, "c": set()}
+
+
+def test_hashes_are_only_those_of_a_worked_answer(inputs: Inputs, spec_of: Any, heard: Any) -> None:
+    write(
+        inputs.adapter_dir / "mixed.jsonl",
+        {"question": "How many?", "answer": "3 and 4 are 7.\n#### 1,007"},
+        {"id": "own", "question": "Which?", "answer": "#### B", "grader": "words"},
+        {"id": 7, "question": "How much?", "answer": 12},
+    )
+    source = {"source": {"kind": "jsonl", "path": "mixed.jsonl"}}
+    sets = problem_sets(spec_of({"mine": source}), inputs, heard.emit)
+    assert [(i.id, i.answer) for i in sets["mine"]] == [
+        ("1", "1,007"),
+        ("own", "#### B"),
+        ("7", "12"),
+    ]
