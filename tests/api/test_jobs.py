@@ -44,7 +44,7 @@ def test_a_job_is_accepted_before_any_work_and_can_be_polled(http, live_api):
     assert answer.status_code == 202
     assert answer.headers["Location"] == f"/jobs/{job['id']}"
     assert (job["status"], job["is_terminal"], job["priority"]) == ("queued", False, 5)
-    assert job["spec"]["register"]["model_name"] == "locollm-math"
+    assert job["spec"]["register"]["model_name"] == "locollm-math-tiny"
     assert http.get(answer.headers["Location"]).json() == job
     assert [s["stage"] for s in job["stages"]] == list(Stage)
     task = http.get(f"/tasks/{job['stages'][0]['task_id']}").json()

@@ -141,7 +141,9 @@ def test_a_stage_commits_publishes_and_passes_the_job_on(bench: Bench) -> None:
     assert [a.name for a in task.artifacts] == ["environment.json", "training_data.jsonl"]
     path = bench.written(job, Stage.PREPARE)
     assert path.parent == bench.folder(job, Stage.PREPARE)
-    assert (bench.settings.adapters_dir / "math" / "training_data.jsonl").samefile(path)
+    assert (bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl").samefile(
+        path
+    )
     assert bench.ledger.unpublished() == []
     assert bench.hints == [(job.id, Stage.TRAIN)]
     names = {p.name for p in path.parent.iterdir()}
@@ -439,7 +441,7 @@ def test_the_reaper_publishes_what_a_dead_worker_left_and_sends_its_hint(
     monkeypatch.setattr(Runner, "_after_commit", die)
     with pytest.raises(SystemExit):
         bench.runner.run_one(Queue.CPU)
-    place = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    place = bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl"
     assert not place.exists()
     assert bench.hints == []
 
