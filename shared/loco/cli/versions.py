@@ -1,7 +1,7 @@
 """Commands about versions: versions, promote, rollback, setup."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -171,10 +171,16 @@ def _accuracy(version: Version) -> str:
     scores = version.scores or {}
     sets = sorted(scores, key=lambda name: scores[name].get("role") != Role.PRIMARY)
     for name in sets:
-        base, candidate = (scores[name].get(who) for who in ("base", "candidate"))
-        if base and candidate:
-            return f"{name} {share(base['accuracy'])} → {share(candidate['accuracy'])}"
+        base, candidate = (_share_solved(scores[name].get(who)) for who in ("base", "candidate"))
+        if base is not None and candidate is not None:
+            return f"{name} {share(base)} → {share(candidate)}"
     return ""
+
+
+def _share_solved(score: Any) -> float | None:
+    """An accuracy; releases before the gate recorded it alone, without what it was made of."""
+    accuracy = score.get("accuracy") if isinstance(score, dict) else score
+    return float(accuracy) if isinstance(accuracy, int | float) else None
 
 
 def _age(version: Version) -> str:
