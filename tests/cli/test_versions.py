@@ -178,6 +178,30 @@ def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
     assert run("setup", "--version", "3")[0] == 2
 
 
+def test_setup_says_that_a_version_is_unknown(run, build):
+    build.promoted()
+    code, stdout, stderr = run("setup", "math", "--version", "99")
+    assert (code, stdout) == (2, "")
+    assert "Adapter math has no version 99." in stderr
+    code, _, stderr = run("setup", "maths")
+    assert code == 2
+    assert "maths" in stderr
+
+
+def test_setup_makes_models_of_adapters_without_a_recipe_too(run, build, tags, adapters_dir):
+    blob = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
+    stored(build, adapters_dir, build.promoted(blob=blob).id, 1)
+    build.promoted(blob=blob, model="locollm-math")  # its GGUF is gone
+    (adapters_dir / "math" / "adapter.yaml").unlink()
+    code, stdout, _ = run("setup")
+    assert code == 1
+    assert f"{LATEST} (version 1) was created." in stdout
+    assert "locollm-math:latest (version 2) could not be made" in stdout
+    assert "is gone" in stdout
+    assert "  warning: Not proven: no readable serving_reference.json" in stdout
+    assert LATEST in tags.models
+
+
 class TestVerdicts:
     """What the views say of a job that has ended."""
 
