@@ -11,7 +11,15 @@ from rich.text import Text
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, stdout, table
 from loco.cli.overrides import parse_assignments, parse_metadata
-from loco.cli.summary import STYLES, comparison_table, headline, render, serving, verdict
+from loco.cli.summary import (
+    STYLES,
+    comparison_table,
+    headline,
+    is_promoted,
+    render,
+    serving,
+    verdict,
+)
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -65,7 +73,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
     require_promoted: Annotated[
         bool,
-        typer.Option("--require-promoted", help="With --wait: exit 1 unless it was promoted."),
+        typer.Option(
+            "--require-promoted", help="With --wait: exit 1 if it was not promoted, or is refused."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -96,7 +106,7 @@ def submit(
             return 0
         ended = follow(loco, accepted)
     show_job(ended, as_json=as_json)
-    if require_promoted and not (ended.promotion and ended.promotion.promoted):
+    if require_promoted and not is_promoted(ended):
         return 1
     return exit_code(ended)
 

@@ -80,6 +80,10 @@ class Restored(Contract):
     created: bool = Field(description="False: Ollama had it, unchanged.")
     digest: str = Field(description="Its digest in Ollama.")
     previous_digest: str = Field(description="The digest it was registered with.")
+    warnings: tuple[str, ...] = Field(
+        (),
+        description="What could not be checked of it, or is known of the server; a sentence each.",
+    )
 
 
 class Version(BaseModel):
