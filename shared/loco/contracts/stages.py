@@ -42,9 +42,10 @@ class Stage(StrEnum):
     def reusable(self) -> bool:
         """Whether a committed run with the same inputs can stand in for this stage.
 
-        Register creates a tag named after the job, so it always runs.
+        Register creates a tag named after the job. Eval asks models of Ollama that may have changed
+        under their names; answers given before by the same models are known, so it costs little.
         """
-        return self is not Stage.REGISTER
+        return self not in (Stage.REGISTER, Stage.EVAL)
 
     @property
     def predecessors(self) -> tuple[Self, ...]:
