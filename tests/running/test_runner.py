@@ -193,6 +193,18 @@ def test_the_same_inputs_are_reused_and_changed_ones_are_not(bench: Bench) -> No
     assert bench.task(other_benchmark, Stage.PREPARE).status is StageStatus.SUCCEEDED
 
 
+def test_what_models_in_ollama_answer_is_measured_anew(bench: Bench) -> None:
+    """The base may be another one under its name since."""
+    built = bench.submit()
+    for stage in Stage:
+        bench.runner.run_one(stage.queue)
+    assert bench.ledger.job(built.id).status is JobStatus.SUCCEEDED
+    for _ in range(2):
+        job = bench.submit(Stage.EVAL, from_job=built.id)
+        bench.runner.run_one(Queue.CPU)
+        assert bench.task(job, Stage.EVAL).status is StageStatus.SUCCEEDED
+
+
 def test_damaged_files_are_not_reused(bench: Bench) -> None:
     first = bench.submit(Stage.PREPARE)
     bench.runner.run_one(Queue.CPU)

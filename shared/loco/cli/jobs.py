@@ -35,7 +35,10 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Profile of the recipe.")]
 NoReuseOption = Annotated[
-    bool, typer.Option("--no-reuse", help="Run stages again whose inputs match an earlier run.")
+    bool,
+    typer.Option(
+        "--no-reuse", help="Run prepare, train and export again where an earlier run matches."
+    ),
 ]
 
 
@@ -218,7 +221,6 @@ def evaluate(
             help="Field of stage eval, like eval.sets.held_out.count=all.",
         ),
     ] = None,
-    no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Measure the newest registered model of an adapter against its base model."""
@@ -230,9 +232,8 @@ def evaluate(
             hint="Set a field of eval, like --set eval.sets.held_out.count=all; "
             "`loco submit` sets those of other stages.",
         )
-    request = {"reuse": not no_reuse, **overrides}
     with client(context) as loco:
-        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **request)
+        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **overrides)
         ended = follow(loco, accepted)
     task = ended.stage(Stage.EVAL)
     if as_json:

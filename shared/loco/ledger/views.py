@@ -1,6 +1,7 @@
 """From the ledger's Redis hashes to `Job`, `Task` and `JobEvent`.
 
-Strict on writes, tolerant here: fields that an older or newer release stored are left out.
+Strict on writes, tolerant here: fields that an older or newer release stored are left out, but for
+what `earlier_specs` knows to be called otherwise now.
 """
 
 import json
@@ -22,6 +23,7 @@ from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Promotion, Version
+from loco.ledger.earlier_specs import upgraded
 
 Fields = Mapping[str, str]
 
@@ -44,7 +46,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         promotion=Promotion.model_validate_json(fields["promotion"], extra="ignore")
         if "promotion" in fields
         else None,
-        spec=JobSpec.model_validate_json(fields["spec"], extra="ignore"),
+        spec=JobSpec.model_validate(upgraded(json.loads(fields["spec"])), extra="ignore"),
     )
 
 

@@ -122,9 +122,8 @@ def earlier_tasks(ledger: Ledger, job: Job, stage: Stage) -> dict[Stage, Task]:
 def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     """SHA-256 over everything that decides what a stage writes.
 
-    That is its spec, its program's version, the content of the files it reads, and for eval the
-    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can
-    stand in for each other.
+    That is its spec, its program's version and the content of the files it reads. Two attempts with
+    one fingerprint can stand in for each other, in a stage that is `reusable`.
 
     Args:
         run: the attempt's spec and inputs.
@@ -143,11 +142,6 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
         },
         "files": [_content(run.inputs, path) for path in named_files(spec).values()],
     }
-    if run.stage is Stage.EVAL:
-        registered = run.inputs.results.get(Stage.REGISTER, {})
-        document["model"] = [registered.get("candidate"), registered.get("digest")]
-        promoted = run.inputs.promoted
-        document["promoted"] = promoted.model_dump() if promoted else None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
