@@ -15,7 +15,7 @@ from loco.contracts.evaluation import Verdict
 from loco.contracts.jobs import JobStatus
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
-from loco.contracts.versions import PromotedVersion, Version
+from loco.contracts.versions import CandidateVersion, PromotedVersion, Version
 from loco.ledger.ledger import Claim, Ledger
 from loco.recipes import registry
 from loco.running.attempt import fingerprint, stage_run
@@ -152,6 +152,19 @@ class TestInputs:
     def test_a_model_of_another_name_does_not_count(self, build, ledger, settings):
         build.promoted(model="locollm-math")
         assert stage_run(ledger, settings, self.claim(build)).inputs.promoted is None
+
+    def test_eval_is_told_the_candidates_digest_of_today(self, build, ledger, settings):
+        built = build.registered(stages=("prepare", "train", "export", "register"))
+        claim = build.measure_again(built)
+        marks = []
+        for digest in (f"digest-{built.id}", "digest-of-another-ollama"):
+            ledger.registry.restored("math", 1, digest, by="me", reason="")
+            run = stage_run(ledger, settings, claim)
+            assert run.inputs.candidate == CandidateVersion(
+                version=1, candidate=f"{MODEL}:{built.id}", digest=digest
+            )
+            marks.append(fingerprint(run, {}, claim.job.spec.eval))
+        assert marks[0] != marks[1]
 
     def test_a_measurement_is_not_reused_once_something_else_serves(self, build, ledger, settings):
         claim = self.claim(build)

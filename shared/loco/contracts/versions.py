@@ -32,12 +32,16 @@ class VersionEvent(BaseModel):
     forced: bool = Field(False, description="Whether a refusal was overruled.")
 
 
-class PromotedVersion(Contract):
-    """The version of a model that serves now, for eval to compare with."""
+class CandidateVersion(Contract):
+    """The version that eval measures, as the ledger has it."""
 
     version: int = Field(ge=1, description="Its number.")
     candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
+
+
+class PromotedVersion(CandidateVersion):
+    """The version of a model that serves now, for eval to compare with."""
 
 
 class Pointer(Contract):
