@@ -101,7 +101,17 @@ class Version(BaseModel):
     served_at: datetime | None = Field(
         None, description="Of the promoted one: when `MODEL:latest` was verified to be it."
     )
-    gate: GateResult | None = Field(None, description="What the gate decided, once eval has run.")
+    past: tuple[int, ...] = Field(
+        (),
+        description="Of the promoted one: what was promoted before it and a rollback returns to, "
+        "the next one last.",
+    )
+    rolled_back: bool = Field(
+        False, description="Whether it was rolled back: the gate does not promote it again."
+    )
+    gate: GateResult | None = Field(
+        None, description="What the gate decided, once eval has run or register proved it wrong."
+    )
     events: tuple[VersionEvent, ...] = Field(
         (),
         description="What happened to it: registered, promoted, refused, rolled back; oldest first.",
