@@ -15,7 +15,7 @@ from loco.contracts.evaluation import Verdict
 from loco.contracts.jobs import JobStatus
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
-from loco.contracts.versions import PromotedVersion, Version
+from loco.contracts.versions import CandidateVersion, PromotedVersion, Version
 from loco.ledger.ledger import Claim, Ledger
 from loco.recipes import registry
 from loco.running.attempt import stage_run
@@ -152,6 +152,15 @@ class TestInputs:
     def test_a_model_of_another_name_does_not_count(self, build, ledger, settings):
         build.promoted(model="locollm-math")
         assert stage_run(ledger, settings, self.claim(build)).inputs.promoted is None
+
+    def test_eval_is_told_the_candidates_digest_of_today(self, build, ledger, settings):
+        built = build.registered(stages=("prepare", "train", "export", "register"))
+        claim = build.measure_again(built)
+        for digest in (f"digest-{built.id}", "digest-of-another-ollama"):
+            ledger.registry.restored("math", 1, digest, by="me", reason="")
+            assert stage_run(ledger, settings, claim).inputs.candidate == CandidateVersion(
+                version=1, candidate=f"{MODEL}:{built.id}", digest=digest
+            )
 
 
 class TestReadableCopy:

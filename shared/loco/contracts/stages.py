@@ -60,5 +60,5 @@ STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.TRAIN: 5,
     Stage.EXPORT: 5,
     Stage.REGISTER: 2,
-    Stage.EVAL: 2,
+    Stage.EVAL: 3,
 }

@@ -32,12 +32,16 @@ class VersionEvent(BaseModel):
     forced: bool = Field(False, description="Whether a refusal was overruled.")
 
 
-class PromotedVersion(Contract):
-    """The version of a model that serves now, for eval to compare with."""
+class CandidateVersion(Contract):
+    """The version that eval measures, as the ledger has it."""
 
     version: int = Field(ge=1, description="Its number.")
     candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
+
+
+class PromotedVersion(CandidateVersion):
+    """The version of a model that serves now, for eval to compare with."""
 
 
 class Pointer(Contract):
@@ -101,7 +105,17 @@ class Version(BaseModel):
     served_at: datetime | None = Field(
         None, description="Of the promoted one: when `MODEL:latest` was verified to be it."
     )
-    gate: GateResult | None = Field(None, description="What the gate decided, once eval has run.")
+    past: tuple[int, ...] = Field(
+        (),
+        description="Of the promoted one: what was promoted before it and a rollback returns to, "
+        "the next one last.",
+    )
+    rolled_back: bool = Field(
+        False, description="Whether it was rolled back: the gate does not promote it again."
+    )
+    gate: GateResult | None = Field(
+        None, description="What the gate decided, once eval has run or register proved it wrong."
+    )
     events: tuple[VersionEvent, ...] = Field(
         (),
         description="What happened to it: registered, promoted, refused, rolled back; oldest first.",

@@ -97,9 +97,13 @@ def worker_view(fields: Fields) -> WorkerInfo:
 
 
 def version_view(
-    number: int, fields: Fields, events: Iterable[str], pointer: Pointer | None
+    number: int,
+    fields: Fields,
+    events: Iterable[str],
+    pointer: Pointer | None,
+    past: Iterable[str] = (),
 ) -> Version:
-    """A version from its hash, its events and what its model points to."""
+    """A version from its hash, its events, and what its model points to and pointed to before."""
     document = json.loads(fields["entry"])
     told = {"gate", "scores"} & fields.keys()
     promoted = pointer is not None and pointer.version == number
@@ -111,6 +115,8 @@ def version_view(
             "digest": fields["digest"],
             "profile": document.get("profile") or fields.get("profile"),
             "promoted": promoted,
+            "past": [int(before) for before in past] if promoted else [],
+            "rolled_back": "rolled_back" in fields,
             "served_at": pointer.served_at if promoted and pointer else None,
             "events": [entry | {"at": moment(entry["at"])} for entry in map(json.loads, events)],
         },

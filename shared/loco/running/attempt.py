@@ -19,7 +19,7 @@ from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
 from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
-from loco.contracts.versions import PromotedVersion
+from loco.contracts.versions import CandidateVersion, PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
 from loco.recipes.datasets import named_files
@@ -91,6 +91,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             promoted=_promoted(ledger, settings, job, earlier)
             if claim.stage in (Stage.REGISTER, Stage.EVAL)
             else None,
+            candidate=_candidate(ledger, job, earlier) if claim.stage is Stage.EVAL else None,
         ),
     )
 
@@ -103,8 +104,7 @@ def _promoted(
     An earlier release's registry is taken over before anything is numbered or compared.
     """
     take_over(ledger, settings.adapters_dir)
-    registered = earlier.get(Stage.REGISTER)
-    candidate = (registered.result or {}).get("candidate", "") if registered else ""
+    candidate = _registered(earlier)
     model = candidate.partition(":")[0] or job.spec.register_.model_name
     pointer = ledger.registry.promoted(model)
     if pointer is None or pointer.adapter != job.adapter or pointer.candidate == candidate:
@@ -112,6 +112,23 @@ def _promoted(
     return PromotedVersion(
         version=pointer.version, candidate=pointer.candidate, digest=pointer.digest
     )
+
+
+def _candidate(ledger: Ledger, job: Job, earlier: dict[Stage, Task]) -> CandidateVersion | None:
+    """The version that register made; its digest is another one where it was made again since."""
+    builder = _registered(earlier).partition(":")[2]
+    version = ledger.registry.of_job(job.adapter, builder) if builder else None
+    if version is None:
+        return None
+    return CandidateVersion(
+        version=version.version, candidate=version.candidate, digest=version.digest
+    )
+
+
+def _registered(earlier: dict[Stage, Task]) -> str:
+    """`MODEL:JOB_ID` of the candidate; empty: there is none."""
+    task = earlier.get(Stage.REGISTER)
+    return str((task.result or {}).get("candidate", "")) if task else ""
 
 
 def earlier_tasks(ledger: Ledger, job: Job, stage: Stage) -> dict[Stage, Task]:
