@@ -224,6 +224,11 @@ class TestVerdicts:
         code, stdout, _ = run("job", job)
         assert code == 0
         assert f"{MODEL} now serves version 1 (better)" in stdout
+        told = " ".join(stdout.split())
+        assert (
+            "Verdict: better. The adapter solved 57 of 100 problems of held_out, its base" in told
+        )
+        assert f"So {MODEL} now serves it." in told
         assert "held_out: measured as better." in stdout
         assert f"ollama run {MODEL}" in stdout
         (line,) = [line for line in run("jobs")[1].splitlines() if job in line]
