@@ -365,14 +365,14 @@ def test_committed_files_are_read_only(bench: Bench) -> None:
     artifact = bench.task(job, Stage.PREPARE).artifacts[-1]
     path = bench.settings.adapters_dir / artifact.path
     assert S_IMODE(path.stat().st_mode) == 0o444
-    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    published = bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl"
     assert S_IMODE(published.stat().st_mode) == 0o444
 
 
 def test_an_edit_of_the_published_file_fails_later_stages_and_is_not_reused(bench: Bench) -> None:
     job = bench.submit(Stage.PREPARE, Stage.TRAIN)
     bench.runner.run_one(Queue.CPU)
-    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    published = bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl"
     times = published.stat()
     with published.open("r+b") as file:  # root may, whatever the mode
         file.write(b"TRAINING")
