@@ -66,7 +66,7 @@ class ReplayRequest(Contract):
     promote: bool = Field(
         False,
         description="Let the gate promote the replay by the job's own policy, and publish its files in "
-        "place of the adapter's; otherwise neither happens.",
+        "place of the adapter's; otherwise neither happens. A replay of an eval alone never promotes.",
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     metadata: Metadata = Field({}, description=METADATA)
