@@ -17,7 +17,7 @@ from loco.serving import promotion
 from loco.serving.host import OllamaHost
 from loco.serving.latest import follow
 from loco.settings import Settings
-from loco_worker.eval import wheel_gguf
+from loco_worker.ollama.bases import wheel_gguf
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 

@@ -17,7 +17,7 @@ from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import Inputs, JobSpec, RegisterSpec
 from loco.serving.host import OllamaHost
 from loco_worker import register
-from loco_worker.eval import wheel_gguf
+from loco_worker.ollama.bases import wheel_gguf
 
 REPOSITORY = Path(__file__).parents[3]
 EXPORTED = "export/gguf/unsloth.Q4_K_M.gguf"
