@@ -57,7 +57,7 @@ def registered(
 def prompted(url: str) -> str:
     """What `latest` makes of a prompt: its system prompt tells the versions apart."""
     with OllamaHost(url) as host:
-        return str(host.rendered(LATEST, "Hi"))
+        return str(host.rendered(LATEST, [{"role": "user", "content": "Hi"}]))
 
 
 def delete(url: str, name: str) -> None:

@@ -167,7 +167,7 @@ def test_an_unreachable_hub_names_the_offline_choices(tmp_path: Path) -> None:
     # a process of its own: the hub's library reads these variables when it is imported
     program = (
         "import sys; from pathlib import Path\n"
-        "from loco.contracts.specs import HuggingFaceSource\n"
+        "from loco.contracts.sources import HuggingFaceSource\n"
         "from loco.contracts.errors import SourceUnreachable\n"
         "from loco_worker.sources.sources import hub_table\n"
         "try: hub_table(HuggingFaceSource(kind='huggingface'))\n"
