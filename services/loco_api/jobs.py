@@ -7,6 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 from loco.contracts.errors import (
     BodyTooLarge,
     Conflict,
+    DataError,
     DiskFull,
     IdempotencyConflict,
     InvalidRequest,
@@ -67,6 +68,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {
             UnknownProfile,
             UnknownBaseModel,
             StageGap,
+            DataError,
             Conflict,
             IdempotencyConflict,
             BodyTooLarge,
@@ -153,7 +155,13 @@ def retry_job(job_id: JobId, here: Here) -> Job:
     responses={
         **_ACCEPTED,
         **responses(
-            NotFound, Conflict, IdempotencyConflict, InvalidRequest, StageGap, BodyTooLarge
+            NotFound,
+            InvalidRequest,
+            StageGap,
+            DataError,
+            Conflict,
+            IdempotencyConflict,
+            BodyTooLarge,
         ),
     },
 )

@@ -17,10 +17,11 @@ from loco.contracts.errors import (
     NotFound,
     OllamaRefused,
     OllamaUnavailable,
+    RegistrationFailed,
     UnknownAdapter,
     VersionRefused,
 )
-from loco.contracts.versions import Restored, Version
+from loco.contracts.versions import Pointer, Restored, Version
 from loco.recipes.resolve import adapter_names, load_recipe
 from loco.running.registry_file import export
 from loco.serving import promotion
@@ -38,6 +39,10 @@ Model = Annotated[
 
 class VersionPage(Page[Version]):
     """Versions of an adapter, newest first."""
+
+
+class PromotedPage(Page[Pointer]):
+    """What every model's `latest` shall be, by model."""
 
 
 class PromoteRequest(Contract):
@@ -83,6 +88,24 @@ def list_versions(
     _check_adapter(here, name)
     versions, more = here.ledger.registry.versions(name, after=after, limit=limit, model=model)
     return VersionPage(data=tuple(versions), has_more=more)
+
+
+@router.get(
+    "/promoted",
+    operation_id="listPromoted",
+    summary="List promoted versions",
+    responses=responses(UnknownAdapter, InvalidRequest),
+)
+def list_promoted(
+    here: Here,
+    adapter: Annotated[
+        str | None, Query(description="Only models of this adapter.", examples=["math"])
+    ] = None,
+) -> PromotedPage:
+    """What serves, or shall: one entry a model, also of adapters whose recipe is gone."""
+    if adapter is not None:
+        _check_adapter(here, adapter)
+    return PromotedPage(data=tuple(here.ledger.registry.pointers(adapter)))
 
 
 @router.post(
@@ -160,6 +183,7 @@ def rollback_version(
         BodyTooLarge,
         OllamaUnavailable,
         OllamaRefused,
+        RegistrationFailed,
     ),
 )
 def restore_version(
@@ -171,7 +195,8 @@ def restore_version(
 ) -> Restored:
     """Creates the version's model in an Ollama that lacks it, from its GGUF, under the same name.
 
-    It takes as long as the upload; asked again, it goes on.
+    It takes as long as the upload; asked again, it goes on. `latest` follows once the model was
+    seen to be what was registered, as far as `warnings` does not say otherwise.
     """
     _check_adapter(here, name)
     anew = request.anew if request else False

@@ -78,7 +78,7 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
     _write(out_dir / PROBLEMS, _problem_rows(sets, verdicts, known))
     summary = [c.model_dump(mode="json") for c in comparisons]
     write_text(out_dir / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    gate = _gate(spec, inputs, comparisons)
+    gate = _gate(spec, inputs, who, comparisons, counts)
     emit.log(f"gate: {gate.verdict}. {' '.join((*gate.reasons, *gate.advice))}")
     text = report(candidate, comparisons, verdicts, left_out=who.left_out, warned=warned, gate=gate)
     write_text(out_dir / REPORT, text)
@@ -162,18 +162,41 @@ def _comparisons(spec: EvalSpec, sets: Sets, verdicts: Sequence[Verdict]) -> tup
     for verdict in verdicts:
         by.setdefault((verdict.set, verdict.role), []).append(verdict)
     return tuple(
-        compare(name, spec.sets[name], baseline, by[name, baseline], by[name, CANDIDATE])
+        compare(
+            name,
+            spec.sets[name],
+            baseline,
+            by[name, baseline],
+            by[name, CANDIDATE],
+            max_p=spec.gate.max_p,
+        )
         for name in sets
         for baseline in Baseline
         if (name, baseline) in by
     )
 
 
-def _gate(spec: EvalSpec, inputs: Inputs, comparisons: Sequence[Comparison]) -> GateResult:
+def _gate(
+    spec: EvalSpec,
+    inputs: Inputs,
+    who: Contest,
+    comparisons: Sequence[Comparison],
+    contaminated: Mapping[str, int],
+) -> GateResult:
     registered = inputs.results.get(Stage.REGISTER, {})
     checks = [Check.model_validate(check) for check in registered.get("checks") or ()]
-    promoted = inputs.promoted.version if inputs.promoted else None
-    return decide(spec.gate, comparisons, checks, promoted)
+    serving = inputs.promoted
+    if serving is not None and serving.candidate == registered.get("candidate"):
+        serving = None  # what serves is measured again: there is nothing to take the place of
+    return decide(
+        spec.gate,
+        comparisons,
+        checks,
+        serving.version if serving else None,
+        contaminated=contaminated,
+        not_compared=who.left_out.get(Baseline.PROMOTED),
+        adapter=inputs.adapter,
+    )
 
 
 def _answer_row(verdict: Verdict) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from loco.contracts.files import atomic_write
 from loco.contracts.results import Dropped, Overlap, PrepareResult
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.contracts.stages import Stage
+from loco.grading.eval_items import written
+from loco.grading.graders import check_gradable
 from loco.stage.program import Emitter, main
 from loco_worker.sources.eval_sets import read_sets
 from loco_worker.sources.overlap import OverlapIndex, normalise
@@ -44,9 +46,12 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     Raises:
         SourceUnreachable, DataError, InvalidRequest: see `loco_worker.sources.sources.open_source`;
             DataError also when no row is left.
+        SandboxUnavailable: a problem asks for code, which eval could not grade here: better known
+            before hours of training.
     """
     index = OverlapIndex(spec.overlap_ngram)
     eval_sets = read_sets(spec.eval_sets, inputs, index, emit)
+    check_gradable(item for items in eval_sets.values() for item in items)
 
     emit.progress(message=f"opening source {spec.source.kind}", percent=0, last=True)
     records = open_source(spec.source, inputs, spec.seed)
@@ -79,7 +84,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         file = f"{EVAL_SETS}/{name}.jsonl"
         files[file] = file
         (out_dir / EVAL_SETS).mkdir(exist_ok=True)
-        _write(out_dir / file, (item.model_dump() for item in items))
+        _write(out_dir / file, (written(item) for item in items))
     emit.log(
         f"{len(rows)} rows of {records.description}, {len(validation)} for validation; read {sieve.read}, dropped {sieve.in_words()}; "
         f"compared with {index.items} eval items"

@@ -1,10 +1,16 @@
 """The OpenAPI document is complete: every field described, every error listed."""
 
+import ast
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
+from loco.contracts import errors
+from loco.contracts.errors import LocoError
+from loco.queue import replay, submission
+from loco.recipes import catalog, datasets, documents, frozen, resolve
 from loco.settings import Settings
 from loco_api.__main__ import build
 from loco_api.app import create_app
@@ -76,6 +82,40 @@ def test_every_operation_lists_its_errors(operations):
     assert "409" in operations["post", "/jobs/{job_id}/retry"]["responses"]
     download = operations["get", "/jobs/{job_id}/artifacts/{path}"]["responses"]
     assert {"200", "206", "304", "416"} <= set(download)
+
+
+def raised_by(*modules):
+    """Codes of the errors of ours that a module raises somewhere."""
+    named = {
+        node.exc.func.id
+        for module in modules
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+    classes = [getattr(errors, name, None) for name in named]
+    return {c.code for c in classes if isinstance(c, type) and issubclass(c, LocoError)}
+
+
+@pytest.mark.parametrize(
+    ("path", "modules"),
+    [
+        ("/jobs", (submission, catalog, datasets, documents, frozen, resolve)),
+        ("/jobs/{job_id}/replay", (submission, replay)),
+    ],
+)
+def test_submission_lists_every_error_it_can_raise(operations, path, modules):
+    answers = operations["post", path]["responses"]
+    listed = {
+        code
+        for status, answer in answers.items()
+        if int(status) >= 400
+        for code in answer["content"]["application/json"]["examples"]
+    }
+    raised = raised_by(*modules) | {"idempotency_conflict"}
+    assert {"bad_data", "stage_gap", "not_found", "conflict"} <= raised
+    assert raised <= listed
 
 
 def test_overrides_show_every_field_and_none_is_required(document):

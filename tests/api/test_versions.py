@@ -1,6 +1,7 @@
 """Versions over HTTP: pages, promotion, rollback, restore; who did it; what Ollama makes of it."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 
 import httpx
@@ -8,7 +9,10 @@ import pytest
 from tags_server import Tags
 from versions import MODEL, Builder
 
+from loco.contracts.artifacts import Artifact, describe
 from loco.contracts.evaluation import Verdict
+from loco.contracts.serving import REFERENCE, ReferencePrompt, ServingReference
+from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
@@ -16,6 +20,25 @@ pytestmark = pytest.mark.redis
 JSON = {"Content-Type": "application/json"}
 LATEST = f"{MODEL}:latest"
 GGUF = b"GGUF of a small model"
+REFERENCE_JSON = ServingReference(
+    prompts=(
+        ReferencePrompt(
+            name="plain",
+            messages=({"role": "user", "content": "What is 2 + 2?"},),
+            rendered="<|user|>What is 2 + 2?",
+            tokens=9,
+        ),
+    ),
+    num_predict=64,
+    chat_template_sha256="",
+    architecture="llama",
+    context_length=8192,
+    parameter_count=1,
+    tensors={},
+    vocabulary=1,
+    vocabulary_sha256="",
+    thinks=False,
+).model_dump_json()
 BLOB = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
 
 
@@ -95,6 +118,21 @@ def test_an_adapter_whose_recipe_is_gone_still_shows_its_versions(http, build, t
     assert len(http.get("/adapters/math/versions").json()["data"]) == 1
     assert http.post("/adapters/math/promote", json={"version": 1}).status_code == 200
     assert error(http.post("/adapters/math/rollback"), 409)
+
+
+def test_what_is_promoted_is_listed_whatever_became_of_the_recipe(http, build, adapters_dir):
+    assert http.get("/promoted").json()["data"] == []
+    build.promoted()
+    build.promoted(model="locollm-math")
+    shutil.rmtree(adapters_dir / "math")
+    page = http.get("/promoted").json()
+    assert page["has_more"] is False
+    assert [(p["adapter"], p["model"], p["version"]) for p in page["data"]] == [
+        ("math", "locollm-math", 2),
+        ("math", MODEL, 1),
+    ]
+    assert http.get("/promoted", params={"adapter": "math"}).json() == page
+    assert error(http.get("/promoted", params={"adapter": "maths"}), 404)
 
 
 def test_promote_returns_once_ollama_serves_it(http, build, tags, adapters_dir):
@@ -265,6 +303,70 @@ class TestRestore:
         told = error(http.post("/adapters/math/versions/1/restore"), 404)
         assert "is gone" in told["message"]
         assert "loco submit math" in told["hint"]
+
+    @pytest.fixture
+    def proven(self, build, tags, adapters_dir) -> str:
+        """A promoted version whose export left a reference; answers its job."""
+
+        def exported(job_id: str) -> tuple[Artifact, ...]:
+            path = adapters_dir / "math" / "runs" / job_id / "export" / "a1" / REFERENCE
+            path.parent.mkdir(parents=True)
+            path.write_text(REFERENCE_JSON)
+            return (describe(adapters_dir, path, name=REFERENCE, stage=Stage.EXPORT),)
+
+        job = build.registered(blob=BLOB, exported=exported)
+        build.measured(job, Verdict.BETTER)
+        path = adapters_dir / build.ledger.registry.version("math", 1).gguf
+        path.parent.mkdir(parents=True)
+        path.write_bytes(GGUF)
+        return str(job.id)
+
+    def test_prompts_as_in_training_leave_no_warning(self, http, tags, proven):
+        tags.render = lambda messages: f"<|user|>{messages[-1]['content']}"
+        made = http.post("/adapters/math/versions/1/restore").json()
+        assert (made["created"], made["warnings"]) == (True, [])
+        assert LATEST in tags.models
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_other_prompts_than_in_training_do_not_serve(self, http, build, tags, proven, again):
+        tags.render = lambda messages: f"<|user|>\n{messages[-1]['content']}"
+        told = error(http.post("/adapters/math/versions/1/restore"), 500)
+        if again:  # what is there by now is no more trusted
+            told = error(http.post("/adapters/math/versions/1/restore"), 500)
+        assert told["code"] == "registration_failed"
+        assert "prompt plain is rendered otherwise than in training, from char" in told["message"]
+        assert "Nothing was pointed at it." in told["hint"]
+        assert LATEST not in tags.models
+        version = build.ledger.registry.version("math", 1)
+        assert version.digest == f"digest-{proven}"
+        assert version.events[-1].action == "promoted"
+
+    def test_lost_parameters_and_system_prompt_do_not_serve(self, http, tags, stored, monkeypatch):
+        kept = {"parameters": 'stop "<|end|>"\ntemperature 0', "system": "You are another."}
+        monkeypatch.setattr(Tags, "show", lambda *_: kept)
+        told = error(http.post("/adapters/math/versions/1/restore"), 500)
+        assert 'parameter stop is "<|end|>" instead of' in told["message"]
+        assert "temperature" not in told["message"], "0 is 0.0"
+        assert "its system prompt is 'You are another.' instead of ''" in told["message"]
+        assert LATEST not in tags.models
+
+    def test_what_is_not_proven_is_a_warning(self, http, tags, stored):
+        tags.version = "0.16.0"
+        made = http.post("/adapters/math/versions/1/restore").json()
+        holes, unproven = made["warnings"]
+        assert "CVE-2026-7482" in holes
+        assert unproven.startswith(f"Not proven: no readable {REFERENCE} of job {stored}")
+        assert LATEST in tags.models
+
+    def test_a_server_that_cannot_show_prompts_and_a_changed_reference_are_warnings(
+        self, http, tags, proven, adapters_dir
+    ):
+        (warning,) = http.post("/adapters/math/versions/1/restore").json()["warnings"]
+        assert "_debug_render_only" in warning
+        (reference,) = adapters_dir.glob(f"math/runs/*/export/a1/{REFERENCE}")
+        reference.write_text(REFERENCE_JSON.replace("user", "none"))
+        (warning,) = http.post("/adapters/math/versions/1/restore").json()["warnings"]
+        assert "no readable" in warning
 
     def test_a_gguf_outside_the_adapter_is_not_read(self, http, build, tags, adapters_dir):
         secret = adapters_dir.parent / "secret"

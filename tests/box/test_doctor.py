@@ -318,3 +318,16 @@ def test_requirements_come_from_the_release_itself():
     assert "torch" in requirements(("train",))
     assert "torch" not in requirements(("api", "worker"))
     assert "unsloth" in requirements(("train", "gpu"))
+
+
+def test_code_in_answers_can_be_graded():
+    found = doctor.code_grading()
+    assert (found.level, found.message) == (Level.OK, "Code in answers can be graded here.")
+
+
+def test_where_code_cannot_be_graded_what_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    found = doctor.code_grading()
+    assert found.level is Level.WARNING
+    assert "It lacks: Linux (this is darwin)" in found.message
+    assert "seccomp" in found.fix

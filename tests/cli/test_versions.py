@@ -10,9 +10,11 @@ from versions import MODEL, Builder, eval_result, register_result
 
 from loco.cli import watch
 from loco.cli.main import main
+from loco.cli.summary import is_promoted
 from loco.contracts.evaluation import Verdict
 from loco.contracts.jobs import JobStatus
 from loco.contracts.stages import Stage
+from loco.running.registry_file import take_over
 from loco.serving.latest import follow_all
 
 pytestmark = pytest.mark.redis
@@ -74,6 +76,51 @@ def test_versions_as_a_table(run, build, tags):
     assert json.loads(run("versions", "math", "--model", "nobody", "--json")[1]) == []
 
 
+#: As the release before the gate wrote it (tag 4ce5b73), shortened by `hyperparameters`.
+REGISTRY_OF_4CE5B73 = """\
+# Written by the stages register and eval. The newest version of an adapter comes first.
+adapters:
+  math:
+    version: 1
+    job: 20261122-164524-8d2d68
+    model: locollm-math
+    candidate: locollm-math:20261122-164524-8d2d68
+    promoted: true
+    history:
+    - version: 1
+      job: 20261122-164524-8d2d68
+      model: locollm-math
+      candidate: locollm-math:20261122-164524-8d2d68
+      promoted: true
+      base_model: smollm2-135m-instruct
+      base_ollama: smollm2:135m
+      quantization: Q4_K_M
+      digest: 0a1b2c
+      blob: sha256:0a1b2c
+      gguf: math/runs/20261122-164524-8d2d68/export/a1/gguf/unsloth.Q4_K_M.gguf
+      size_bytes: 105454432
+      system: null
+      parameters: {temperature: 0.0, stop: [<|im_end|>]}
+      data: {source: arithmetic generator, rows: 160, sha256: 0a1b2c}
+      hyperparameters: {}
+      training: {engine: peft, steps: 20}
+      scores:
+        benchmark: {base: 0.5, candidate: 0.6, problems: 20, p_value: 0.5}
+        held_out: {base: 0.0, candidate: 0.25, problems: 100, p_value: 0.01}
+      registered_at: '2026-11-22T16:49:00+00:00'
+"""
+
+
+def test_versions_of_the_release_before_the_gate_are_shown(run, ledger, adapters_dir):
+    (adapters_dir / "registry.yaml").write_text(REGISTRY_OF_4CE5B73)
+    assert take_over(ledger, adapters_dir) == 1
+    code, stdout, stderr = run("versions", "math")
+    assert code == 0, stderr
+    assert "benchmark 50 % → 60 %" in stdout
+    (shown,) = json.loads(run("versions", "math", "--json")[1])
+    assert shown["scores"]["held_out"]["base"] == 0.0
+
+
 def test_promote_and_rollback(run, build, tags):
     first = built(build, tags)
     built(build, tags)
@@ -131,6 +178,30 @@ def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
     assert run("setup", "--version", "3")[0] == 2
 
 
+def test_setup_says_that_a_version_is_unknown(run, build):
+    build.promoted()
+    code, stdout, stderr = run("setup", "math", "--version", "99")
+    assert (code, stdout) == (2, "")
+    assert "Adapter math has no version 99." in stderr
+    code, _, stderr = run("setup", "maths")
+    assert code == 2
+    assert "maths" in stderr
+
+
+def test_setup_makes_models_of_adapters_without_a_recipe_too(run, build, tags, adapters_dir):
+    blob = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
+    stored(build, adapters_dir, build.promoted(blob=blob).id, 1)
+    build.promoted(blob=blob, model="locollm-math")  # its GGUF is gone
+    (adapters_dir / "math" / "adapter.yaml").unlink()
+    code, stdout, _ = run("setup")
+    assert code == 1
+    assert f"{LATEST} (version 1) was created." in stdout
+    assert "locollm-math:latest (version 2) could not be made" in stdout
+    assert "is gone" in stdout
+    assert "  warning: Not proven: no readable serving_reference.json" in stdout
+    assert LATEST in tags.models
+
+
 class TestVerdicts:
     """What the views say of a job that has ended."""
 
@@ -153,6 +224,11 @@ class TestVerdicts:
         code, stdout, _ = run("job", job)
         assert code == 0
         assert f"{MODEL} now serves version 1 (better)" in stdout
+        told = " ".join(stdout.split())
+        assert (
+            "Verdict: better. The adapter solved 57 of 100 problems of held_out, its base" in told
+        )
+        assert f"So {MODEL} now serves it." in told
         assert "held_out: measured as better." in stdout
         assert f"ollama run {MODEL}" in stdout
         (line,) = [line for line in run("jobs")[1].splitlines() if job in line]
@@ -167,6 +243,22 @@ class TestVerdicts:
         assert "held_out: measured as refused." in stdout
         assert "Try a lower rate." in stdout
         assert f"ollama run {MODEL}:{job}" in stdout
+
+    def test_a_refusal_of_what_serves_already_is_no_success(self, run, ended, build):
+        ended(Verdict.BETTER)
+        job = ended(Verdict.BETTER)
+        claim = build.measure_again(build.ledger.job(job))
+        build.commit(claim, eval_result(f"{MODEL}:{job}", Verdict.REFUSED))
+        assert build.ledger.job(claim.job_id).promotion.promoted
+        code, stdout, _ = run("job", claim.job_id)
+        assert code == 0
+        assert f"version 2 serves as {MODEL}, but the gate refuses it now" in stdout
+        assert "now serves" not in stdout
+        assert "held_out: measured as refused." in stdout
+        assert "Try a lower rate." in stdout
+        assert f"loco rollback math --model {MODEL}" in stdout
+        assert not is_promoted(build.ledger.job(claim.job_id))
+        assert is_promoted(build.ledger.job(job))
 
     def test_the_first_refusal_leaves_nothing(self, run, ended):
         stdout = run("job", ended(Verdict.REFUSED))[1]
@@ -190,6 +282,26 @@ def test_require_promoted_decides_the_exit_code(
         assert hands.ledger.job(job_id).status == "succeeded"
     stderr = capsys.readouterr().err
     assert ("Ollama does not follow yet" in stderr) == (verdict == "better")
+
+
+def test_require_promoted_is_not_met_by_a_refusal_of_what_serves(
+    live_api, monkeypatch, build, tags
+):
+    monkeypatch.setenv("LOCO_SERVER", live_api.url)
+    monkeypatch.setattr(watch, "SERVED_SECONDS", 0.5)
+    built_job = built(build, tags)
+    follow_all(build.ledger, tags.url)
+    words = ["submit", "math", "--profile", "tiny", "--stages", "eval", "--wait"]
+    for more, wanted in (((), 0), (("--require-promoted",), 1)):
+        with ThreadPoolExecutor(1) as pool:
+            command = pool.submit(main, [*words, "--from-job", built_job, *more])
+            deadline = time.monotonic() + 30
+            while not build.ledger.jobs(status=JobStatus.QUEUED)[0]:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            result = eval_result(f"{MODEL}:{built_job}", Verdict.REFUSED)
+            build.commit(build.claim(Stage.EVAL), result)
+            assert command.result(60) == wanted
 
 
 def do_the_work(hands, verdict: Verdict, compared: int | None) -> str:

@@ -20,8 +20,8 @@ def test_training_and_export_go_to_the_gpu() -> None:
     assert [s for s in Stage if s.queue is Queue.GPU] == [Stage.TRAIN, Stage.EXPORT]
 
 
-def test_a_model_is_registered_by_every_job() -> None:
-    assert [s for s in Stage if not s.reusable] == [Stage.REGISTER]
+def test_a_model_is_registered_and_measured_by_every_job() -> None:
+    assert [s for s in Stage if not s.reusable] == [Stage.REGISTER, Stage.EVAL]
 
 
 @pytest.mark.parametrize("stage", list(Stage))

@@ -7,7 +7,7 @@ import pytest
 from loco.contracts.evaluation import Baseline, GateSpec, Role, Verdict
 from loco.contracts.results import Comparison, Score
 from loco.contracts.serving import Check
-from loco.grading.gate import decide
+from loco.grading.gate import decide, refusal
 from loco.grading.significance import mcnemar_exact, wilson_interval
 
 GOOD = Check(name="rendered_prompt", passed=True, expected="the same", seen="the same")
@@ -120,10 +120,104 @@ def test_worse_than_the_promoted_version_is_refused_although_better_than_the_bas
     assert decide(GateSpec(), [BETTER, same], [GOOD], 3).verdict is Verdict.BETTER
 
 
-def test_what_was_not_compared_with_the_promoted_version_is_unproven():
-    result = decide(GateSpec(), [BETTER], [GOOD], 3)
+class TestWhileAVersionServes:
+    """A name is moved away from it only by what was compared with it, on enough problems."""
+
+    @pytest.mark.parametrize("policy", ["not_worse", "better"])
+    def test_what_was_not_compared_with_it_is_refused(self, policy):
+        result = decide(GateSpec(policy=policy), [BETTER], [GOOD], 3)
+        assert result.verdict is Verdict.REFUSED
+        assert not result.by_hand
+        assert "not compared with version 3" in result.reasons[0]
+        assert result.advice == ("Add `promoted` to eval.baselines.",)
+
+    def test_what_could_not_be_compared_with_it_says_why_and_how_to_have_it_again(self):
+        why = "locollm-math:old is not in Ollama any more"
+        result = decide(GateSpec(), [BETTER], [GOOD], 3, not_compared=why, adapter="math")
+        assert result.verdict is Verdict.REFUSED
+        assert result.reasons[0] == f"It was not compared with version 3, which serves now: {why}."
+        assert "`loco setup math` makes version 3 again" in result.advice[0]
+
+    def test_few_problems_take_no_place(self):
+        few = [
+            compared(10, won=20, lost=0, total=99, against=against)
+            for against in (Baseline.BASE, Baseline.PROMOTED)
+        ]
+        result = decide(GateSpec(), few, [GOOD], 3)
+        assert result.verdict is Verdict.REFUSED
+        assert "on 99 problems; fewer than 100 take no version's place" in result.reasons[0]
+        assert "eval.sets.NAME.count" in result.advice[0]
+        assert decide(GateSpec(min_problems=99), few, [GOOD], 3).verdict is Verdict.BETTER
+        assert decide(GateSpec(), few, [GOOD], None).verdict is Verdict.UNPROVEN, "the first one"
+
+    def test_without_a_primary_set_it_is_refused(self):
+        result = decide(GateSpec(), [GUARD_OK], [GOOD], 3)
+        assert result.verdict is Verdict.REFUSED
+        assert "No primary set was measured" in result.reasons[0]
+
+    def test_harm_comes_first_and_people_may_do_as_they_like(self):
+        assert "Significantly worse" in decide(GateSpec(), [WORSE], [GOOD], 3).reasons[0]
+        assert decide(GateSpec(policy="always"), [BETTER], [GOOD], 3).verdict is Verdict.UNPROVEN
+        assert decide(GateSpec(policy="never"), [BETTER], [GOOD], 3).by_hand
+
+
+@pytest.mark.parametrize("policy", ["not_worse", "better", "always", "never"])
+def test_a_candidate_nothing_was_checked_of_is_refused(policy):
+    result = decide(GateSpec(policy=policy), [BETTER], [], None)
+    assert result.verdict is Verdict.REFUSED
+    assert not result.by_hand
+    assert "check proof failed" in result.reasons[0]
+    assert "export,register,eval" in result.advice[0]
+
+
+def test_what_register_did_not_prove_is_refused_before_it_is_measured():
+    assert refusal([GOOD]) is None
+    failed = refusal([GOOD, BAD])
+    assert failed is not None
+    assert (failed.verdict, failed.by_hand, failed.advice) == (
+        *(Verdict.REFUSED, False),
+        ("Run export again.",),
+    )
+    nothing = refusal([])
+    assert nothing is not None
+    assert "proved nothing" in nothing.reasons[0]
+
+
+def test_a_verdict_says_on_how_many_primary_problems_it_stands():
+    assert decide(GateSpec(), [BETTER, GUARD_OK], [GOOD], None).problems == 200
+    assert decide(GateSpec(), [GUARD_OK], [GOOD], None).problems == 0
+
+
+def test_contaminated_problems_prove_nothing():
+    known = {"held_out": 1}
+    result = decide(GateSpec(), [BETTER], [GOOD], None, contaminated=known)
     assert result.verdict is Verdict.UNPROVEN
-    assert "not compared with version 3" in result.reasons[-1]
+    assert "1 of its problems overlap rows" in result.reasons[-1]
+    strict = decide(GateSpec(policy="better"), [BETTER], [GOOD], None, contaminated=known)
+    assert strict.verdict is Verdict.REFUSED
+    elsewhere = {"held_out": 0, "general": 5}
+    result = decide(GateSpec(), [BETTER, GUARD_OK], [GOOD], None, contaminated=elsewhere)
+    assert result.verdict is Verdict.BETTER
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "won_on_cut", "verdict"),
+    [
+        (20, 40, Verdict.BETTER),  # a tenth: that is normal
+        (21, 40, Verdict.UNPROVEN),  # 0 against 5 is left
+        (21, 26, Verdict.UNPROVEN),  # 14 against 5, p = 0.064
+        (21, 25, Verdict.BETTER),  # 15 against 5, p = 0.041
+        (80, 0, Verdict.BETTER),
+    ],
+)
+def test_a_gain_that_the_limit_of_tokens_may_have_made_is_doubted(unfinished, won_on_cut, verdict):
+    base = BETTER.base.model_copy(update={"unfinished": unfinished})
+    cut = BETTER.model_copy(update={"base": base, "won_on_cut": won_on_cut})
+    result = decide(GateSpec(), [cut], [GOOD], None)
+    assert result.verdict is verdict
+    if verdict is Verdict.UNPROVEN:
+        assert f"{won_on_cut} of 40 problems won" in result.reasons[-1]
+        assert decide(GateSpec(policy="better"), [cut], [GOOD], None).verdict is Verdict.REFUSED
 
 
 @pytest.mark.parametrize("against", [Baseline.INSTRUCTED, Baseline.EXPORTED])

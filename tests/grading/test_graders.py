@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from loco.contracts.errors import DataError
-from loco.grading.eval_items import EvalItem, load_eval_items
+from loco.grading.eval_items import EvalItem, eval_items, load_eval_items, written
 from loco.grading.graders import LONGEST_ANSWER, grade
 
+GUARD = Path(__file__).parents[2] / "adapters" / "math" / "guard_general.jsonl"
 CITIES = {"A": "Paris", "B": "Rome", "C": "New York", "D": "York"}
 
 
@@ -279,3 +280,71 @@ def test_a_huge_number_is_no_answer() -> None:
     assert not grade(item(answer="42"), "9" * 5000).correct
     assert grade(item("json", '{"a": 1}'), '{"a": ' + "9" * 5000 + "}").why == "holds no JSON"
     assert not grade(item("json", '{"a": 1}'), '{"a": 1e999}').correct
+
+
+@pytest.mark.parametrize("mark", ["```", "`", "**", " ** ` "])
+@pytest.mark.parametrize("whole_words", [True, False])
+def test_a_phrase_of_nothing_but_marks_is_looked_up_as_written(
+    mark: str, whole_words: bool
+) -> None:
+    options = {"kind": "contains", "whole_words": whole_words}
+    wanted = item({**options, "all": [mark]})
+    assert grade(wanted, f"So: {mark} x").correct
+    assert grade(wanted, "So: x").why == f"lacks {mark!r}"
+    unwanted = item({**options, "all": ["x"], "none": [mark]})
+    assert grade(unwanted, "So: x").correct
+    assert grade(unwanted, f"{mark.strip()}\nx\n").why == f"has {mark!r}"
+    assert grade(item({**options, "any": [mark, "y"]}), "y").correct
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            {"grader": {"kind": "choice", "options": ["**", "B"]}, "answer": "B"},
+            "grader.options: '",
+        ),
+        (
+            {"grader": {"kind": "choice", "options": {"A": "`x`", "B": "x"}}, "answer": "B"},
+            "grader.options: '`x`' and 'x' read the same",
+        ),
+        (
+            {"grader": {"kind": "words", "also": ["…", "b"]}, "answer": "a"},
+            "grader.also: '…' holds",
+        ),
+        ({"grader": "words", "answer": "?!"}, "answer: '?!' holds no word"),
+        ({"answer": "**"}, "answer: '**' holds no word"),
+    ],
+)
+def test_what_would_be_found_in_any_answer_is_refused(
+    line: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps({"id": "1", "question": "?", **line}))
+    with pytest.raises(DataError) as caught:
+        load_eval_items(file)
+    assert caught.value.message.startswith(f"set.jsonl, line 1: {message}")
+
+
+ROWS = [json.loads(line) for line in (GUARD.read_text().splitlines())]
+ROWS += [
+    {"id": "t", "question": "?", "grader": {"kind": "json", "types": {"name": "string"}}},
+    {"id": "n", "question": "?", "grader": {"kind": "json", "expected": None}},
+    {"id": "j", "question": "?", "grader": "json", "answer": '{"name": "x"}'},
+    {"id": "g", "question": "?", "answer": "so it is\n#### 12"},
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row["id"]))
+def test_a_problem_is_the_same_after_it_was_written_and_read(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    (first,) = eval_items([(1, row)], "set")
+    file = tmp_path / "set.jsonl"
+    file.write_text(json.dumps(written(first)) + "\n")
+    (again,) = load_eval_items(file)
+    assert again == first
+    for text in ('{"name": "Ada"}', "null", '{"name": "x"}', "12", "Paris", first.answer or "?"):
+        assert grade(again, text) == grade(first, text)
+    if row["id"] == "t":
+        assert grade(again, '{"name": "Ada"}').correct

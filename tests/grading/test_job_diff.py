@@ -205,6 +205,20 @@ def test_a_replays_bookkeeping_makes_no_difference(one: Made, two: Made) -> None
     assert fields(found.recipe) == {"eval.gate.policy": ("not_worse", "never")}
 
 
+def test_only_a_replays_gate_is_another_on_purpose(one: Made, two: Made) -> None:
+    gate = two.spec.eval.gate.model_copy(update={"policy": "never"})
+    eval_spec = two.spec.eval.model_copy(update={"gate": gate})
+    two.spec = two.spec.model_copy(update={"eval": eval_spec})
+    found = seen(one, two)
+    assert found.verdict is Sameness.DIFFERENT
+    assert found.reasons == ("The recipes differ: eval.gate.policy.",)
+    two.spec = two.spec.model_copy(update={"replay_of": "another"})
+    assert seen(one, two).verdict is Sameness.DIFFERENT
+    two.spec = two.spec.model_copy(update={"replay_of": "one"})
+    assert seen(one, two).verdict is Sameness.IDENTICAL
+    assert seen(two, one).verdict is Sameness.IDENTICAL
+
+
 def test_only_fields_of_the_recipe_that_differ_are_named(
     one: Made, two: Made, spec: Callable[..., JobSpec]
 ) -> None:
@@ -328,3 +342,20 @@ def test_a_record_that_leads_outside_or_was_changed_is_not_read(one: Made, tmp_p
     again = read_records(records.job, records.tasks, tmp_path)
     assert Stage.TRAIN not in again.environments
     assert Stage.EXPORT in again.environments
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [(Stage.EVAL, "eval.jsonl"), (Stage.TRAIN, "environment.json")]
+)
+def test_a_record_of_the_same_size_with_other_content_is_not_read(
+    one: Made, tmp_path: Path, stage: Stage, name: str
+) -> None:
+    records = one.records()
+    assert records.answers is not None
+    path = tmp_path / "math" / "runs" / "one" / stage / name
+    path.write_bytes(path.read_bytes().replace(b"right", b"wrong").replace(b"3.11", b"3.12"))
+    again = read_records(records.job, records.tasks, tmp_path)
+    if stage is Stage.EVAL:
+        assert again.answers is None
+    else:
+        assert stage not in again.environments

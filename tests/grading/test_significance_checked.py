@@ -3,6 +3,10 @@
 import math
 import random
 import time
+import tracemalloc
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,12 +127,48 @@ def test_pairs_and_counts_say_the_same_in_any_order() -> None:
     assert bootstrap_difference([(False, True)]) == (1, 1)
 
 
-def test_thousands_of_problems_take_less_than_two_seconds_of_processor() -> None:
+def exact_interval(won: int, lost: int, total: int) -> tuple[float, float]:
+    """In whole numbers: of the `total ** total` resamples, how many have each difference."""
+    ways = np.array([1], dtype=object)
+    weights = np.array([lost, total - won - lost, won], dtype=object)
+    for bit in bin(total)[2:]:
+        ways = np.convolve(ways, ways)
+        ways = np.convolve(ways, weights) if bit == "1" else ways
+    outside = Fraction(1, 40) * sum(ways)
+
+    def first(counts: Any) -> int:
+        return next(i for i, seen in enumerate(accumulate(counts)) if seen >= outside)
+
+    return (first(ways) - total) / total, (total - first(ways[::-1])) / total
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "total"),
+    [(50, 30, 200), (3, 0, 200), (0, 1, 200), (180, 8, 200), (100, 100, 200), (199, 1, 200)],
+)
+def test_the_bootstrap_is_exact_in_floating_point(won: int, lost: int, total: int) -> None:
+    assert difference_interval(won, lost, total) == exact_interval(won, lost, total)
+
+
+def test_50_000_problems_take_no_more_memory_than_few() -> None:
+    tracemalloc.start()
+    difference_interval(6000, 4000, 50_000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1_000_000
+
+
+@pytest.mark.parametrize(("won", "lost"), [(6000, 4000), (45_000, 100), (25_000, 25_000)])
+def test_50_000_problems_take_little_time(won: int, lost: int) -> None:
+    total = 50_000
     started = time.process_time()
-    low, high = difference_interval(600, 400, 5000)
-    assert time.process_time() - started < 2
-    half = stats.norm.ppf(0.975) * math.sqrt(1000 / 5000 - 0.04**2) / math.sqrt(5000)
-    assert (low, high) == pytest.approx((0.04 - half, 0.04 + half), abs=3e-4)
+    low, high = difference_interval(won, lost, total)
+    p = mcnemar_exact(won, lost)
+    assert time.process_time() - started < 3
+    gain = (won - lost) / total
+    half = stats.norm.ppf(0.975) * math.sqrt(((won + lost) / total - gain**2) / total)
+    assert (low, high) == pytest.approx((gain - half, gain + half), abs=3e-5)
+    assert p == pytest.approx(stats.binomtest(won, won + lost).pvalue, rel=1e-9)
 
 
 @pytest.mark.parametrize(

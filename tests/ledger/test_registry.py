@@ -259,6 +259,142 @@ class TestGate:
         assert [v.promoted for v in ledger.registry.versions("math")[0]] == [True, True]
 
 
+class TestSecondLooks:
+    """A weaker look at a version neither lifts a refusal nor takes the place of a verdict."""
+
+    def look(self, ledger, build, job, verdict, *, spec=None, **more):
+        """Another eval of what a job built; answers the job that measured."""
+        claim = build.measure_again(job) if spec is None else build.claim(Stage.EVAL, spec)
+        build.commit(claim, eval_result(f"{MODEL}:{job.id}", verdict, **more))
+        return ledger.job(claim.job_id)
+
+    def test_a_replayed_eval_of_another_jobs_version_is_only_told(self, ledger, build, spec):
+        job = build.promoted()
+        before = ledger.registry.version("math", 1)
+        replay = {"stages": ("eval",), "from_job": job.id}
+        asked, _ = ledger.submit(spec(**replay).model_copy(update={"replay_of": job.id}))
+        look = self.look(
+            ledger, build, job, Verdict.REFUSED, spec=asked, by_hand=True, problems=300
+        )
+        after = ledger.registry.version("math", 1)
+        assert (after.gate, after.scores, after.promoted) == (before.gate, before.scores, True)
+        assert actions(ledger, 1) == ["registered", "promoted", "measured"]
+        assert "a replay" in look.promotion.reason
+        assert look.promotion.promoted, "it serves as before"
+        assert "version.measured" in [e.type for e in ledger.events(look.id, limit=1000)]
+
+    def test_a_replayed_eval_promotes_nothing(self, ledger, build, spec):
+        job = build.registered(stages=("prepare", "train", "export", "register"))
+        replay = {"stages": ("eval",), "from_job": job.id}
+        asked, _ = ledger.submit(spec(**replay).model_copy(update={"replay_of": job.id}))
+        self.look(ledger, build, job, Verdict.BETTER, spec=asked)
+        assert promoted(ledger) is None
+        assert ledger.registry.version("math", 1).gate is None
+
+    def test_a_replay_that_built_its_own_version_passes_the_gate(self, ledger, build, spec):
+        original = build.promoted()
+        job, _ = ledger.submit(spec().model_copy(update={"replay_of": original.id}))
+        for stage in job.spec.stages[:-2]:
+            build.commit(build.claim(stage, job), {"seconds": 1})
+        build.commit(build.claim(Stage.REGISTER, job), register_result(job.id))
+        result = eval_result(f"{MODEL}:{job.id}", Verdict.BETTER, compared=1)
+        build.commit(build.claim(Stage.EVAL, job), result)
+        assert promoted(ledger) == 2
+
+    def test_policy_never_does_not_lift_a_refusal(self, ledger, build):
+        job = build.measured(build.registered(), Verdict.REFUSED)
+        look = self.look(ledger, build, job, Verdict.REFUSED, by_hand=True, problems=500)
+        assert "`loco promote math 1 --force`" in look.promotion.reason
+        with pytest.raises(VersionRefused):
+            ledger.registry.promote("math", 1, by="me", reason="", force=False)
+        assert ledger.registry.version("math", 1).gate.problems == 100
+        assert actions(ledger, 1) == ["registered", "refused", "not_promoted"]
+
+    def test_policy_never_does_not_take_the_place_of_a_verdict(self, ledger, build):
+        job = build.promoted()
+        look = self.look(ledger, build, job, Verdict.REFUSED, by_hand=True)
+        assert look.promotion.promoted
+        assert ledger.registry.version("math", 1).gate.verdict is Verdict.BETTER
+        assert actions(ledger, 1)[-1] == "measured"
+
+    def test_fewer_problems_lift_no_refusal(self, ledger, build):
+        job = build.registered()
+        claim = build.evals[job.id]
+        build.commit(claim, eval_result(f"{MODEL}:{job.id}", Verdict.REFUSED, problems=200))
+        for fewer in (1, 199):
+            look = self.look(ledger, build, job, Verdict.UNPROVEN, problems=fewer)
+            assert promoted(ledger) is None
+            assert not look.promotion.promoted
+            assert look.promotion.reason == (
+                f"measured as refused on 200 problems before, now on {fewer}: "
+                "`loco promote math 1 --force` promotes it by hand"
+            )
+            assert actions(ledger, 1)[-1] == "not_promoted"
+        gate = ledger.registry.version("math", 1).gate
+        assert (gate.verdict, gate.problems) == (Verdict.REFUSED, 200)
+        self.look(ledger, build, job, Verdict.UNPROVEN, problems=200)
+        assert promoted(ledger) == 1, "as many problems are as good a look"
+
+    def test_fewer_problems_take_the_place_of_no_verdict(self, ledger, build):
+        job = build.promoted()
+        look = self.look(ledger, build, job, Verdict.REFUSED, problems=1)
+        version = ledger.registry.version("math", 1)
+        assert (version.gate.verdict, version.gate.problems) == (Verdict.BETTER, 100)
+        assert look.promotion.promoted
+        assert "on 100 problems before, now on 1" in look.promotion.reason
+
+    def test_what_people_may_promote_is_measured_again_like_anything(self, ledger, build):
+        job = build.registered()
+        result = eval_result(f"{MODEL}:{job.id}", Verdict.REFUSED, by_hand=True)
+        build.commit(build.evals[job.id], result)
+        self.look(ledger, build, job, Verdict.REFUSED, by_hand=True)
+        assert actions(ledger, 1)[-1] == "refused"
+        self.look(ledger, build, job, Verdict.BETTER)
+        assert promoted(ledger) == 1
+
+    def test_scores_of_an_earlier_release_change_no_verdicts(self, ledger, build):
+        job = build.promoted()
+        claim = build.measure_again(job)
+        late = eval_result(f"{MODEL}:{job.id}", None)
+        late["comparisons"] = []
+        build.commit(claim, late)
+        assert ledger.registry.version("math", 1).scores
+
+
+class TestProof:
+    """What register did not prove serves only when people force it."""
+
+    FAILED = {"name": "stop", "passed": False, "expected": "stop", "seen": "length", "fix": "Do."}
+
+    @pytest.mark.parametrize(
+        ("checks", "told"), [([FAILED], "check stop failed"), ([], "check proof failed")]
+    )
+    @pytest.mark.parametrize("policy", ["always", "not_worse"])
+    def test_a_job_that_ends_at_register_is_refused(
+        self, ledger, build, spec, checks, told, policy
+    ):
+        job = self.registered(ledger, build, spec, checks, policy)
+        assert promoted(ledger) is None
+        assert not job.promotion.promoted
+        assert told in job.promotion.reason
+        assert actions(ledger, 1) == ["registered", "refused"]
+        gate = ledger.registry.version("math", 1).gate
+        assert (gate.verdict, gate.by_hand, gate.problems) == (Verdict.REFUSED, False, 0)
+        with pytest.raises(VersionRefused, match=told):
+            ledger.registry.promote("math", 1, by="me", reason="", force=False)
+        ledger.registry.promote("math", 1, by="me", reason="", force=True)
+        assert promoted(ledger) == 1
+
+    def registered(self, ledger, build, spec, checks, policy):
+        stages = ("prepare", "train", "export", "register")
+        job, _ = ledger.submit(spec(stages=stages, eval={"gate": {"policy": policy}}))
+        for stage in stages[:-1]:
+            build.commit(build.claim(Stage(stage), job), {"seconds": 1})
+        result = register_result(job.id) | {"checks": checks}
+        build.commit(build.claim(Stage.REGISTER, job), result)
+        return ledger.job(job.id)
+
+
 class TestPeople:
     def test_promoting_by_hand_is_told(self, ledger, build):
         build.promoted()
@@ -462,6 +598,34 @@ class TestTakeOver:
         assert other.registry.take_over({"math": kept}) == 2
         copied, _ = other.registry.versions("math")
         assert copied == kept
+        other.close()
+
+    def test_rollbacks_survive(self, ledger, build, redis_url):
+        """What was promoted before is rolled back to, and what was rolled back stays so."""
+        for _ in range(3):
+            build.promoted()
+        bad = build.promoted()
+        ledger.registry.rollback("math", MODEL, 3, by="me", reason="bad tone")
+        kept, _ = ledger.registry.versions("math")
+        assert [(v.version, v.past, v.rolled_back) for v in kept] == [
+            *((4, (), True), (3, (1, 2), False)),
+            *((2, (), False), (1, (), False)),
+        ]
+        other = Ledger.connect(redis_url, namespace=f"{ledger.namespace}-copy")
+        assert other.registry.take_over({"math": kept}) == 4
+        assert other.registry.versions("math")[0] == kept
+        late = Builder(other, build._spec)
+        job, _ = other.submit(build._spec(stages=("prepare",)))
+        late.commit(late.claim(Stage.PREPARE, job), {"seconds": 1})
+        claim, gate = late.measure_again(job), eval_result(f"{MODEL}:{bad.id}", Verdict.BETTER)
+        gate["gate"]["compared_version"] = 3
+        late.commit(claim, gate)
+        assert "rolled back by hand" in other.job(claim.job_id).promotion.reason
+        for expected in (2, 1):
+            target = rollback_target(other.registry, "math", MODEL)
+            other.registry.rollback("math", MODEL, target, by="me", reason="")
+            assert promoted(other) == expected
+        assert other.registry.before(MODEL) is None
         other.close()
 
     def test_nothing_is_taken_over_where_something_was_registered(self, ledger, build):

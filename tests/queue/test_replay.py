@@ -89,9 +89,24 @@ def test_a_job_of_an_earlier_release_is_refused(
 ) -> None:
     spec = resolve(settings.adapters_dir, JobRequest(adapter="math", profile="tiny"))
     old, _ = ledger.submit(spec)
-    with pytest.raises(Conflict, match=r"what eval_dataset\.jsonl held then") as caught:
+    with pytest.raises(Conflict, match=r"what adapter\.yaml, eval_dataset\.jsonl held") as caught:
         again(old.id)
     assert "loco submit math --profile tiny" in str(caught.value.hint)
+
+
+def test_a_job_of_an_earlier_release_that_reads_no_file_is_refused_too(
+    again: Replay, ledger: Ledger, settings: Settings, app: Celery
+) -> None:
+    built, _ = submit(ledger, app, settings, JobRequest(adapter="math", profile="tiny"))
+    for stage in (Stage.PREPARE, Stage.TRAIN):
+        claim = ledger.claim(stage.queue, worker_id="w", nonce=stage)
+        assert claim is not None
+        mark = uuid.uuid4().hex
+        ledger.commit(claim.task_id, claim.token, result={}, artifacts=(), fingerprint=mark)
+    request = JobRequest(adapter="math", profile="tiny", stages=(Stage.EXPORT,), from_job=built.id)
+    old, _ = ledger.submit(resolve(settings.adapters_dir, request))
+    with pytest.raises(Conflict, match=r"what adapter\.yaml held then"):
+        again(old.id)
 
 
 def test_an_unknown_job(again: Replay) -> None:

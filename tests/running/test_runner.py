@@ -193,6 +193,18 @@ def test_the_same_inputs_are_reused_and_changed_ones_are_not(bench: Bench) -> No
     assert bench.task(other_benchmark, Stage.PREPARE).status is StageStatus.SUCCEEDED
 
 
+def test_what_models_in_ollama_answer_is_measured_anew(bench: Bench) -> None:
+    """The base may be another one under its name since."""
+    built = bench.submit()
+    for stage in Stage:
+        bench.runner.run_one(stage.queue)
+    assert bench.ledger.job(built.id).status is JobStatus.SUCCEEDED
+    for _ in range(2):
+        job = bench.submit(Stage.EVAL, from_job=built.id)
+        bench.runner.run_one(Queue.CPU)
+        assert bench.task(job, Stage.EVAL).status is StageStatus.SUCCEEDED
+
+
 def test_damaged_files_are_not_reused(bench: Bench) -> None:
     first = bench.submit(Stage.PREPARE)
     bench.runner.run_one(Queue.CPU)
@@ -353,14 +365,14 @@ def test_committed_files_are_read_only(bench: Bench) -> None:
     artifact = bench.task(job, Stage.PREPARE).artifacts[-1]
     path = bench.settings.adapters_dir / artifact.path
     assert S_IMODE(path.stat().st_mode) == 0o444
-    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    published = bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl"
     assert S_IMODE(published.stat().st_mode) == 0o444
 
 
 def test_an_edit_of_the_published_file_fails_later_stages_and_is_not_reused(bench: Bench) -> None:
     job = bench.submit(Stage.PREPARE, Stage.TRAIN)
     bench.runner.run_one(Queue.CPU)
-    published = bench.settings.adapters_dir / "math" / "training_data.jsonl"
+    published = bench.settings.adapters_dir / "math" / job.spec.place / "training_data.jsonl"
     times = published.stat()
     with published.open("r+b") as file:  # root may, whatever the mode
         file.write(b"TRAINING")

@@ -15,10 +15,10 @@ from loco.contracts.evaluation import Verdict
 from loco.contracts.jobs import JobStatus
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
-from loco.contracts.versions import PromotedVersion, Version
+from loco.contracts.versions import CandidateVersion, PromotedVersion, Version
 from loco.ledger.ledger import Claim, Ledger
 from loco.recipes import registry
-from loco.running.attempt import fingerprint, stage_run
+from loco.running.attempt import stage_run
 from loco.running.registry_file import export, export_committed, take_over
 from loco.running.runner import Runner
 from loco.serving.latest import follow_all
@@ -156,24 +156,14 @@ class TestInputs:
         build.promoted(model="locollm-math")
         assert stage_run(ledger, settings, self.claim(build)).inputs.promoted is None
 
-    def test_a_measurement_is_not_reused_once_something_else_serves(self, build, ledger, settings):
-        claim = self.claim(build)
-        marks = []
-        for _ in range(2):
-            run = stage_run(ledger, settings, claim)
-            marks.append(fingerprint(run, {}, claim.job.spec.eval))
-            build.promoted()
-        assert marks[0] != marks[1]
-        gate = {"eval": {"gate": {"policy": "never"}}}
-        other, _ = ledger.submit(build._spec(stages=("prepare",), **gate))
-        assert (
-            fingerprint(
-                run.model_copy(update={"spec": other.spec.eval.model_dump(mode="json")}),
-                {},
-                other.spec.eval,
+    def test_eval_is_told_the_candidates_digest_of_today(self, build, ledger, settings):
+        built = build.registered(stages=("prepare", "train", "export", "register"))
+        claim = build.measure_again(built)
+        for digest in (f"digest-{built.id}", "digest-of-another-ollama"):
+            ledger.registry.restored("math", 1, digest, by="me", reason="")
+            assert stage_run(ledger, settings, claim).inputs.candidate == CandidateVersion(
+                version=1, candidate=f"{MODEL}:{built.id}", digest=digest
             )
-            not in marks
-        )
 
 
 class TestReadableCopy:

@@ -239,6 +239,43 @@ def test_recorded_passes_compute_what_launched_ones_do(
     assert curves[0] == pytest.approx(curves[1], rel=0.005)
 
 
+@pytest.mark.parametrize("four_bit", [True, False], ids=["4-bit", "16-bit"])
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "launched"])
+def test_measuring_between_epochs_changes_no_step_and_the_best_adapter_is_kept(
+    recorded: bool,
+    four_bit: bool,
+    small_qwen: BaseModelSpec,
+    spec_file: SpecFile,
+    training_data: Path,
+    tmp_path: Path,
+) -> None:
+    """The rows to measure on are others than those trained on, so a high rate soon does harm."""
+    other = tmp_path / "validation_data.jsonl"
+    turns = [{"role": "user", "content": "Say QWERTY!"}, {"role": "assistant", "content": "ZXCVB."}]
+    other.write_text(json.dumps({"conversations": turns}) + "\n")
+    rows = {"prepare/training_data.jsonl": training_data}
+    runs = []
+    for name, files, select in (
+        ("bare", rows, "last"),
+        ("last", rows | {"prepare/validation_data.jsonl": other}, "last"),
+        ("best", rows | {"prepare/validation_data.jsonl": other}, "best"),
+    ):
+        spec = recipe(small_qwen, "peft", four_bit=four_bit, cuda_graphs=recorded, select=select)
+        result, _ = finish(spec_file(Stage.TRAIN, spec, files=files), tmp_path / name)
+        adapter = load_file(tmp_path / name / "checkpoints" / "adapter_model.safetensors")
+        runs.append((result, adapter))
+    (bare, weights), (last, kept), (best, chosen) = runs
+    assert losses(bare) == pytest.approx(losses(last), rel=0.005)
+    assert all(torch.allclose(weights[n], kept[n], rtol=0.05, atol=5e-3) for n in weights)
+    assert [v.step for v in last.validations] == [0, 6, 12, 18]
+    assert last.selected_step == 18
+    lowest = min(best.validations, key=lambda v: v.loss)
+    assert (best.best_step, best.selected_step) == (lowest.step, lowest.step)
+    assert best.validation_loss == pytest.approx(lowest.loss, rel=0.01)
+    assert lowest.step < 18, "training on other rows does harm at this rate"
+    assert not all(torch.equal(chosen[n], kept[n]) for n in chosen)
+
+
 def test_layouts_and_splits_train_alike(
     small_qwen: BaseModelSpec, spec_file: SpecFile, tmp_path: Path
 ) -> None:

@@ -142,6 +142,7 @@ class Answering:
     Attributes:
         models: name to digest.
         answer: gives the text and the reason it ended, of a request's body.
+        refuses: gives the error of a request that is not answered.
         asked: (model, system, question) of every chat, in order.
         seconds: how long an answer takes.
     """
@@ -149,6 +150,7 @@ class Answering:
     def __init__(self) -> None:
         self.models: dict[str, str] = {}
         self.answer: Callable[[dict[str, Any]], tuple[str, str]] = lambda _: ("7", "stop")
+        self.refuses: Callable[[dict[str, Any]], str | None] = lambda _: None
         self.asked: list[tuple[str, str | None, str]] = []
         self.most_at_once = 0
         self.seconds = 0.0
@@ -178,9 +180,13 @@ class Answering:
                 time.sleep(server.seconds)
                 turns = {turn["role"]: turn["content"] for turn in body["messages"]}
                 text, reason = server.answer(body)
+                refusal = server.refuses(body)
                 with server._lock:
                     server._now -= 1
                     server.asked.append((body["model"], turns.get("system"), turns["user"]))
+                if refusal is not None:
+                    self._send({"error": refusal}, status=400)
+                    return
                 self._send(
                     {
                         "message": {"role": "assistant", "content": text},
@@ -191,9 +197,9 @@ class Answering:
                     }
                 )
 
-            def _send(self, value: Any) -> None:
+            def _send(self, value: Any, status: int = 200) -> None:
                 content = json.dumps(value).encode()
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from loco.contracts.errors import DataError
+from loco.contracts.errors import DataError, SandboxUnavailable
 from loco.contracts.results import PrepareResult
 from loco.contracts.specs import Inputs, PrepareSpec
+from loco.grading.eval_items import load_eval_items
+from loco.grading.graders import grade
 from loco.stage.program import Emitter
 from loco_worker import prepare
 from loco_worker.sources import eval_sets
@@ -304,3 +306,34 @@ def test_the_benchmark_of_the_repository_has_20_answerable_problems() -> None:
     assert len({i["id"] for i in items}) == 20
     assert {"What is 15 + 27?", "Solve for x: 2x + 5 = 13"} <= {i["question"] for i in items}
     assert all(float(i["answer"]) for i in items)
+
+
+@pytest.fixture
+def asks_for_code(adapter_dir: Path) -> dict[str, Any]:
+    grader = {"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}
+    item = {"id": "c1", "question": "Write f(x) that doubles x.", "grader": grader}
+    (adapter_dir / "code.jsonl").write_text(json.dumps(item) + "\n")
+    return {"code": {"source": {"kind": "jsonl", "path": "code.jsonl"}}}
+
+
+def test_code_that_could_not_be_graded_here_is_said_before_training(
+    adapter_dir: Path,
+    tmp_path: Path,
+    asks_for_code: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SandboxUnavailable, match="Linux"):
+        run(adapter_dir, tmp_path / "o", source=ARITHMETIC, eval_sets=asks_for_code)
+    assert not (tmp_path / "o" / "training_data.jsonl").exists()
+
+
+def test_graders_survive_prepare(adapter_dir: Path, tmp_path: Path) -> None:
+    grader = {"kind": "json", "types": {"name": "string"}}
+    line = {"id": "j", "question": "Who? As JSON.", "grader": grader}
+    (adapter_dir / "mine.jsonl").write_text(json.dumps(line) + "\n")
+    sets = {"mine": {"source": {"kind": "jsonl", "path": "mine.jsonl"}}}
+    run(adapter_dir, tmp_path / "o", source=ARITHMETIC, examples=4, eval_sets=sets)
+    (item,) = load_eval_items(tmp_path / "o" / "eval_sets/mine.jsonl")
+    assert grade(item, '{"name": "Ada"}').correct
+    assert rows(tmp_path / "o" / "eval_sets/mine.jsonl") == [line]

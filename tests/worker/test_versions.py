@@ -9,9 +9,13 @@ import httpx
 import pytest
 from versions import MODEL, Builder, register_result
 
+from loco.contracts.artifacts import Artifact, describe
+from loco.contracts.errors import RegistrationFailed
 from loco.contracts.evaluation import Verdict
 from loco.contracts.files import sha256_of
+from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import JobSpec
+from loco.contracts.stages import Stage
 from loco.ledger.ledger import Ledger
 from loco.serving import promotion
 from loco.serving.host import OllamaHost
@@ -90,3 +94,52 @@ def test_promotion_rollback_and_an_emptied_server(ledger, here, model_host, regi
     assert (made.created, made.promoted) == (True, False)
     promotion.rollback(ledger, here, "math", MODEL, by="me", reason="")
     assert "You are the first." in prompted(model_host)
+
+
+def test_what_a_real_server_renders_is_compared(ledger, here, model_host, spec):
+    """The prompts that the host renders pass as a reference; one character else does not."""
+    build = Builder(ledger, spec)
+    facts: dict[str, Any] = {"blob": f"sha256:{sha256_of(wheel_gguf())}", "system": "Be brief."}
+    facts["parameters"] = {"temperature": 0.0, "num_ctx": 512, "stop": ["<|im_end|>"]}
+    rendered = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    for number, text in ((1, rendered), (2, rendered.replace("brief.", "brief. "))):
+
+        def exported(job_id: str, text: str = text) -> tuple[Artifact, ...]:
+            path = here.adapters_dir / "math" / "runs" / job_id / "export" / "a1" / REFERENCE
+            (path.parent / "gguf").mkdir(parents=True)
+            shutil.copyfile(wheel_gguf(), path.parent / "gguf" / "unsloth.Q4_K_M.gguf")
+            path.write_text(reference(text).model_dump_json())
+            return (describe(here.adapters_dir, path, name=REFERENCE, stage=Stage.EXPORT),)
+
+        build.registered(exported=exported, **facts)
+        if text == rendered:
+            assert promotion.restore(ledger, here, "math", number, by="me").warnings == ()
+        else:
+            with pytest.raises(RegistrationFailed, match="from character 28 on"):
+                promotion.restore(ledger, here, "math", number, by="me")
+
+
+def reference(rendered: str) -> ServingReference:
+    prompt = {
+        "name": "plain",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "rendered": rendered,
+        "tokens": 1,
+    }
+    return ServingReference.model_validate(
+        {
+            "prompts": [prompt],
+            "num_predict": 64,
+            "chat_template_sha256": "",
+            "architecture": "llama",
+            "context_length": 8192,
+            "parameter_count": 1,
+            "tensors": {},
+            "vocabulary": 1,
+            "vocabulary_sha256": "",
+            "thinks": False,
+        }
+    )

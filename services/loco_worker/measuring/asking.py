@@ -1,11 +1,13 @@
 """Asks models questions, several at once, and nothing twice."""
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
+from loco.contracts.errors import OllamaRefused
 from loco.grading.eval_items import EvalItem
 from loco.serving.host import Answer, OllamaHost
 from loco.stage.program import Emitter
@@ -17,6 +19,8 @@ from loco_worker.measuring.models import Contestant
 PARALLEL = 4
 #: Seconds that answers on their way may take once no more are wanted: they are kept, not lost.
 PATIENCE = 5.0
+#: How servers say that a prompt is longer than `num_ctx`: llama.cpp's runner, and Ollama's own.
+_TOO_LONG = re.compile(r"exceeds? the (?:available |maximum )?context|exceed_context_size")
 
 
 class Question(NamedTuple):
@@ -73,7 +77,8 @@ class Asking:
 
         Raises:
             Stopped: a stop was asked for.
-            OllamaUnavailable, OllamaRefused: as the server fails.
+            OllamaUnavailable, OllamaRefused: as the server fails; a question longer than the
+                context is named.
         """
         unasked = []
         for question in questions:
@@ -134,12 +139,28 @@ class Asking:
         contestant, text = question.contestant, question.item.question
         turns = [{"role": "system", "content": question.system}] if question.system else []
         turns.append({"role": "user", "content": text})
-        answer = self._host.converse(contestant.model, turns, self._options)
+        try:
+            answer = self._host.converse(contestant.model, turns, self._options)
+        except OllamaRefused as error:
+            if not _TOO_LONG.search(error.message):
+                raise
+            raise self._too_long(question, error) from error
         # half a character of a cut answer comes as a lone surrogate, which no file can hold
         answer = answer._replace(text=answer.text.encode(errors="replace").decode())
         self._store.keep(contestant.digest, text, question.system, answer)
         self._note(question, answer)
         return Answered(question, answer, cached=False)
+
+    def _too_long(self, question: Question, error: OllamaRefused) -> OllamaRefused:
+        contestant = question.contestant
+        return OllamaRefused(
+            f"Problem {question.item.id!r} of eval.sets.{question.set} is too long for "
+            f"{contestant.role} {contestant.model}: its prompt does not fit into eval.num_ctx, "
+            f"{self._options.get('num_ctx')} tokens. {error.message}",
+            param="eval.num_ctx",
+            hint="Raise eval.num_ctx (`--set eval.num_ctx=8192`) as far as the model goes, or take "
+            "the problem out of the set. What was answered before is kept.",
+        )
 
     def _note(self, question: Question, answer: Answer) -> None:
         self._lengths[question.set, question.item.id] = answer.tokens

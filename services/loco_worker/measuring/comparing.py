@@ -64,6 +64,8 @@ def compare(
     against: Baseline,
     base: Sequence[Verdict],
     candidate: Sequence[Verdict],
+    *,
+    max_p: float = 0.05,
 ) -> Comparison:
     """A baseline against the candidate on one set.
 
@@ -73,10 +75,12 @@ def compare(
         against: which baseline.
         base: the baseline's answers.
         candidate: the candidate's, to the same problems in the same order.
+        max_p: largest p of a significant difference.
     """
     pairs = list(zip(base, candidate, strict=True))
     assert all(b.item.id == c.item.id for b, c in pairs)
-    won = sum(c.correct and not b.correct for b, c in pairs)
+    won_from = [b for b, c in pairs if c.correct and not b.correct]
+    won = len(won_from)
     lost = sum(b.correct and not c.correct for b, c in pairs)
     before, after = score(base), score(candidate)
     low, high = difference_interval(won, lost, len(pairs))
@@ -90,9 +94,10 @@ def compare(
         low=low,
         high=high,
         won=won,
+        won_on_cut=sum(not b.finished for b in won_from),
         lost=lost,
         p_value=mcnemar_exact(won, lost),
-        smallest_difference=smallest_difference(len(pairs)),
+        smallest_difference=smallest_difference(len(pairs), max_p=max_p),
         allowance=entry.allowance if entry.role is Role.GUARD else None,
     )
 

@@ -6,6 +6,7 @@ from loco.contracts.errors import RegistrationFailed
 from loco.contracts.evaluation import Baseline
 from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
+from loco.contracts.versions import PromotedVersion
 from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter
 from loco_worker.ollama.bases import fetch_base
@@ -38,12 +39,12 @@ def contest(spec: EvalSpec, inputs: Inputs, host: OllamaHost, emit: Emitter) -> 
     """The candidate, and each baseline that the spec names and that can be had.
 
     Raises:
-        RegistrationFailed: the candidate is not there.
+        RegistrationFailed: the candidate is not there, or is not what was registered.
         OllamaRefused: the base model can't be had.
     """
     registered = inputs.results.get(Stage.REGISTER, {})
     models = host.digests()
-    candidate = _candidate(registered.get("candidate"), models, host)
+    candidate = _candidate(inputs, models, host)
     base = full_name(spec.base_model.ollama)
     if {Baseline.BASE, Baseline.INSTRUCTED} & set(spec.baselines) and base not in models:
         fetch_base(host, spec.base_model, emit)
@@ -61,7 +62,7 @@ def contest(spec: EvalSpec, inputs: Inputs, host: OllamaHost, emit: Emitter) -> 
             name = str(registered.get("exported_base") or "")
             known = Contestant(baseline, name, models.get(name, ""))
         else:
-            name = inputs.promoted.candidate if inputs.promoted else ""
+            name = _serving(inputs.promoted, models) if inputs.promoted else ""
             known = Contestant(baseline, name, models.get(name, ""))
         why = _why_not(known, spec, inputs, candidate)
         if why is None:
@@ -73,18 +74,41 @@ def contest(spec: EvalSpec, inputs: Inputs, host: OllamaHost, emit: Emitter) -> 
     return Contest((*of_base, candidate, *(c for c in found if c.model != base)), left_out)
 
 
-def _candidate(name: str | None, models: dict[str, str], host: OllamaHost) -> Contestant:
+def _candidate(inputs: Inputs, models: dict[str, str], host: OllamaHost) -> Contestant:
+    registered = inputs.results.get(Stage.REGISTER, {})
+    name = registered.get("candidate")
     if not name:
         raise RegistrationFailed(
             "No candidate to measure: the job has no committed stage register.",
             hint="Run stage register in the same job, or name a job that did in from_job.",
         )
+    version = inputs.candidate
+    again = (
+        f"`loco setup {inputs.adapter} --version {version.version}` makes it again."
+        if version
+        else "Run stage register again."
+    )
     if name not in models:
         raise RegistrationFailed(
             f"Ollama at {host.url} has no {name}.",
-            hint="Somebody deleted it, or OLLAMA_HOST changed: run stage register again.",
+            hint=f"Somebody deleted it, or OLLAMA_HOST changed: {again}",
+        )
+    expected = version.digest if version else registered.get("digest")
+    if expected and models[name] != expected:
+        raise RegistrationFailed(
+            f"{name} in Ollama is not what was registered: its digest is {models[name][:19]}, "
+            f"not {expected[:19]}.",
+            hint=f"Somebody wrote another model under that name: {again}",
         )
     return Contestant(CANDIDATE, name, models[name])
+
+
+def _serving(promoted: PromotedVersion, models: dict[str, str]) -> str:
+    """The name of what serves: the version's own, or `MODEL:latest` where only that is it still."""
+    latest = f"{promoted.candidate.partition(':')[0]}:latest"
+    if models.get(promoted.candidate) != promoted.digest == models.get(latest):
+        return latest
+    return promoted.candidate
 
 
 def _why_not(

@@ -22,7 +22,8 @@ TRAINING_DATA = "prepare/training_data.jsonl"
 def problem_sets(spec: EvalSpec, inputs: Inputs, emit: Emitter) -> dict[str, list[EvalItem]]:
     """The problems of every set: those prepare kept the training rows apart from, else read anew.
 
-    Files are always read: they may have changed since, and what they hold now is meant.
+    Files are always read, as they were when this job was accepted: prepare may have run in an
+    earlier job, with other content.
 
     Raises:
         DataError, SourceUnreachable, InvalidRequest: a set can't be read; names it.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from loco.contracts.evaluation import Baseline, GateResult, Role
 from loco.contracts.results import Comparison, Score
+from loco.grading.gate import is_cut_often, p_without_cut
 from loco_worker.measuring.comparing import Verdict
 from loco_worker.measuring.models import CANDIDATE
 
@@ -12,8 +13,6 @@ from loco_worker.measuring.models import CANDIDATE
 LISTED = 25
 #: Characters of an answer that the report shows; eval.jsonl has all.
 SHOWN_CHARACTERS = 1500
-#: Part of a baseline's answers that may be cut at num_predict before a gain is doubted.
-MOST_UNFINISHED = 0.1
 
 NAMES = {
     Baseline.BASE: "the base model",
@@ -75,13 +74,24 @@ def warnings(
         )
     for comparison in comparisons:
         base = comparison.base
-        if comparison.against is Baseline.BASE and base.unfinished > MOST_UNFINISHED * base.total:
+        if comparison.against is Baseline.BASE and is_cut_often(comparison):
             found.append(
                 f"{base.unfinished} of {base.total} answers of {base.model} to {comparison.set} were cut "
                 f"at eval.num_predict = {num_predict} tokens: a limit too small for the base fakes a "
-                "gain. Raise it until few are cut."
+                f"gain. {_won_on_cut(comparison)} Raise it until few are cut."
             )
     return tuple(found)
+
+
+def _won_on_cut(comparison: Comparison) -> str:
+    """How much of a gain may be the limit's doing."""
+    if not comparison.won_on_cut:
+        return "None of the problems won is one of these."
+    return (
+        f"{comparison.won_on_cut} of {comparison.won} problems won are ones of these; taken as ties, "
+        f"{comparison.won - comparison.won_on_cut} are won and {comparison.lost} lost, "
+        f"p = {p_without_cut(comparison):.2g}."
+    )
 
 
 def report(

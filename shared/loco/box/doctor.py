@@ -23,7 +23,12 @@ from packaging.version import Version
 
 from loco.client.client import Client
 from loco.contracts.addresses import hostname, is_loopback
-from loco.contracts.errors import LocoError, RedisUnavailable, ServerUnreachable
+from loco.contracts.errors import (
+    LocoError,
+    RedisUnavailable,
+    SandboxUnavailable,
+    ServerUnreachable,
+)
 from loco.contracts.figures import size
 from loco.contracts.ollama_versions import hole_warning, parse
 from loco.settings import Settings, read_up_file
@@ -114,6 +119,7 @@ def examine(settings: Settings, client: Client) -> Iterator[Finding]:
         yield redis(settings)
         yield ollama(settings)
         yield from venvs(settings, has_gpu=any(found.level is Level.OK for found in gpus))
+        yield code_grading()
     yield from api(client)
 
 
@@ -264,6 +270,18 @@ def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:
         return
     extras = ("train", "gpu") if has_gpu else ("train",)
     yield from _venv("training venv", settings.train_python, extras)
+
+
+def code_grading() -> Finding:
+    """Whether eval sets may ask for code: an answer's code runs in a locked-down child or not at all."""
+    # a client elsewhere needs no grader
+    from loco.grading.sandbox import require_sandbox  # noqa: PLC0415
+
+    try:
+        require_sandbox()
+    except SandboxUnavailable as error:
+        return Finding("code in answers", Level.WARNING, error.message, error.hint)
+    return Finding("code in answers", Level.OK, "Code in answers can be graded here.")
 
 
 def api(client: Client) -> Iterator[Finding]:

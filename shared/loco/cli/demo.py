@@ -3,10 +3,15 @@
     python -m loco.cli.demo
 
 Stages run for real each time (nothing is reused). Exit code 0 only if the job succeeded.
+
+It has a folder of its own, DATA/demo, with copies of the recipe and its data: what it builds, promotes
+and writes in registry.yaml is apart from that of a `loco up` beside it.
 """
 
+import shutil
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -17,6 +22,9 @@ from loco.client.client import Client
 from loco.contracts.errors import LocoError
 from loco.contracts.figures import duration
 from loco.contracts.jobs import JobStatus
+from loco.recipes.catalog import CATALOG
+from loco.recipes.resolve import RECIPE
+from loco.running.publish import FILES as PUBLISHED
 from loco.settings import Settings
 
 ADAPTER, PROFILE = "math", "tiny"
@@ -28,8 +36,8 @@ def main() -> int:
     started = time.monotonic()
     try:
         given = Settings.from_environment()
-        # a folder and a port of its own: a `loco up` may be running beside it
-        settings = given.model_copy(update={"data_dir": given.data_dir / "demo", "port": 0})
+        settings = apart(given)
+        copy_recipe(given.adapters_dir, settings.adapters_dir)
         with Stack(
             settings, say=lambda name, text: console.print(f"{name:<9}  {text}", soft_wrap=True)
         ) as stack:
@@ -48,8 +56,38 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     console.print(f"demo took {duration(time.monotonic() - started)}; everything is stopped")
-    console.print(f"to use the model: loco up --data-dir {settings.data_dir}", soft_wrap=True)
+    console.print(
+        f"to use the model: loco up --data-dir {settings.data_dir} "
+        f"--adapters-dir {settings.adapters_dir}",
+        soft_wrap=True,
+    )
     return 0 if job.status is JobStatus.SUCCEEDED else 1
+
+
+def apart(given: Settings) -> Settings:
+    """Settings with folders and a port of their own: a `loco up` may be running beside it."""
+    data_dir = given.data_dir / "demo"
+    return given.model_copy(
+        update={"data_dir": data_dir, "adapters_dir": data_dir / "adapters", "port": 0}
+    )
+
+
+def copy_recipe(adapters_dir: Path, target: Path) -> None:
+    """Copies what the demo's recipe is made of, not what was built from it.
+
+    Args:
+        adapters_dir: the folder with the recipes.
+        target: gets the catalog of base models, the recipe and the data files beside it.
+    """
+    folder = adapters_dir / ADAPTER
+    data = (file for file in folder.glob("*.jsonl") if file.name not in PUBLISHED)
+    for file in (adapters_dir / CATALOG, folder / RECIPE, *data):
+        if file.is_file():
+            copy = target / file.relative_to(adapters_dir)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            part = copy.with_name(f".{copy.name}.part")
+            shutil.copyfile(file, part)
+            part.replace(copy)
 
 
 if __name__ == "__main__":

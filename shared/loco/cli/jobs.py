@@ -11,7 +11,15 @@ from rich.text import Text
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, stdout, table
 from loco.cli.overrides import parse_assignments, parse_metadata
-from loco.cli.summary import STYLES, comparison_table, headline, render, serving, verdict
+from loco.cli.summary import (
+    STYLES,
+    comparison_table,
+    headline,
+    is_promoted,
+    render,
+    serving,
+    verdict,
+)
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -27,7 +35,10 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 ProfileOption = Annotated[str, typer.Option("--profile", help="Profile of the recipe.")]
 NoReuseOption = Annotated[
-    bool, typer.Option("--no-reuse", help="Run stages again whose inputs match an earlier run.")
+    bool,
+    typer.Option(
+        "--no-reuse", help="Run prepare, train and export again where an earlier run matches."
+    ),
 ]
 
 
@@ -65,7 +76,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
     require_promoted: Annotated[
         bool,
-        typer.Option("--require-promoted", help="With --wait: exit 1 unless it was promoted."),
+        typer.Option(
+            "--require-promoted", help="With --wait: exit 1 if it was not promoted, or is refused."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -96,7 +109,7 @@ def submit(
             return 0
         ended = follow(loco, accepted)
     show_job(ended, as_json=as_json)
-    if require_promoted and not (ended.promotion and ended.promotion.promoted):
+    if require_promoted and not is_promoted(ended):
         return 1
     return exit_code(ended)
 
@@ -208,7 +221,6 @@ def evaluate(
             help="Field of stage eval, like eval.sets.held_out.count=all.",
         ),
     ] = None,
-    no_reuse: NoReuseOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Measure the newest registered model of an adapter against its base model."""
@@ -220,9 +232,8 @@ def evaluate(
             hint="Set a field of eval, like --set eval.sets.held_out.count=all; "
             "`loco submit` sets those of other stages.",
         )
-    request = {"reuse": not no_reuse, **overrides}
     with client(context) as loco:
-        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **request)
+        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **overrides)
         ended = follow(loco, accepted)
     task = ended.stage(Stage.EVAL)
     if as_json:

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loco.cli.verdict import in_words
 from loco.contracts.evaluation import Baseline, Verdict
 from loco.contracts.figures import duration, share, size, sparkline
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
@@ -54,6 +55,8 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
         parts += ["", gguf]
     if evaluated := _result(job.stage(Stage.EVAL), EvalResult):
         parts += ["", comparison_table(evaluated)]
+        if job.promotion and (told := in_words(evaluated, job.promotion)):
+            parts += ["", Text(told)]
     if served := serving(job):
         parts += ["", served]
     if failure := _failure(job):
@@ -259,6 +262,12 @@ def verdict(job: Job) -> str:
     return result.gate.verdict.value if result and result.gate else ""
 
 
+def is_promoted(job: Job) -> bool:
+    """Whether a job's version is to serve and was not refused; one that served before may be."""
+    promoted = job.promotion is not None and job.promotion.promoted
+    return promoted and verdict(job) != Verdict.REFUSED
+
+
 def serving(job: Job) -> RenderableType | None:
     """What serves now: the job's version, or what served before and why."""
     if job.status is not JobStatus.SUCCEEDED:
@@ -272,14 +281,21 @@ def serving(job: Job) -> RenderableType | None:
     if outcome is None:  # a job of an earlier release
         return _fields([("Model", candidate), ("try", f"ollama run {candidate}")])
     gate = evaluated.gate if evaluated else None
+    refused = gate is not None and gate.verdict is Verdict.REFUSED
     rows = []
+    if outcome.promoted and refused and gate:
+        said = f"version {outcome.version} serves as {outcome.model}, but the gate refuses it now"
+        rows.append(("Refused", said))
+        rows += [("", reason) for reason in gate.reasons]
+        rows += [("advice", advice) for advice in gate.advice]
+        back = f"loco rollback {job.adapter} --model {outcome.model} has the one before serve again"
+        return _fields([*rows, ("next", back)])
     if outcome.promoted:
         said = f" ({gate.verdict})" if gate else ""
         rows.append(("Serves", f"{outcome.model} now serves version {outcome.version}{said}"))
         rows += [("", reason) for reason in (gate.reasons if gate else [outcome.reason or ""])]
         rows.append(("try", f"ollama run {outcome.model}"))
         return _fields(rows)
-    refused = gate is not None and gate.verdict is Verdict.REFUSED
     present = (
         f"version {outcome.serving} keeps serving as {outcome.model}"
         if outcome.serving is not None

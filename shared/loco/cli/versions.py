@@ -1,7 +1,7 @@
 """Commands about versions: versions, promote, rollback, setup."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -11,7 +11,7 @@ from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.evaluation import Role
 from loco.contracts.figures import duration, share
-from loco.contracts.versions import Restored, Version
+from loco.contracts.versions import Pointer, Restored, Version
 
 AdapterArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -110,37 +110,32 @@ def setup(
             param="--version",
             hint=f"Write `loco setup ADAPTER --version {number}`.",
         )
-    failures = 0
     with client(context) as loco:
-        wanted = _wanted(loco, adapter, number)
-        for name, version in wanted:
-            try:
-                made = loco.restore(name, version.version, anew=everything)
-            except LocoError as error:
-                failures += 1
-                words = " ".join(filter(None, (error.message, error.hint)))
-                show(f"{_called(version)} could not be made: {words}")
-            else:
-                show(_made(made))
+        if adapter is not None and number is not None:
+            _tell(loco.restore(adapter, number, anew=everything))
+            return 0
+        wanted = loco.promoted(adapter)
+        failures = sum(not _restored(loco, pointer, anew=everything) for pointer in wanted)
     if not wanted:
         note("Nothing is promoted yet. Build an adapter first: `loco submit math --wait`.")
     return 1 if failures else 0
 
 
-def _wanted(loco: Client, adapter: str | None, number: int | None) -> list[tuple[str, Version]]:
-    """The versions to make again, with the names of their adapters."""
-    names = [str(a["name"]) for a in loco.adapters()] if adapter is None else [adapter]
-    return [
-        (name, version)
-        for name in names
-        for version in loco.versions(name, page_size=100)
-        if (version.promoted if number is None else version.version == number)
-    ]
+def _restored(loco: Client, pointer: Pointer, *, anew: bool) -> bool:
+    """Has a promoted version made again, and says what came of it."""
+    try:
+        _tell(loco.restore(pointer.adapter, pointer.version, anew=anew))
+    except LocoError as error:
+        words = " ".join(filter(None, (error.message, error.hint)))
+        show(f"{pointer.latest} (version {pointer.version}) could not be made: {words}")
+        return False
+    return True
 
 
-def _called(version: Version) -> str:
-    name = f"{version.model}:latest" if version.promoted else version.candidate
-    return f"{name} (version {version.version})"
+def _tell(made: Restored) -> None:
+    show(_made(made))
+    for warning in made.warnings:
+        show(f"  warning: {warning}")
 
 
 def _made(made: Restored) -> str:
@@ -171,10 +166,16 @@ def _accuracy(version: Version) -> str:
     scores = version.scores or {}
     sets = sorted(scores, key=lambda name: scores[name].get("role") != Role.PRIMARY)
     for name in sets:
-        base, candidate = (scores[name].get(who) for who in ("base", "candidate"))
-        if base and candidate:
-            return f"{name} {share(base['accuracy'])} → {share(candidate['accuracy'])}"
+        base, candidate = (_share_solved(scores[name].get(who)) for who in ("base", "candidate"))
+        if base is not None and candidate is not None:
+            return f"{name} {share(base)} → {share(candidate)}"
     return ""
+
+
+def _share_solved(score: Any) -> float | None:
+    """An accuracy; releases before the gate recorded it alone, without what it was made of."""
+    accuracy = score.get("accuracy") if isinstance(score, dict) else score
+    return float(accuracy) if isinstance(accuracy, int | float) else None
 
 
 def _age(version: Version) -> str:

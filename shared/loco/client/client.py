@@ -27,7 +27,7 @@ from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
 from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
-from loco.contracts.versions import Restored, Version
+from loco.contracts.versions import Pointer, Restored, Version
 from loco.settings import DEFAULT_PORT, Settings, read_up_file, variables_here
 
 #: Seconds: a copy in Ollama waits for others; a GGUF of several gigabytes is uploaded.
@@ -312,6 +312,15 @@ class Client:
                 return
             after = found[-1].version
 
+    def promoted(self, adapter: str | None = None) -> list[Pointer]:
+        """What each model's `latest` shall be, by model; also of adapters whose recipe is gone.
+
+        Args:
+            adapter: only its models; none: those of all.
+        """
+        page = self._transport.get("/promoted", adapter=adapter)
+        return [Pointer.model_validate(entry, extra="ignore") for entry in page["data"]]
+
     def promote(
         self, adapter: str, version: int, *, force: bool = False, reason: str = ""
     ) -> Version:
@@ -351,6 +360,9 @@ class Client:
             adapter: its name.
             version: number of the version.
             anew: make it also where Ollama has it.
+
+        Raises:
+            RegistrationFailed: what Ollama made of it is not what was registered; it does not serve.
         """
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)

@@ -76,13 +76,17 @@ class GateSpec(Contract):
 
     policy: Literal["not_worse", "better", "always", "never"] = Field(
         "not_worse",
-        description="`not_worse`: refused when a check failed, or when it is significantly worse on "
-        "the primary set or worse on a guard; `better`: promoted only when significantly better; "
+        description="`not_worse`: refused when a check failed, when it is significantly worse on "
+        "the primary set or worse on a guard, or when it was not compared with the version that "
+        "serves; `better`: promoted only when significantly better, too; "
         "`always`: refused only when a check failed; `never`: people promote.",
     )
     max_p: float = Field(0.05, gt=0, lt=1, description="Largest p of a significant difference.")
     min_problems: int = Field(
-        100, ge=1, description="Fewer primary problems than this prove nothing: `unproven` at most."
+        100,
+        ge=1,
+        description="Fewer primary problems than this prove nothing: `unproven` at most, and refused "
+        "while another version serves.",
     )
 
 
@@ -90,7 +94,9 @@ class GateResult(Contract):
     """What the gate decided, and why."""
 
     verdict: Verdict = Field(description="`better`, `unproven` or `refused`.")
-    policy: str = Field(description="The policy it followed.")
+    policy: str = Field(
+        description="The policy it followed; `any`: not measured, refused by a check of register."
+    )
     reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
     advice: tuple[str, ...] = Field((), description="What to try after a refusal.")
     by_hand: bool = Field(
@@ -99,4 +105,8 @@ class GateResult(Contract):
     )
     compared_version: int | None = Field(
         None, description="The promoted version it was compared with; none: nothing was promoted."
+    )
+    problems: int = Field(
+        0,
+        description="Primary problems it was measured on: a verdict on fewer takes no place of it.",
     )

@@ -103,7 +103,10 @@ class RegexGrader(Contract):
 
 
 class JsonGrader(Contract):
-    """The answer is a JSON value, or holds one as its only one."""
+    """The answer is a JSON value, or holds one.
+
+    Read is the answer whole, else its last fence that is JSON, else the first list or object in it.
+    """
 
     kind: Literal["json"] = Field(description="Compares JSON values.")
     expected: JsonValue = Field(

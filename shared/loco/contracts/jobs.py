@@ -146,7 +146,7 @@ class JobEvent(Contract):
     type: str = Field(
         description="`job.submitted`, `job.STATUS`, `stage.STATUS`, `stage.progress`, "
         "`stage.checkpoint`, `stage.log`, `stage.retry`, `version.registered`, "
-        "`version.promoted`, `version.not_promoted`, `version.refused`, `snapshot`."
+        "`version.promoted`, `version.not_promoted`, `version.refused`, `version.measured`, `snapshot`."
     )
     at: datetime = Field(description="When it happened.")
     stage: Stage | None = Field(None, description="The stage it is about, if one.")

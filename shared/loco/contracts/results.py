@@ -264,6 +264,9 @@ class Comparison(Contract):
     low: float | None = Field(None, description="Lower end of the gain's 95 % bootstrap interval.")
     high: float | None = Field(None, description="Upper end of the gain's 95 % bootstrap interval.")
     won: int = Field(description="Problems only the candidate solved.")
+    won_on_cut: int = Field(
+        0, description="Those of them where the base's answer was cut at num_predict."
+    )
     lost: int = Field(description="Problems only the base solved.")
     p_value: float = Field(description="Exact two-sided McNemar p.")
     smallest_difference: float | None = Field(

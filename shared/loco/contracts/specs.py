@@ -23,7 +23,7 @@ from loco.contracts.evaluation import (
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
-from loco.contracts.versions import PromotedVersion
+from loco.contracts.versions import CandidateVersion, PromotedVersion
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -287,6 +287,9 @@ class Inputs(Contract):
     )
     promoted: PromotedVersion | None = Field(
         None, description="The version that serves now under the model's name; none: nothing does."
+    )
+    candidate: CandidateVersion | None = Field(
+        None, description="The version that eval measures; none: the ledger has none of that job."
     )
 
 

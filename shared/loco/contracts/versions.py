@@ -32,8 +32,8 @@ class VersionEvent(BaseModel):
     forced: bool = Field(False, description="Whether a refusal was overruled.")
 
 
-class PromotedVersion(Contract):
-    """The version of a model that serves now, for eval to compare with."""
+class CandidateVersion(Contract):
+    """The version that eval measures, as the ledger has it."""
 
     version: int = Field(ge=1, description="Its number.")
     candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
@@ -41,6 +41,10 @@ class PromotedVersion(Contract):
     blob: str | None = Field(
         None, description="`sha256:…` of the GGUF that was uploaded; none: not told."
     )
+
+
+class PromotedVersion(CandidateVersion):
+    """The version of a model that serves now, for eval to compare with."""
 
 
 class Pointer(Contract):
@@ -83,6 +87,10 @@ class Restored(Contract):
     created: bool = Field(description="False: Ollama had it, unchanged.")
     digest: str = Field(description="Its digest in Ollama.")
     previous_digest: str = Field(description="The digest it was registered with.")
+    warnings: tuple[str, ...] = Field(
+        (),
+        description="What could not be checked of it, or is known of the server; a sentence each.",
+    )
 
 
 class Version(BaseModel):
@@ -100,7 +108,17 @@ class Version(BaseModel):
     served_at: datetime | None = Field(
         None, description="Of the promoted one: when `MODEL:latest` was verified to be it."
     )
-    gate: GateResult | None = Field(None, description="What the gate decided, once eval has run.")
+    past: tuple[int, ...] = Field(
+        (),
+        description="Of the promoted one: what was promoted before it and a rollback returns to, "
+        "the next one last.",
+    )
+    rolled_back: bool = Field(
+        False, description="Whether it was rolled back: the gate does not promote it again."
+    )
+    gate: GateResult | None = Field(
+        None, description="What the gate decided, once eval has run or register proved it wrong."
+    )
     events: tuple[VersionEvent, ...] = Field(
         (),
         description="What happened to it: registered, promoted, refused, rolled back; oldest first.",

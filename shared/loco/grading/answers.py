@@ -97,6 +97,11 @@ def extract_words(text: str) -> str:
     return _normal_words(statement.strip().splitlines()[0] if statement.strip() else "")
 
 
+def words_in(text: str) -> str:
+    """The words that an expected answer consists of, normalised; "" of nothing but punctuation."""
+    return _normal_words(plain(text))
+
+
 def stated(text: str) -> str | None:
     r"""What follows the most explicit mark of an answer in plain text, or None without any.
 
@@ -107,7 +112,7 @@ def stated(text: str) -> str | None:
 
 def is_words(expected: str, text: str) -> bool:
     """Whether a text gives the expected words, but for case, punctuation and spacing."""
-    return bool(text.strip()) and extract_words(text) == _normal_words(plain(expected))
+    return bool(text.strip()) and extract_words(text) == words_in(expected)
 
 
 def is_correct(expected: str, text: str) -> bool:

@@ -67,6 +67,19 @@ def label_of(grader: ChoiceGrader, answer: str) -> str | None:
     return None
 
 
+def unclear(grader: ChoiceGrader) -> str | None:
+    """Why its options cannot be told apart in a text, or None."""
+    read: dict[str, str] = {}
+    for form, _ in _forms(grader):
+        key = folded(form).strip()
+        if not key:
+            return f"{form!r:.80} holds nothing but marks (** and `), which are not read"
+        if key in read:
+            return f"{read[key]!r:.80} and {form!r:.80} read the same once marks are gone"
+        read[key] = form
+    return None
+
+
 def mentions(grader: ChoiceGrader, text: str) -> list[Mention]:
     """The options a text names and does not deny, in order; of overlapping ones the longest."""
     found: list[Mention] = []

@@ -16,9 +16,16 @@ from pydantic import (
 )
 
 from loco.contracts.errors import DataError
-from loco.contracts.grading import ChoiceGrader, Grader, GraderName, JsonGrader, NumericGrader
-from loco.grading.answers import parse
-from loco.grading.choices import label_of
+from loco.contracts.grading import (
+    ChoiceGrader,
+    Grader,
+    GraderName,
+    JsonGrader,
+    NumericGrader,
+    WordsGrader,
+)
+from loco.grading.answers import parse, words_in
+from loco.grading.choices import label_of, unclear
 from loco.grading.json_answers import parsed
 
 #: Graders that hold all they compare with, so that an item needs no `answer`.
@@ -80,11 +87,33 @@ class EvalItem(BaseModel):
             raise ValueError("answer: missing or empty")
         if isinstance(grader, NumericGrader) and parse(self.answer) is None:
             raise ValueError(f"answer: {self.answer!r:.80} is no number, as grader numeric needs")
+        if isinstance(grader, ChoiceGrader) and (why := unclear(grader)) is not None:
+            raise ValueError(f"grader.options: {why}; name them in letters or words")
         if isinstance(grader, ChoiceGrader) and label_of(grader, self.answer) is None:
             raise ValueError(f"answer: {self.answer!r:.80} is none of the grader's options")
         if isinstance(grader, JsonGrader) and parsed(self.answer) is None:
             raise ValueError(f"answer: {self.answer!r:.80} is no JSON, as grader json needs")
+        if isinstance(grader, WordsGrader) or (grader is None and parse(self.answer) is None):
+            self._check_words(grader.also if grader else ())
         return self
+
+    def _check_words(self, also: Iterable[str]) -> None:
+        """What holds no word would be found in every answer that holds none."""
+        for field, expected in (("answer", self.answer), *(("grader.also", a) for a in also)):
+            if not words_in(expected):
+                raise ValueError(
+                    f"{field}: {expected!r:.80} holds no word to compare; look for such signs with "
+                    "grader contains or regex"
+                )
+
+
+def written(item: EvalItem) -> dict[str, Any]:
+    """A problem as a line of an eval set that reads back as the same one.
+
+    What was left out stays out: a default that is spelled out, like `"expected": null` of grader
+    json, would be asked for.
+    """
+    return item.model_dump(exclude_unset=True)
 
 
 def load_eval_items(path: Path) -> list[EvalItem]:

@@ -3,12 +3,24 @@
 A pure function of what was measured. It answers; the ledger acts on the answer when eval commits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from loco.contracts.evaluation import Baseline, GateResult, GateSpec, Role, Verdict
 from loco.contracts.figures import share
 from loco.contracts.results import Comparison
 from loco.contracts.serving import Check
+from loco.grading.significance import mcnemar_exact
+
+#: Part of the base's answers that may be cut at num_predict before a gain is looked at twice.
+MOST_UNFINISHED = 0.1
+#: What stands in for the checks of a register that made none.
+NO_PROOF = Check(
+    name="proof",
+    passed=False,
+    expected="the checks that register makes of a candidate",
+    seen="none: the register of an earlier release proved nothing",
+    fix="Run stages export,register,eval again.",
+)
 
 #: Accuracies are quotients of small integers: what is nearer than this is equal.
 _EQUAL = 1e-9
@@ -21,42 +33,46 @@ def decide(
     comparisons: Sequence[Comparison],
     checks: Sequence[Check],
     promoted_version: int | None,
+    *,
+    contaminated: Mapping[str, int] | None = None,
+    not_compared: str | None = None,
+    adapter: str = "ADAPTER",
 ) -> GateResult:
     """What becomes of a candidate.
 
-    A failed deployment check refuses under every policy: what is not what was exported must not
-    serve. `not_worse` refuses besides what is significantly worse than the base or the promoted
-    version on the primary set (exact McNemar p below `max_p`), or worse on a guard by more than
-    its allowance. `better` also refuses what is not significantly better than the base. `always`
-    promotes whatever was measured, `never` leaves it to people.
+    A failed deployment check, or none at all, refuses under every policy: what is not what was
+    exported must not serve. `not_worse` refuses besides what is significantly worse than the base
+    or the promoted version on the primary set (exact McNemar p below `max_p`), or worse on a guard
+    by more than its allowance; and, while something serves, what was not compared with it on
+    `min_problems` primary problems. `better` also refuses what is not significantly better than
+    the base. `always` promotes whatever was measured, `never` leaves it to people.
 
     Args:
         gate: the recipe's rule.
         comparisons: one for each set and baseline.
-        checks: what register proved of the candidate; none: nothing was checked.
+        checks: what register proved of the candidate.
         promoted_version: the version that served while eval measured; none: nothing did.
+        contaminated: set to its problems that overlap a training row.
+        not_compared: why the promoted version could not be measured; none: nobody asked for it.
+        adapter: its name, for the commands of the advice.
 
     Returns:
         The verdict: `better` (needs `min_problems` primary problems), `unproven` or `refused`.
     """
-    failed = [check for check in checks if not check.passed]
+    failed = failed_checks(checks)
     harm = [c for c in comparisons if _is_harm(c, gate.max_p)]
-    doubts = _doubts(gate, comparisons, promoted_version)
-    proof = [
-        in_words(c)
-        for c in comparisons
-        if c.role is Role.PRIMARY and c.against in _JUDGES and c.candidate.total
-    ]
-    broken = [
-        f"Deployment check {c.name} failed: expected {c.expected}, saw {c.seen}." for c in failed
-    ]
+    primary = [c for c in comparisons if c.role is Role.PRIMARY and c.candidate.total]
+    judged = [c for c in primary if c.against in _JUDGES]
+    unknown = _unknown(gate, primary, promoted_version, not_compared, adapter)
+    doubts = _doubts(gate, primary, contaminated or {}) + [reason for reason, _ in unknown]
+    proof = [in_words(c) for c in judged]
     told = [_harm_in_words(c) for c in harm]
     advice: list[str] = []
     refused = True
     by_hand = False
     if failed:
-        reasons = [*broken, *told]
-        advice = [c.fix or f"Run stages export, register again ({c.name})." for c in failed]
+        reasons = [*map(_failure_in_words, failed), *told]
+        advice = _fixes(failed)
     elif gate.policy == "never":
         by_hand = not harm
         reasons = ["Policy never: promote by hand.", *(told or [*proof, *doubts])]
@@ -68,6 +84,9 @@ def decide(
     elif harm:
         reasons = told
         advice = _advice(harm, comparisons)
+    elif unknown:
+        reasons = [*(reason for reason, _ in unknown), *doubts, *proof]
+        advice = [what for _, what in unknown]
     elif gate.policy == "better" and doubts:
         reasons = ["Policy better: it is not shown to be better than the base.", *doubts, *proof]
         advice = _advice(harm, comparisons)
@@ -83,6 +102,25 @@ def decide(
         advice=tuple(dict.fromkeys(advice)),
         by_hand=by_hand,
         compared_version=promoted_version,
+        problems=max((c.candidate.total for c in judged), default=0),
+    )
+
+
+def failed_checks(checks: Sequence[Check]) -> list[Check]:
+    """The checks of register that did not hold; none made is one that did not."""
+    return [check for check in checks if not check.passed] if checks else [NO_PROOF]
+
+
+def refusal(checks: Sequence[Check]) -> GateResult | None:
+    """The refusal of what register did not prove, before anything is measured; None: it did."""
+    failed = failed_checks(checks)
+    if not failed:
+        return None
+    return GateResult(
+        verdict=Verdict.REFUSED,
+        policy="any",
+        reasons=tuple(map(_failure_in_words, failed)),
+        advice=tuple(dict.fromkeys(_fixes(failed))),
     )
 
 
@@ -126,11 +164,67 @@ def _harm_in_words(comparison: Comparison) -> str:
     return f"Significantly worse: {in_words(comparison)}"
 
 
+def _failure_in_words(check: Check) -> str:
+    return f"Deployment check {check.name} failed: expected {check.expected}, saw {check.seen}."
+
+
+def _fixes(failed: Iterable[Check]) -> list[str]:
+    return [c.fix or f"Run stages export, register again ({c.name})." for c in failed]
+
+
+def _unknown(
+    gate: GateSpec,
+    primary: Sequence[Comparison],
+    promoted_version: int | None,
+    not_compared: str | None,
+    adapter: str,
+) -> list[tuple[str, str]]:
+    """Why it is not known whether a candidate is worse than what serves, and what to do then.
+
+    Empty: it is known, or nothing serves.
+    """
+    if promoted_version is None:
+        return []
+    serves = f"version {promoted_version}, which serves now"
+    if not primary:
+        return [
+            (
+                f"No primary set was measured (eval.sets), so it was not compared with {serves}.",
+                "Give one set of eval.sets the role primary.",
+            )
+        ]
+    totals = [c.candidate.total for c in primary if c.against is Baseline.PROMOTED]
+    if not totals and not_compared is not None:
+        return [
+            (
+                f"It was not compared with {serves}: {not_compared}.",
+                f"`loco setup {adapter}` makes version {promoted_version} again in Ollama; then "
+                "`loco eval` measures this one once more.",
+            )
+        ]
+    if not totals:
+        return [
+            (
+                f"It was not compared with {serves} (eval.baselines lacks promoted).",
+                "Add `promoted` to eval.baselines.",
+            )
+        ]
+    if max(totals) < gate.min_problems:
+        return [
+            (
+                f"It was compared with {serves}, on {max(totals)} problems; fewer than "
+                f"{gate.min_problems} take no version's place (eval.gate.min_problems).",
+                f"Measure on {gate.min_problems} primary problems or more (eval.sets.NAME.count, "
+                "without eval.limit).",
+            )
+        ]
+    return []
+
+
 def _doubts(
-    gate: GateSpec, comparisons: Sequence[Comparison], promoted_version: int | None
+    gate: GateSpec, primary: Sequence[Comparison], contaminated: Mapping[str, int]
 ) -> list[str]:
     """Why a candidate is not shown to be better than the base; empty: it is."""
-    primary = [c for c in comparisons if c.role is Role.PRIMARY and c.candidate.total]
     against_base = [c for c in primary if c.against is Baseline.BASE]
     if not against_base:
         if any(c.against in _JUDGES for c in primary):
@@ -138,29 +232,57 @@ def _doubts(
         return ["No primary set was measured (eval.sets), so nothing is proven."]
     doubts = []
     for comparison in against_base:
-        total = comparison.candidate.total
-        if total < gate.min_problems:
+        known = contaminated.get(comparison.set, 0)
+        if known:
             doubts.append(
-                f"{comparison.set} has {total} problems; fewer than {gate.min_problems} prove "
-                "nothing (eval.gate.min_problems)."
+                f"{comparison.set}: {known} of its problems overlap rows it was trained on, so its "
+                "score there proves nothing."
             )
-        elif comparison.gain <= _EQUAL or comparison.p_value >= gate.max_p:
-            least = comparison.smallest_difference
-            can = (
-                f"; {total} problems can only show a difference of {100 * least:.0f} points or more"
-                if least is not None
-                else ""
-            )
-            doubts.append(
-                f"{comparison.set}: not significantly better than the base "
-                f"(p {_p(comparison.p_value)}, asked for less than {gate.max_p:g}){can}."
-            )
-    if promoted_version is not None and not any(c.against is Baseline.PROMOTED for c in primary):
-        doubts.append(
-            f"It was not compared with version {promoted_version}, which serves now "
-            "(eval.baselines: promoted)."
-        )
+        doubt = _doubt(gate, comparison)
+        if doubt:
+            doubts.append(doubt)
     return doubts
+
+
+def _doubt(gate: GateSpec, comparison: Comparison) -> str | None:
+    """Why a comparison with the base shows no gain; None: it does."""
+    total = comparison.candidate.total
+    if total < gate.min_problems:
+        return (
+            f"{comparison.set} has {total} problems; fewer than {gate.min_problems} prove "
+            "nothing (eval.gate.min_problems)."
+        )
+    if comparison.gain <= _EQUAL or comparison.p_value >= gate.max_p:
+        least = comparison.smallest_difference
+        can = (
+            f"; {total} problems can only show a difference of {100 * least:.0f} points or more"
+            if least is not None
+            else ""
+        )
+        return (
+            f"{comparison.set}: not significantly better than the base "
+            f"(p {_p(comparison.p_value)}, asked for less than {gate.max_p:g}){can}."
+        )
+    if is_cut_often(comparison):
+        p = p_without_cut(comparison)
+        if comparison.won - comparison.won_on_cut <= comparison.lost or p >= gate.max_p:
+            return (
+                f"{comparison.set}: {comparison.won_on_cut} of {comparison.won} problems won are "
+                "ones where the base's answer was cut at eval.num_predict; without them it is not "
+                f"significantly better (p {_p(p)}). Raise eval.num_predict."
+            )
+    return None
+
+
+def is_cut_often(comparison: Comparison) -> bool:
+    """Whether so many answers of the base were cut at num_predict that a gain may be their doing."""
+    base = comparison.base
+    return base.unfinished > MOST_UNFINISHED * base.total
+
+
+def p_without_cut(comparison: Comparison) -> float:
+    """The exact McNemar p when problems won on a cut answer of the base count as ties."""
+    return mcnemar_exact(comparison.won - comparison.won_on_cut, comparison.lost)
 
 
 def _advice(harm: Iterable[Comparison], comparisons: Sequence[Comparison]) -> list[str]:

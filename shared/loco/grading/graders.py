@@ -131,6 +131,8 @@ def _contains(grader: ContainsGrader, text: str) -> Graded:
 
     def there(phrase: str) -> bool:
         wanted = folded(phrase, ignore_case=grader.ignore_case).strip()
+        if not wanted:  # nothing but marks, like a fence's: the answer as it was written has them
+            return phrase.strip() in text
         return _stands_in(wanted, read, whole_words=grader.whole_words)
 
     extracted = text[:_QUOTED]

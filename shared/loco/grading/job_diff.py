@@ -91,7 +91,10 @@ def _what_differs(
     scores: tuple[Figure, ...],
 ) -> Iterator[str]:
     """What makes two jobs different, a sentence each."""
-    asked = [d.field for d in recipe if not d.field.startswith(_GATE)]
+    replayed = (
+        second.job.spec.replay_of == first.job.id or first.job.spec.replay_of == second.job.id
+    )
+    asked = [d.field for d in recipe if not (replayed and d.field.startswith(_GATE))]
     if asked:
         yield f"The recipes differ: {', '.join(asked[:5])}{', …' if len(asked) > 5 else ''}."
     for stage in Stage:

@@ -1,5 +1,6 @@
 """What the committed stages of a job left that a comparison reads: environments and answers."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class JobRecords:
 
 
 def read_records(job: Job, tasks: Mapping[Stage, Task], adapters_dir: Path) -> JobRecords:
-    """A job's records. What is gone or unreadable counts as not recorded.
+    """A job's records. What is gone, unreadable or not what was committed counts as not recorded.
 
     Args:
         job: the job.
@@ -62,7 +63,7 @@ def _content(task: Task, name: str, adapters_dir: Path) -> bytes | None:
     if not path.is_relative_to(adapters_dir.resolve()) or not path.is_file():
         return None
     content = path.read_bytes()
-    return content if len(content) == found.size else None
+    return content if hashlib.sha256(content).hexdigest() == found.sha256 else None
 
 
 def _answers(content: bytes) -> dict[tuple[str, str], Answered] | None:

@@ -1,12 +1,15 @@
 """How sure a measured accuracy and a measured difference are."""
 
 import math
-from collections.abc import Iterable
-from fractions import Fraction
+from collections.abc import Iterable, Iterator
 from itertools import count
 
 #: Standard normal quantile of a two-sided 95 % interval.
 Z_95 = 1.959963984540054
+#: Shares whose logarithms are as close as this are one: far above rounding, far below 1/n.
+_TIE = 1e-9
+#: Sums beyond this are scaled down; a term is at most some 1e12 times the one before.
+_LARGE = 1e250
 
 
 def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -51,7 +54,10 @@ def mcnemar_exact(won: int, lost: int) -> float:
         Probability, from equal models, of a split at least as uneven; 1.0 without any such pair.
     """
     pairs = won + lost
-    tail = sum(math.comb(pairs, k) for k in range(min(won, lost) + 1))
+    tail, ways = 0, 1
+    for k in range(min(won, lost) + 1):
+        tail += ways
+        ways = ways * (pairs - k) // (k + 1)  # leaves no rest: pairs over k + 1
     p: float = min(1.0, 2 * tail / 2**pairs)
     return p
 
@@ -87,7 +93,7 @@ def difference_interval(
     Args:
         won: problems only the second model solved.
         lost: problems only the first model solved.
-        total: problems, at least `won + lost`; 0 gives (-1, 1). Some 10,000 take a second.
+        total: problems, at least `won + lost`; 0 gives (-1, 1). 50,000 take a tenth of a second.
         level: confidence level, between 0 and 1.
 
     Returns:
@@ -100,39 +106,49 @@ def difference_interval(
         raise ValueError(f"no such comparison: {won} won, {lost} lost of {total}, level {level}")
     if total == 0:
         return -1.0, 1.0
-    ways = _ways(won, lost, total)
-    outside = Fraction(1 - level) / 2 * sum(ways)
-    low = _first_above(ways, outside) - total
-    high = total - _first_above(ways[::-1], outside)
+    outside = (1 - level) / 2
+    low = _quantile(won, lost, total, outside)
+    high = -_quantile(lost, won, total, outside)
     return low / total, high / total
 
 
-def _ways(won: int, lost: int, total: int) -> list[int]:
-    """Of the `total ** total` resamples, how many have each difference, from -total to total.
+def _quantile(won: int, lost: int, total: int, outside: float) -> int:
+    """The least difference that so large a share of resamples does not exceed.
 
-    These are the coefficients of (lost + tied x + won x²)^total, by the recurrence that the
-    derivative of a power gives (D. E. Knuth, "The Art of Computer Programming" 2, 4.7, eq. 9).
+    The shares are the coefficients of ((lost + tied x + won x²) / total)^total, in order of the
+    difference from -total to total.
     """
-    weights = [lost, total - won - lost, won]
+    tied = total - won - lost
+    shares = enumerate(_shares_from_below((lost, tied, won), total), start=-total)
+    for difference, log_share in shares:
+        if log_share >= math.log(outside) - _TIE:
+            return difference
+    # it lies above 0: counted from the other end, where the terms only grow
+    shares = enumerate(_shares_from_below((won, tied, lost), total), start=-total)
+    inside = math.log1p(-outside) + _TIE
+    return next((-below for below, log_share in shares if log_share > inside), 1)
+
+
+def _shares_from_below(weights: tuple[int, int, int], total: int) -> Iterator[float]:
+    """Logarithms of the shares of resamples up to each difference, from -total to 0.
+
+    By the recurrence that the derivative of a power gives (D. E. Knuth, "The Art of Computer
+    Programming" 2, 4.7, eq. 9), which in this half adds positive terms only, so that rounding stays
+    as small as it begins. Time in proportion to `total`, and no more memory for more problems.
+    """
     shift = next(i for i, weight in enumerate(weights) if weight)
+    yield from (-math.inf for _ in range(min(shift * total, total + 1)))
     first, second, third = [*weights[shift:], 0, 0][:3]
-    ways = [first**total]
-    for k in range(1, 2 * total + 1):
-        before = ways[k - 2] if k > 1 else 0
-        ways.append(
-            ((total - k + 1) * second * ways[k - 1] + (2 * total - k + 2) * third * before)
-            // (k * first)  # leaves no rest
-        )
-    return ([0] * (shift * total) + ways)[: 2 * total + 1]
-
-
-def _first_above(ways: list[int], bound: Fraction) -> int:
-    seen = 0
-    for index, number in enumerate(ways):
-        seen += number
-        if seen >= bound:
-            return index
-    raise AssertionError("the bound is less than all of them")
+    # the first term is too small for a float: all terms are held as multiples of one that grows
+    before, term, terms, log_unit = 0.0, 1.0, 1.0, total * math.log(first / total)
+    for k in range(1, total + 2 - shift * total):
+        yield log_unit + math.log(terms)
+        following = (total - k + 1) * second * term + (2 * total - k + 2) * third * before
+        before, term = term, following / (k * first)
+        terms += term
+        if terms > _LARGE:
+            before, term, terms = before / _LARGE, term / _LARGE, terms / _LARGE
+            log_unit += math.log(_LARGE)
 
 
 def smallest_difference(total: int, *, max_p: float = 0.05) -> float | None:

@@ -12,14 +12,18 @@ from typing import Any
 
 from loco.contracts.errors import Conflict, InvalidRequest, NotFound, VersionRefused
 from loco.contracts.evaluation import Baseline, GateResult
+from loco.contracts.serving import Check
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Version
+from loco.grading.gate import refusal
 from loco.ledger.connection import Connection
 from loco.ledger.scripts import Scripts
 from loco.ledger.views import pointer_view, version_view
 
 #: What a model's record in the registry says besides the entry that register wrote.
-_ELSEWHERE = ("version", "promoted", "served_at", "gate", "scores", "events")
+_ELSEWHERE = (
+    *("version", "promoted", "served_at", "past", "rolled_back", "gate", "scores", "events"),
+)
 
 
 class Registry:
@@ -231,7 +235,8 @@ class Registry:
                 rows += [version.candidate, version.digest, json.dumps(entry)]
                 rows += [version.gate.model_dump_json() if version.gate else ""]
                 rows += [json.dumps(version.scores) if version.scores is not None else ""]
-                rows += ["1" if version.promoted else "", json.dumps(_events(version))]
+                rows += ["1" if version.promoted else "", "1" if version.rolled_back else ""]
+                rows += [json.dumps(version.past), json.dumps(_events(version))]
         return int(self._run("import", *rows))
 
     def unexported(self) -> int | None:
@@ -256,8 +261,16 @@ class Registry:
             answers = pipeline.execute()
         rows = list(zip(wanted, answers[::2], answers[1::2], strict=True))
         pointers = {p.model: p for p in self.pointers(adapter)}
+        with self._connection.client() as client:
+            past = {m: client.lrange(self._key("promoted", m, "past"), 0, -1) for m in pointers}
         return [
-            version_view(int(number), fields, events, pointers.get(fields["model"]))
+            version_view(
+                int(number),
+                fields,
+                events,
+                pointers.get(fields["model"]),
+                past.get(fields["model"], ()),
+            )
             for number, fields, events in rows
             if fields
         ]
@@ -274,9 +287,12 @@ def change_of(stage: Stage, result: Mapping[str, Any]) -> list[str]:
     if stage is Stage.REGISTER and isinstance(result.get("version"), dict):
         version = Version.model_validate(result["version"])
         entry = version.model_dump(mode="json", exclude=set(_ELSEWHERE))
+        checks = [Check.model_validate(c, extra="ignore") for c in result.get("checks") or ()]
+        refused = refusal(checks)
         return [
             *("registered", version.job, version.model),
             *(version.candidate, version.digest, json.dumps(entry)),
+            *((refused.model_dump_json(), _why(refused)) if refused else ("", "")),
         ]
     if stage is Stage.EVAL and isinstance(result.get("candidate"), str):
         builder = result["candidate"].partition(":")[2]
@@ -285,10 +301,14 @@ def change_of(stage: Stage, result: Mapping[str, Any]) -> list[str]:
             decided = GateResult.model_validate(result["gate"], extra="ignore")
             gate, verdict = decided.model_dump_json(), decided.verdict.value
             compared = str(decided.compared_version or "")
-            why = f"{verdict}: {' '.join(decided.reasons)}"
+            why = _why(decided)
         scores = json.dumps(scores_of(result.get("comparisons", ())))
         return ["measured", builder, verdict, compared, why, gate, scores]
     return [""]
+
+
+def _why(decided: GateResult) -> str:
+    return f"{decided.verdict}: {' '.join(decided.reasons)}"
 
 
 def scores_of(comparisons: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

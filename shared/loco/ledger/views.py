@@ -1,6 +1,7 @@
 """From the ledger's Redis hashes to `Job`, `Task` and `JobEvent`.
 
-Strict on writes, tolerant here: fields that an older or newer release stored are left out.
+Strict on writes, tolerant here: fields that an older or newer release stored are left out, but for
+what `earlier_specs` knows to be called otherwise now.
 """
 
 import json
@@ -22,6 +23,7 @@ from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Promotion, Version
+from loco.ledger.earlier_specs import upgraded
 
 Fields = Mapping[str, str]
 
@@ -44,7 +46,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         promotion=Promotion.model_validate_json(fields["promotion"], extra="ignore")
         if "promotion" in fields
         else None,
-        spec=JobSpec.model_validate_json(fields["spec"], extra="ignore"),
+        spec=JobSpec.model_validate(upgraded(json.loads(fields["spec"])), extra="ignore"),
     )
 
 
@@ -95,9 +97,13 @@ def worker_view(fields: Fields) -> WorkerInfo:
 
 
 def version_view(
-    number: int, fields: Fields, events: Iterable[str], pointer: Pointer | None
+    number: int,
+    fields: Fields,
+    events: Iterable[str],
+    pointer: Pointer | None,
+    past: Iterable[str] = (),
 ) -> Version:
-    """A version from its hash, its events and what its model points to."""
+    """A version from its hash, its events, and what its model points to and pointed to before."""
     document = json.loads(fields["entry"])
     told = {"gate", "scores"} & fields.keys()
     promoted = pointer is not None and pointer.version == number
@@ -109,6 +115,8 @@ def version_view(
             "digest": fields["digest"],
             "profile": document.get("profile") or fields.get("profile"),
             "promoted": promoted,
+            "past": [int(before) for before in past] if promoted else [],
+            "rolled_back": "rolled_back" in fields,
             "served_at": pointer.served_at if promoted and pointer else None,
             "events": [entry | {"at": moment(entry["at"])} for entry in map(json.loads, events)],
         },

@@ -23,8 +23,6 @@ class Reaper:
         send_hint: tells a queue that there is work.
         publish: publishes what a committed task left, by task ID; None on a process that does not
             see the adapters folder.
-        follow: has Ollama and the registry's readable copy follow the ledger; None on a process
-            that does not see them.
         every: seconds between two looks.
     """
 
@@ -34,13 +32,11 @@ class Reaper:
         *,
         send_hint: Callable[[str, Stage], object],
         publish: Callable[[str], None] | None = None,
-        follow: Callable[[], None] | None = None,
         every: float,
     ) -> None:
         self._ledger = ledger
         self._send_hint = send_hint
         self._publish = publish
-        self._follow = follow
         self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -66,8 +62,6 @@ class Reaper:
         if self._publish is not None:
             for task_id in self._ledger.unpublished():
                 self._publish(task_id)
-        if self._follow is not None:
-            self._follow()
 
     def _run(self) -> None:
         while not self._ended.wait(self._every):

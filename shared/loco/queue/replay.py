@@ -13,6 +13,7 @@ from loco.ledger.ledger import Ledger
 from loco.queue.submission import accept, built_on
 from loco.recipes.datasets import named_files
 from loco.recipes.frozen import is_intact
+from loco.recipes.resolve import RECIPE
 from loco.settings import Settings
 
 #: Folder below the adapter's where a replay's files are published: not in place of what is used.
@@ -77,6 +78,9 @@ def _check_inputs(settings: Settings, job: Job) -> None:
     named = {
         path for stage in job.spec.stages for path in named_files(job.spec.part(stage)).values()
     }
+    named.add(
+        RECIPE
+    )  # no stage reads it, but a job without its copy is of a release that kept none
     if unknown := sorted(named - job.spec.inputs.keys()):
         raise Conflict(
             f"Job {job.id} was accepted by a release that kept no copies: what "

@@ -19,7 +19,7 @@ from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
 from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
-from loco.contracts.versions import PromotedVersion
+from loco.contracts.versions import CandidateVersion, PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
 from loco.recipes.datasets import named_files
@@ -91,6 +91,7 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
             promoted=_promoted(ledger, settings, job, earlier)
             if claim.stage in (Stage.REGISTER, Stage.EVAL)
             else None,
+            candidate=_candidate(ledger, job, earlier) if claim.stage is Stage.EVAL else None,
         ),
     )
 
@@ -103,8 +104,7 @@ def _promoted(
     An earlier release's registry is taken over before anything is numbered or compared.
     """
     take_over(ledger, settings.adapters_dir)
-    registered = earlier.get(Stage.REGISTER)
-    candidate = (registered.result or {}).get("candidate", "") if registered else ""
+    candidate = _registered(earlier)
     model = candidate.partition(":")[0] or job.spec.register_.model_name
     pointer = ledger.registry.promoted(model)
     if pointer is None or pointer.adapter != job.adapter or pointer.candidate == candidate:
@@ -117,6 +117,23 @@ def _promoted(
     )
 
 
+def _candidate(ledger: Ledger, job: Job, earlier: dict[Stage, Task]) -> CandidateVersion | None:
+    """The version that register made; its digest is another one where it was made again since."""
+    builder = _registered(earlier).partition(":")[2]
+    version = ledger.registry.of_job(job.adapter, builder) if builder else None
+    if version is None:
+        return None
+    return CandidateVersion(
+        version=version.version, candidate=version.candidate, digest=version.digest
+    )
+
+
+def _registered(earlier: dict[Stage, Task]) -> str:
+    """`MODEL:JOB_ID` of the candidate; empty: there is none."""
+    task = earlier.get(Stage.REGISTER)
+    return str((task.result or {}).get("candidate", "")) if task else ""
+
+
 def earlier_tasks(ledger: Ledger, job: Job, stage: Stage) -> dict[Stage, Task]:
     """The committed tasks a stage may read from: the job's own, then those it builds on."""
     return {s: t for s, t in ledger.outputs(job).items() if s in stage.predecessors}
@@ -125,9 +142,8 @@ def earlier_tasks(ledger: Ledger, job: Job, stage: Stage) -> dict[Stage, Task]:
 def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     """SHA-256 over everything that decides what a stage writes.
 
-    That is its spec, its program's version, the content of the files it reads, and for eval the
-    model in Ollama and the promoted one it is compared with. Two attempts with one fingerprint can
-    stand in for each other.
+    That is its spec, its program's version and the content of the files it reads. Two attempts with
+    one fingerprint can stand in for each other, in a stage that is `reusable`.
 
     Args:
         run: the attempt's spec and inputs.
@@ -146,11 +162,6 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
         },
         "files": [_content(run.inputs, path) for path in named_files(spec).values()],
     }
-    if run.stage is Stage.EVAL:
-        registered = run.inputs.results.get(Stage.REGISTER, {})
-        document["model"] = [registered.get("candidate"), registered.get("digest")]
-        promoted = run.inputs.promoted
-        document["promoted"] = promoted.model_dump() if promoted else None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

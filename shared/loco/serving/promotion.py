@@ -13,6 +13,7 @@ from loco.ledger.ledger import Ledger
 from loco.ledger.registry import rollback_target
 from loco.serving.host import OllamaHost
 from loco.serving.latest import check_candidate, follow
+from loco.serving.restored import check_restored, reference_of
 from loco.settings import Settings
 
 
@@ -111,7 +112,8 @@ def restore(
 ) -> Restored:
     """Makes a version's candidate again in Ollama, from its GGUF: the same version, the same name.
 
-    Where Ollama has it, unchanged, nothing is made. Where the version is promoted, `latest` follows.
+    Where Ollama has it, unchanged, nothing is made. Either way it is looked at (`serving.restored`)
+    before `latest` follows, which it does where the version is promoted.
 
     Args:
         ledger: knows the version.
@@ -124,6 +126,7 @@ def restore(
     Raises:
         NotFound: no such version, or its GGUF is gone.
         Conflict: the GGUF is not what was registered.
+        RegistrationFailed: what Ollama made of it is not; nothing was pointed at it.
         OllamaUnavailable, OllamaRefused: Ollama does not answer, or does not take it.
     """
     version = ledger.registry.version(adapter, number)
@@ -132,6 +135,8 @@ def restore(
         created = anew or digest != version.digest
         if created:
             digest = _create(host, settings.adapters_dir, adapter, version)
+        reference = reference_of(ledger, settings.adapters_dir, version)
+        warnings = check_restored(host, adapter, version, reference)
     if created:
         assert digest is not None
         changed = f"Digest {version.digest[:12]} became {digest[:12]}."
@@ -149,6 +154,7 @@ def restore(
         created=created,
         digest=str(digest),
         previous_digest=version.digest,
+        warnings=warnings,
     )
 
 

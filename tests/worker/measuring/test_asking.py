@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loco.contracts.errors import OllamaUnavailable
+from loco.contracts.errors import OllamaRefused, OllamaUnavailable
 from loco.contracts.results import EvalResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec, StageRun
 from loco.contracts.stages import Stage
@@ -96,6 +96,34 @@ def test_a_refusal_ends_it_and_what_came_before_is_kept(asking: Any, answering: 
         list(asking().answers(questions))
     answering.answer = lambda _: ("7", "stop")
     assert [a.cached for a in asking().answers(questions)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"error":{"code":400,"message":"request (99 tokens) exceeds the available context size '
+        '(64 tokens), try increasing it","type":"exceed_context_size_error"}}',
+        "the input length exceeds the context length",
+    ],
+)
+def test_a_question_longer_than_the_context_is_named(
+    asking: Any, answering: Any, said: str
+) -> None:
+    answering.refuses = lambda body: said if len(body["messages"][-1]["content"]) > 15 else None
+    questions = [Question(BASE, "mine", item) for item in items(4)]
+    with pytest.raises(OllamaRefused, match=r"Problem '3' of eval\.sets\.mine") as caught:
+        list(asking().answers(questions))
+    assert "base small:1b" in caught.value.message
+    assert "99 tokens" in caught.value.message or "input length" in caught.value.message
+    assert caught.value.param == "eval.num_ctx"
+    assert "eval.num_ctx" in str(caught.value.hint)
+
+
+def test_another_refusal_comes_through_as_it_is(asking: Any, answering: Any) -> None:
+    answering.refuses = lambda _: "model is broken"
+    with pytest.raises(OllamaRefused, match="model is broken") as caught:
+        list(asking().answers([Question(BASE, "mine", items(1)[0])]))
+    assert caught.value.param is None
 
 
 def test_a_stop_request_ends_between_two_questions(asking: Any, answering: Any, heard: Any) -> None:

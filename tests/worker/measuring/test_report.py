@@ -102,6 +102,29 @@ def test_a_limit_that_fakes_a_gain_is_warned_of() -> None:
     assert warnings([compared({1}, {2})], {}, trained_on_known=True, num_predict=128) == ()
 
 
+def test_how_much_of_a_gain_the_limit_may_have_made_is_said() -> None:
+    whole, cut = verdicts("base", {9}), verdicts("base", {9}, done_reason="length")
+    base = [*cut[:4], *whole[4:]]
+    made = compare(
+        "held_out", HELD_OUT, Baseline.BASE, base, verdicts("candidate", set(range(2, 9)))
+    )
+    assert (made.won, made.won_on_cut, made.lost) == (7, 2, 1)
+    [warning] = warnings([made], {"held_out": 0}, trained_on_known=True, num_predict=128)
+    assert (
+        "2 of 7 problems won are ones of these; taken as ties, 5 are won and 1 lost, p = 0.22"
+        in (warning)
+    )
+    made = compare("held_out", HELD_OUT, Baseline.BASE, base, verdicts("candidate", {8}))
+    [warning] = warnings([made], {"held_out": 0}, trained_on_known=True, num_predict=128)
+    assert "None of the problems won is one of these." in warning
+
+
+def test_a_stricter_p_needs_a_larger_difference() -> None:
+    pair = verdicts("base", set(), total=20), verdicts("candidate", set(), total=20)
+    made = compare("held_out", HELD_OUT, Baseline.BASE, *pair, max_p=0.01)
+    assert made.smallest_difference == pytest.approx(0.4)
+
+
 def test_contamination_is_loud_and_ignorance_is_said() -> None:
     made = compared({1}, {2})
     [warning] = warnings([made], {"held_out": 3}, trained_on_known=True, num_predict=128)

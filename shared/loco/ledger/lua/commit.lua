@@ -1,6 +1,6 @@
 -- namespace, task id, token, result JSON, artifacts JSON, fingerprint, job reused from or '', then what the
 -- result says of a version: '' (nothing), or
---   'registered', job, model, candidate, digest, entry JSON
+--   'registered', job, model, candidate, digest, entry JSON, gate JSON of what register did not prove or '', why
 --   'measured', job of the candidate, verdict or '', compared version or '', why, gate JSON, scores JSON
 -- Answers 'next' | 'done' | 'already' | 'stale'.
 local _, id, token, result, artifacts, fingerprint, reused_from, change = unpack(ARGV)
@@ -26,7 +26,8 @@ else
 end
 local adapter, profile, spec = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile', 'spec'))
 local readable, decoded = pcall(cjson.decode, spec)
-if not (readable and type(decoded.replay_of) == 'string') then -- later jobs build on a replay only when they name it
+local replay = readable and type(decoded.replay_of) == 'string'
+if not replay then -- later jobs build on a replay only when they name it
   redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
 end
 -- in the order of the commits: the files published last are the newest
@@ -34,27 +35,33 @@ redis.call('ZADD', key('unpublished'), redis.call('INCR', key('commits')), id)
 
 local stages = stages_of(job_id)
 if change == 'registered' then
-  local _, _, _, _, _, _, _, _, builder, model, candidate, digest, entry = unpack(ARGV)
+  local _, _, _, _, _, _, _, _, builder, model, candidate, digest, entry, refused, why = unpack(ARGV)
   local number = record_version(adapter, builder, model, candidate, digest, entry)
   redis.call('HSET', version_key(adapter, number), 'profile', profile)
+  if refused ~= '' then -- promoting it by hand takes force, whether or not it is measured
+    redis.call('HSET', version_key(adapter, number), 'gate', refused)
+  end
   local last = stages[#stages] == stage
   local gate = cjson.decode(redis.call('HGET', key('job', job_id), 'spec')).eval.gate
   settle(job_id, stage, adapter, number, 'registered', last and 'it was not measured: `loco eval` lets the gate decide')
-  if last and gate and gate.policy == 'always' then
+  if last and refused ~= '' then
+    pass_gate(job_id, stage, adapter, number, 'refused', '', why)
+  elseif last and gate and gate.policy == 'always' then
     local present = redis.call('HGET', key('promoted', model), 'version')
     pass_gate(job_id, stage, adapter, number, 'unproven', present or '', 'policy always: promoted without being measured')
   end
 elseif change == 'measured' then
   local _, _, _, _, _, _, _, _, builder, verdict, compared, why, gate, scores = unpack(ARGV)
   local number = redis.call('HGET', key('versions', adapter, 'jobs'), builder)
-  if number then
-    redis.call('HSET', version_key(adapter, number), 'scores', scores)
-    if verdict ~= '' then
-      redis.call('HSET', version_key(adapter, number), 'gate', gate)
-      pass_gate(job_id, stage, adapter, number, verdict, compared, why)
-    else
-      version_event(adapter, number, 'measured', 'gate')
+  if number and replay and builder ~= job_id then
+    keep(job_id, stage, adapter, number, 'measured', 'a replay looks again and decides nothing: `loco eval` lets the gate decide')
+  elseif number and verdict ~= '' then
+    judge(job_id, stage, adapter, number, verdict, compared, why, gate, scores)
+  elseif number then -- by an earlier release, which had no gate
+    if redis.call('HEXISTS', version_key(adapter, number), 'gate') == 0 then
+      redis.call('HSET', version_key(adapter, number), 'scores', scores)
     end
+    version_event(adapter, number, 'measured', 'gate')
   end
 end
 if stages[#stages] == stage then

@@ -1,12 +1,14 @@
 -- namespace, then for each version: adapter, number, job, model, candidate, digest, entry JSON, gate JSON or '',
--- scores JSON or '', '1' if promoted, events as a JSON list of JSON texts
+-- scores JSON or '', '1' if promoted, '1' if rolled back, what was promoted before it as a JSON list of numbers,
+-- events as a JSON list of JSON texts
 -- Answers how many; 0 when anything was ever registered here.
 if redis.call('EXISTS', key('registry')) == 1 then
   return 0
 end
 local count = 0
-for i = 2, #ARGV, 11 do
-  local adapter, number, job, model, candidate, digest, entry, gate, scores, promoted, events = unpack(ARGV, i, i + 10)
+for i = 2, #ARGV, 13 do
+  local adapter, number, job, model, candidate, digest, entry, gate, scores, promoted, rolled_back, past, events =
+    unpack(ARGV, i, i + 12)
   redis.call('HSET', key('versions', adapter, 'jobs'), job, number)
   redis.call('ZADD', key('versions', adapter), number, number)
   if tonumber(number) > tonumber(redis.call('HGET', key('version-count'), adapter) or '0') then
@@ -16,11 +18,15 @@ for i = 2, #ARGV, 11 do
   redis.call('HSET', version, 'entry', entry, 'model', model, 'candidate', candidate, 'digest', digest)
   if gate ~= '' then redis.call('HSET', version, 'gate', gate) end
   if scores ~= '' then redis.call('HSET', version, 'scores', scores) end
-  for _, past in ipairs(cjson.decode(events)) do
-    redis.call('RPUSH', key('version', adapter, number, 'events'), past)
+  if rolled_back ~= '' then redis.call('HSET', version, 'rolled_back', '1') end
+  for _, told in ipairs(cjson.decode(events)) do
+    redis.call('RPUSH', key('version', adapter, number, 'events'), told)
   end
   if promoted == '1' then
     point(adapter, number)
+    for _, before in ipairs(cjson.decode(past)) do
+      redis.call('RPUSH', key('promoted', model, 'past'), int(before))
+    end
   end
   count = count + 1
 end

@@ -98,6 +98,33 @@ local function settle(job_id, stage, adapter, number, action, reason)
   event(job_id, 'version.' .. action, stage, cjson.encode({version = tonumber(number), model = model, reason = reason or nil}))
 end
 
+-- A version is kept as it is: the audit trail and the job are told so.
+local function keep(job_id, stage, adapter, number, action, reason)
+  version_event(adapter, number, action, 'gate', reason)
+  settle(job_id, stage, adapter, number, action, reason)
+end
+
+-- Why a verdict is too weak to take the place of the stored one; nil: it takes it.
+-- What policy `never` alone refused is no verdict: it replaces none, but for another of its kind.
+local function too_weak(adapter, number, gate)
+  local stored = redis.call('HGET', version_key(adapter, number), 'gate')
+  if not stored then
+    return nil
+  end
+  local old, new = cjson.decode(stored), cjson.decode(gate)
+  local before, now_on = tonumber(old.problems) or 0, tonumber(new.problems) or 0
+  local as = old.by_hand == true and '' or ' as ' .. old.verdict
+  local force = old.verdict == 'refused' and old.by_hand ~= true and ' --force' or ''
+  local by_hand = ': `loco promote ' .. adapter .. ' ' .. number .. force .. '` promotes it by hand'
+  if now_on < before then
+    return 'measured' .. as .. ' on ' .. int(before) .. ' problems before, now on ' .. int(now_on) .. by_hand
+  end
+  if new.by_hand == true and old.by_hand ~= true then
+    return 'measured' .. as .. ' before, and policy never decides nothing' .. by_hand
+  end
+  return nil
+end
+
 -- What the gate's verdict makes of a measured version.
 -- compared: the promoted version it was compared with, '' for none; why: the verdict in words.
 local function pass_gate(job_id, stage, adapter, number, verdict, compared, why)
@@ -105,8 +132,7 @@ local function pass_gate(job_id, stage, adapter, number, verdict, compared, why)
   local model, rolled_back = unpack(redis.call('HMGET', version, 'model', 'rolled_back'))
   local owner, present = unpack(redis.call('HMGET', key('promoted', model), 'adapter', 'version'))
   local function kept(action, reason)
-    version_event(adapter, number, action, 'gate', reason)
-    settle(job_id, stage, adapter, number, action, reason)
+    keep(job_id, stage, adapter, number, action, reason)
   end
   if verdict == 'refused' then
     return kept('refused', why)
@@ -126,4 +152,20 @@ local function pass_gate(job_id, stage, adapter, number, verdict, compared, why)
   end
   promote(adapter, number, 'gate', why)
   settle(job_id, stage, adapter, number, 'promoted', why)
+end
+
+-- An eval's verdict and scores on a version: stored, and acted on, unless they are too weak.
+local function judge(job_id, stage, adapter, number, verdict, compared, why, gate, scores)
+  local version = version_key(adapter, number)
+  local weak = too_weak(adapter, number, gate)
+  if not weak then
+    redis.call('HSET', version, 'gate', gate, 'scores', scores)
+    return pass_gate(job_id, stage, adapter, number, verdict, compared, why)
+  end
+  local owner, present = unpack(redis.call('HMGET', key('promoted', redis.call('HGET', version, 'model')), 'adapter', 'version'))
+  if owner == adapter and present == number then
+    version_event(adapter, number, 'measured', 'gate', weak)
+    return settle(job_id, stage, adapter, number, 'promoted', weak)
+  end
+  keep(job_id, stage, adapter, number, 'not_promoted', weak)
 end
