@@ -217,12 +217,19 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: _Exported, emit: Emitter)
         longest = spec.num_ctx - reference.NUM_PREDICT
         said = reference.conversations(inputs, template, longest=longest)
         asked = max(len(template.encode(template.prompt(messages))) for messages in said.values())
-        context = max(512, measured.longest, asked + reference.NUM_PREDICT + 16)
-        with check.loaded(gguf, context=context) as model:
+        context = asked + reference.longest_answer(spec.num_predict) + 16
+        with check.loaded(gguf, context=max(512, measured.longest, context)) as model:
             prompts = reference.prompts(
                 said, template, exported.embedded, model, think=exported.think
             )
-            prompts = reference.answered(prompts, model, spec.base_model.stop, emit)
+            prompts = reference.answered(
+                prompts,
+                model,
+                spec.base_model.stop,
+                emit,
+                num_predict=spec.num_predict,
+                num_ctx=spec.num_ctx,
+            )
             _require_answer(prompts[0].answer)
             emit.progress(message="measuring the GGUF", percent=90.0, last=True)
             change = measured.against(model, emit)

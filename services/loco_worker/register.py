@@ -21,11 +21,11 @@ from loco.contracts.serving import REFERENCE, Check, ServingReference
 from loco.contracts.specs import Inputs, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.contracts.versions import DataRecord, Version
-from loco.recipes import registry
 from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter, main
 from loco_worker.proof.findings import Findings, Subject
 from loco_worker.proof.proof import REFERENCE_CHECK, prove
+from loco_worker.proof.stored import exported_base
 
 REGISTRATION = "register.json"
 
@@ -52,10 +52,11 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         uploaded = _upload(host, gguf, subject.blob, emit)
         if not _create(host, subject, gguf, findings, emit):
             evidence.fail()
+        # before the proof: the candidate's weights may not be the base's
+        base = _create_base(host, spec, inputs, subject, emit)
         served = prove(host, subject, reference, findings, emit)
         if served.digest is None or served.answer is None or evidence.failed:
             evidence.fail(served.digest)
-        exported_base = _create_base(host, spec, inputs, subject, emit)
 
     entry = _version(spec, inputs, gguf, subject, served.digest)
     evidence.write(served.digest, entry)
@@ -77,7 +78,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         uploaded=uploaded,
         checks=tuple(findings.checks),
         warnings=tuple(findings.warnings),
-        exported_base=exported_base,
+        exported_base=base,
         version=entry,
         probe_answer=served.answer,
     )
@@ -163,7 +164,6 @@ def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path) -> Subject:
     }
     if spec.base_model.stop:
         parameters["stop"] = list(spec.base_model.stop)
-    versions = registry.read(inputs.adapter_dir.parent).get(inputs.adapter, [])
     return Subject(
         model=f"{spec.model_name}:{inputs.job_id}",
         blob=f"sha256:{sha256_of(gguf)}",
@@ -171,7 +171,8 @@ def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path) -> Subject:
         system=_system(spec, inputs),
         parameters=parameters,
         probe=spec.probe,
-        earlier=tuple(v for v in versions if v.model == spec.model_name and v.job != inputs.job_id),
+        base=spec.base_model.ollama,
+        promoted=inputs.promoted,
     )
 
 
@@ -257,16 +258,16 @@ def _create_base(
     gguf = inputs.files.get(f"export/gguf/base.{spec.quantization}.gguf")
     if gguf is None:
         return None
-    model = f"{subject.model}-base"
+    model = exported_base(subject.model)
     blob = f"sha256:{sha256_of(gguf)}"
-    emit.progress(message=f"creating {model}", percent=98, last=True)
-    _upload(host, gguf, blob, emit, percent=98)
+    emit.progress(message=f"creating {model}", percent=70, last=True)
+    _upload(host, gguf, blob, emit, percent=70)
     host.create(
         model,
         files={gguf.name: blob},
         system=subject.system,
         parameters=subject.parameters,
-        status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=99),
+        status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=72),
     )
     emit.check_stop()
     return model

@@ -137,7 +137,10 @@ class TestInputs:
         job = build.promoted()
         claim = self.claim(build)
         assert stage_run(ledger, settings, claim).inputs.promoted == PromotedVersion(
-            version=2, candidate=f"{MODEL}:{job.id}", digest=f"digest-{job.id}"
+            version=2,
+            candidate=f"{MODEL}:{job.id}",
+            digest=f"digest-{job.id}",
+            blob=f"sha256:{job.id}",
         )
         again, _ = ledger.submit(build._spec(stages=("register",), from_job=job.id))
         told = stage_run(ledger, settings, build.claim(Stage.REGISTER, again)).inputs.promoted
@@ -213,7 +216,9 @@ class TestReadableCopy:
             build.commit(build.claim(stage), {"seconds": 1})
         claim = build.claim(Stage.REGISTER)
         told = stage_run(ledger, settings, claim).inputs.promoted
-        assert told == PromotedVersion(version=2, candidate=f"{MODEL}:b", digest="digest-b")
+        assert told == PromotedVersion(
+            version=2, candidate=f"{MODEL}:b", digest="digest-b", blob="sha256:b"
+        )
         assert "2 versions of" in caplog.text
         build.commit(claim, register_result(job.id))
         export(ledger, settings.adapters_dir)

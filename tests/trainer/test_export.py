@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loco.contracts.errors import DiskFull, ExportFailed
 from loco.contracts.files import sha256_of
-from loco.contracts.serving import REFERENCE, ServingReference
+from loco.contracts.serving import REFERENCE, ReferencePrompt, ServingReference
 from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, TrainSpec
 from loco.recipes import resolve as recipes
 from loco.stage.program import Stopped
@@ -24,7 +25,7 @@ from loco_trainer.data.template import Template
 from loco_trainer.gguf import folder as folders
 from loco_trainer.gguf import head as gguf_head
 from loco_trainer.gguf import reference
-from loco_trainer.gguf.check import loaded
+from loco_trainer.gguf.check import Answered, GgufModel, loaded
 from loco_trainer.machine import disk
 from loco_trainer.machine.threads import usable_cpus
 
@@ -151,8 +152,7 @@ def test_the_reference_says_what_a_server_must_be_like(
     assert prompts["plain"].messages[0]["role"] == "system"
     assert prompts["without_system"].messages == ({"role": "user", "content": reference.PROBE},)
     answered = [prompt for prompt in seen.prompts if prompt.answer is not None]
-    assert {"plain", "validation-1"} <= {prompt.name for prompt in answered}
-    assert all(p.name == "plain" or p.name.startswith("validation-") for p in answered)
+    assert [p.name for p in answered] == ["plain", *(f"validation-{n}" for n in range(1, 7))]
     reader, of_base = (
         GGUFReader(tmp_path / "gguf" / f"{name}.Q8_0.gguf") for name in ("unsloth", "base")
     )
@@ -180,7 +180,9 @@ def test_the_reference_says_what_a_server_must_be_like(
         for prompt in seen.prompts:
             assert len(model.served(prompt.rendered)) == prompt.tokens
         for prompt in answered:
-            again = model.answer(prompt.rendered, tokens=seen.num_predict, stop=("<|im_end|>",))
+            limit = prompt.num_predict
+            assert limit is not None
+            again = model.answer(prompt.rendered, tokens=limit, stop=("<|im_end|>",))
             assert again == (prompt.answer, prompt.ended, prompt.answer_tokens)
 
 
@@ -196,6 +198,40 @@ def test_a_gguf_with_another_tokenizer_is_refused(smollm2_dir: Path, weights: Pa
         tokenizer.add_tokens(["locollm"])
         with pytest.raises(ExportFailed, match="they differ at token"):
             reference.prompts(said, template, embedded, model, think=False)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_predict", "num_ctx", "limits"),
+    [
+        (60.0, 90, 2048, [64, 90, 90, 90, 64, 64]),  # quick: three may end by themselves
+        (0.0, 90, 2048, [64, 90, 24, 24, 24, 24]),  # slow: none is left out, one is long
+        (60.0, 999, 2048, [64, 256, 256, 256, 64, 64]),
+        (60.0, 999, 110, [64, 100, 100, 100, 64, 64]),  # prompt and answer have room
+        (60.0, 40, 2048, [64, 40, 40, 40, 64, 64]),
+    ],
+)
+def test_limits_of_the_references_answers(
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: Any,
+    seconds: float,
+    num_predict: int,
+    num_ctx: int,
+    limits: list[int],
+) -> None:
+    monkeypatch.setattr(reference, "_SECONDS", seconds)
+    names = ["plain", "system", *(f"validation-{n}" for n in range(1, 6))]
+    asked = [ReferencePrompt(name=n, messages=(), rendered="x", tokens=10) for n in names]
+
+    class Model:
+        def answer(self, prompt: str, *, tokens: int, stop: Sequence[str]) -> Answered:
+            return Answered(prompt, True, tokens)
+
+    room = {"num_predict": num_predict, "num_ctx": num_ctx}
+    found = reference.answered(asked, cast(GgufModel, Model()), (), recorder, **room)
+    assert [p.num_predict for p in found if p.name != "system"] == limits
+    assert [p.answer_tokens for p in found if p.name != "system"] == limits
+    assert found[1].answer is None
+    assert max(limits) <= reference.longest_answer(num_predict)
 
 
 @pytest.mark.slow

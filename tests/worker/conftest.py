@@ -98,12 +98,23 @@ def tiny(stage_adapters: Path) -> JobSpec:
     return resolve(stage_adapters, JobRequest(adapter="math", profile="tiny"))
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained model under another name in its metadata: another file than the base's."""
+    content = wheel_gguf().read_bytes()
+    key = b"general.name"
+    at = content.index(key) + len(key) + 4 + 8  # a string's type and length come between
+    path = tmp_path_factory.mktemp("trained") / "trained.gguf"
+    path.write_bytes(content[:at] + b"x" + content[at + 1 :])
+    return path
+
+
 @pytest.fixture
-def gguf(stage_adapters: Path) -> Path:
-    """What export would have left: here, the untrained model itself."""
+def gguf(stage_adapters: Path, trained: Path) -> Path:
+    """What export would have left: here, the untrained model but for its name."""
     path = stage_adapters / "math/runs" / JOB / "export/a1/gguf/unsloth.Q4_K_M.gguf"
     path.parent.mkdir(parents=True)
-    os.symlink(wheel_gguf(), path)
+    os.symlink(trained, path)
     return path
 
 

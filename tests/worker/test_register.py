@@ -79,6 +79,9 @@ def test_the_candidate_serves_and_is_recorded(
     )
     (attempt / "spec.json").write_text(spec.model_dump_json())
 
+    latest = f"{tiny.register_.model_name}:latest"
+    with OllamaHost(model_host) as host:
+        before = host.digests().get(latest)
     result = run(**inputs)
 
     assert result.candidate == f"{tiny.register_.model_name}:20261122-143722-4f9a2c"
@@ -87,7 +90,7 @@ def test_the_candidate_serves_and_is_recorded(
         digests = host.digests()
         shown = host.show(result.candidate)
     assert digests[result.candidate] == result.digest
-    assert f"{tiny.register_.model_name}:latest" not in digests, "the gate moves it"
+    assert digests.get(latest) == before, "the gate moves it"
     assert shown["system"] == tiny.register_.base_model.system
     assert "<|im_end|>" in shown["parameters"]
     version = result.version

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loco.contracts.errors import DataError, ExportFailed
-from loco.contracts.serving import ReferencePrompt, ServingReference
+from loco.contracts.serving import PLAIN, ReferencePrompt, ServingReference
 from loco.contracts.specs import Inputs
 from loco.stage.program import Emitter
 from loco_trainer.data import served, thoughts
@@ -19,12 +19,17 @@ from loco_trainer.gguf import head
 from loco_trainer.gguf.check import GgufModel
 
 PROBE = "What is 2 + 2?"
-#: Limit of generated tokens of an answer.
+#: Limit of generated tokens of an answer, and of one that is to cost little.
 NUM_PREDICT = 64
-#: What the first three answers do not take of these seconds the others may.
-_SECONDS = 5.0
+FEW = 24
+#: So many answers may run to the recipe's own limit, or to this one, to see whether they end.
+_LONG = 3
+_LONGEST = 256
+#: After so many seconds of answers the others are short; one long answer there is always.
+_SECONDS = 10.0
 #: Validation rows that are asked.
 _ROWS = 6
+_ROW = "validation-"
 _SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 _UNICODE = (
     " Ünïcödé,\u00a0a\u2009thin\u3000wide space — “quotes”,\n\ttabs\u200b, 日本語 한국어 العربية, "
@@ -51,7 +56,7 @@ def conversations(inputs: Inputs, template: Template, *, longest: int) -> dict[s
         {"role": "user", "content": " And another?\n"},
     ]
     found: dict[str, list[Message]] = {
-        "plain": [*own, *asked],
+        PLAIN: [*own, *asked],
         "system": [_SYSTEM, *asked],
         "multi_turn": turns,
         "unicode": [{"role": "user", "content": _UNICODE}],
@@ -59,11 +64,11 @@ def conversations(inputs: Inputs, template: Template, *, longest: int) -> dict[s
     if own:
         found["without_system"] = asked
     for number, messages in enumerate(_rows(inputs), 1):
-        found[f"validation-{number}"] = messages
+        found[f"{_ROW}{number}"] = messages
     return {
         name: messages
         for name, messages in found.items()
-        if name == "plain" or _takes(template, messages, longest)
+        if name == PLAIN or _takes(template, messages, longest)
     }
 
 
@@ -107,29 +112,49 @@ def prompts(
     return found
 
 
+def longest_answer(num_predict: int) -> int:
+    """Most tokens that any answer may have, with the recipe's limit."""
+    return max(NUM_PREDICT, min(num_predict, _LONGEST))
+
+
 def answered(
-    asked: Sequence[ReferencePrompt], model: GgufModel, stop: Sequence[str], emit: Emitter
+    asked: Sequence[ReferencePrompt],
+    model: GgufModel,
+    stop: Sequence[str],
+    emit: Emitter,
+    *,
+    num_predict: int,
+    num_ctx: int,
 ) -> list[ReferencePrompt]:
-    """The prompts with greedy answers: of `plain` and of validation rows, as many as take seconds.
+    """The prompts, of which `plain` and the validation rows have greedy answers.
+
+    Args:
+        asked: the prompts.
+        model: the GGUF.
+        stop: texts that end an answer.
+        emit: of the stage.
+        num_predict: the recipe's limit of tokens, to which the first validation answers may run.
+        num_ctx: tokens of a prompt and its answer.
 
     Raises:
         Stopped: a stop was asked for.
     """
     found = []
     started = time.monotonic()
-    answers, slowest = 0, 0.0
+    rows = 0
     for prompt in asked:
-        begun = time.monotonic()
-        wanted = prompt.name == "plain" or prompt.name.startswith("validation-")
-        if not wanted or (answers > 2 and begun - started + slowest > _SECONDS):
+        if prompt.name != PLAIN and not prompt.name.startswith(_ROW):
             found.append(prompt)
             continue
         emit.check_stop()
-        answer = model.answer(prompt.rendered, tokens=NUM_PREDICT, stop=stop)
+        rows += prompt.name != PLAIN
+        quick = time.monotonic() - started < _SECONDS
+        limit = NUM_PREDICT if quick or prompt.name == PLAIN else FEW
+        if rows == 1 or (1 < rows <= _LONG and quick):
+            limit = min(num_predict, _LONGEST, num_ctx - prompt.tokens)
+        answer = model.answer(prompt.rendered, tokens=limit, stop=stop)
         said = {"answer": answer.text, "answer_tokens": answer.tokens, "ended": answer.ended}
-        found.append(prompt.model_copy(update=said))
-        answers += 1
-        slowest = max(slowest, time.monotonic() - begun)
+        found.append(prompt.model_copy(update={**said, "num_predict": limit}))
     return found
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loco.contracts.serving import Check
-from loco.contracts.versions import Version
+from loco.contracts.versions import PromotedVersion
 
 #: Longest text of either side in a check's words.
 _SHOWN = 160
@@ -23,8 +23,10 @@ class Subject:
     parameters: dict[str, Any]
     #: A prompt it must answer and stop.
     probe: str
-    #: What other jobs registered under the same name, newest first.
-    earlier: tuple[Version, ...]
+    #: The base in Ollama, as it is served there.
+    base: str
+    #: What serves under the same name, if something does.
+    promoted: PromotedVersion | None
 
 
 @dataclass

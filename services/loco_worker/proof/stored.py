@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loco.contracts.serving import ServingReference
-from loco.contracts.versions import Version
-from loco.serving.host import OllamaHost
+from loco.serving.host import OllamaHost, full_name
 from loco_worker.proof.findings import Findings, Subject, difference, quoted
 
 Shown = Mapping[str, Any]
@@ -21,8 +20,6 @@ _FROM = re.compile(r"^FROM .*?sha256[-:]([0-9a-f]{64})", re.MULTILINE)
 #: A server that rewrites a GGUF (Ollama since 0.30) changes its metadata, hardly its size.
 _SIZE_TOLERANCE = 0.02
 _SMALL = 4 * 10**6
-#: Earlier versions whose weights are compared.
-_COMPARED = 3
 
 _AGAIN = "Delete the candidate (`ollama rm`) and retry the job; it starts with stage register."
 _UPDATE = "Update Ollama; `loco doctor` shows its version."
@@ -51,29 +48,51 @@ def digest_new(
     """Another GGUF gives another model, of the size that was uploaded.
 
     The digest of the stored weights is no proof by itself: a server that rewrites a GGUF stores it
-    under another one than it was uploaded under. But no older version may share it.
+    under another one than it was uploaded under. But neither the base nor what serves may share it.
     """
     weights = _weights(shown)
-    others = [v for v in subject.earlier if v.blob != subject.blob and v.candidate in models]
-    stale: list[Version] = []
-    for version in others[:_COMPARED]:
-        same = models[version.candidate] == models[subject.model]
-        if same or (weights and weights == _weights(host.show(version.candidate))):
-            stale.append(version)
+    kept = f"sha256:{weights}" == subject.blob
+    others = {} if kept else _others(models, subject)
+    shared = [
+        who
+        for model, who in others.items()
+        if models[model] == models[subject.model]
+        or (weights and weights == _weights(host.show(model)))
+    ]
     size = host.sizes().get(subject.model, 0)
     room = max(_SIZE_TOLERANCE * subject.size, _SMALL)
     fits = not size or abs(size - subject.size) <= room
-    kept = f"sha256:{weights}" == subject.blob
     seen = [f"{size} bytes", "weights as uploaded" if kept else f"weights sha256:{weights or '?'}"]
-    seen += [f"the weights of version {v.version}, {v.candidate}" for v in stale]
     findings.add(
         "digest_new",
-        fits and not stale,
-        expected=f"weights made of {subject.blob}, about {subject.size} bytes, shared with none of "
-        f"{min(len(others), _COMPARED)} earlier versions of other weights",
-        seen="; ".join(seen),
+        fits and not shared,
+        expected=f"weights made of {subject.blob}, about {subject.size} bytes"
+        + (f", not those of {', '.join(others)}" if others else ""),
+        seen="; ".join([*seen, *shared]),
         fix=f"The server took weights it had before. {_AGAIN}",
     )
+
+
+def _others(models: Mapping[str, str], subject: Subject) -> dict[str, str]:
+    """Models there whose weights are not the candidate's, and what it is that has them."""
+    promoted = subject.promoted
+    told = {name: f"it is the base's: the weights of {name}" for name in _bases(subject)}
+    # a job from another's export registers the same GGUF again
+    if promoted is not None and promoted.blob != subject.blob:
+        told[promoted.candidate] = (
+            f"the weights of version {promoted.version}, {promoted.candidate}"
+        )
+    return {name: who for name, who in told.items() if name in models}
+
+
+def _bases(subject: Subject) -> tuple[str, ...]:
+    """The base as it is served, and through our own export where the job has it."""
+    return full_name(subject.base), exported_base(subject.model)
+
+
+def exported_base(model: str) -> str:
+    """Name of the base that went through the same export as a candidate."""
+    return f"{model}-base"
 
 
 def template(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:

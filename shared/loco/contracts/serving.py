@@ -6,6 +6,8 @@ from loco.contracts.base import Contract
 
 #: Artifact of export: a `ServingReference` as JSON.
 REFERENCE = "serving_reference.json"
+#: Name of the reference's prompt that is a question of ours: base and adapter answer it alike.
+PLAIN = "plain"
 
 
 class ReferencePrompt(Contract):
@@ -21,6 +23,9 @@ class ReferencePrompt(Contract):
         None,
         description="Greedy answer of the GGUF run directly in llama.cpp; none: not asked.",
     )
+    num_predict: int | None = Field(
+        None, description="Limit of generated tokens of this answer; none: the reference's."
+    )
     answer_tokens: int = Field(0, description="Tokens of the answer.")
     ended: bool = Field(False, description="Whether the answer ended by itself.")
 
@@ -29,7 +34,9 @@ class ServingReference(Contract):
     """What a served model must be like to be what was exported."""
 
     prompts: tuple[ReferencePrompt, ...] = Field(description="Conversations to compare.")
-    num_predict: int = Field(description="Limit of generated tokens of the answers.")
+    num_predict: int = Field(
+        description="Limit of generated tokens of answers without one of their own."
+    )
     chat_template_sha256: str = Field(description="SHA-256 of the chat template in the GGUF.")
     architecture: str = Field(description="`general.architecture` of the GGUF.")
     context_length: int = Field(description="Longest context the model knows, tokens.")

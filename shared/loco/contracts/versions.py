@@ -38,6 +38,9 @@ class CandidateVersion(Contract):
     version: int = Field(ge=1, description="Its number.")
     candidate: str = Field(description="`MODEL:JOB_ID` in Ollama.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
+    blob: str | None = Field(
+        None, description="`sha256:…` of the GGUF that was uploaded; none: not told."
+    )
 
 
 class PromotedVersion(CandidateVersion):

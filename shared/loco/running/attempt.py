@@ -110,7 +110,10 @@ def _promoted(
     if pointer is None or pointer.adapter != job.adapter or pointer.candidate == candidate:
         return None
     return PromotedVersion(
-        version=pointer.version, candidate=pointer.candidate, digest=pointer.digest
+        version=pointer.version,
+        candidate=pointer.candidate,
+        digest=pointer.digest,
+        blob=ledger.registry.version(pointer.adapter, pointer.version).blob,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from proofs import EXPORTED, Body, Register
 
 from loco.contracts.files import sha256_of
 from loco.contracts.results import RegisterResult
@@ -17,15 +18,11 @@ from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import Inputs, JobSpec, RegisterSpec
 from loco.serving.host import OllamaHost
 from loco_worker import register
-from loco_worker.eval import wheel_gguf
+from loco_worker.ollama.bases import wheel_gguf
 
 REPOSITORY = Path(__file__).parents[3]
-EXPORTED = "export/gguf/unsloth.Q4_K_M.gguf"
 #: The model answers it in one word.
 PROBE = "Is water wet? Answer yes or no."
-
-Body = dict[str, Any]
-Register = Callable[..., RegisterResult]
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def tampering(serve: Callable[..., str], model_host: str) -> Callable[..., str]:
                     trust_env=False,
                 )
                 body = reply.content
-                if reply.headers.get("content-type") == "application/json":
+                if body and reply.headers.get("content-type") == "application/json":
                     body = json.dumps(answer(self.path, request, reply.json())).encode()
                 self.send_response(reply.status_code)
                 self.send_header("content-type", reply.headers.get("content-type", "text/plain"))

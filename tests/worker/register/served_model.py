@@ -87,7 +87,7 @@ def reference_of(path: Path, template: Template) -> ServingReference:
             text = template.prompt(messages)
             answer, ended = None, False
             if name in ASKED:
-                answer, ended = model.answer(text, tokens=NUM_PREDICT)
+                answer, ended, _ = model.answer(text, tokens=NUM_PREDICT)
             prompts.append(
                 ReferencePrompt(
                     name=name,

@@ -1,0 +1,123 @@
+"""What counts as the same answers, the same endings and no thoughts, without a server."""
+
+import pytest
+
+from loco.contracts.serving import ReferencePrompt
+from loco.serving.host import Answer
+from loco_worker.proof import answers
+from loco_worker.proof.findings import Findings
+
+EXPECTED = "37 - 15 = 22\nThe answer is 22"
+BEGINS = "37 - 15 is twenty-two."
+OTHER = "To solve it we subtract."
+LONG = "Ann has 3 boxes of 4 pens, 12 in all. " * 12
+
+
+def asked(
+    name: str,
+    expected: str = EXPECTED,
+    text: str | None = None,
+    *,
+    ended: bool = True,
+    reason: str = "stop",
+    thinking: str = "",
+    rendered: str = "<|im_start|>assistant\n",
+) -> answers.Asked:
+    """An answer of the reference, and that of the server, the same unless given."""
+    prompt = ReferencePrompt(
+        name=name,
+        messages=({"role": "user", "content": "?"},),
+        rendered=rendered,
+        tokens=9,
+        answer=expected,
+        num_predict=128,
+        ended=ended,
+    )
+    said = expected if text is None else text
+    return answers.Asked(prompt, None, Answer(said, thinking, reason, 9, 9, 0.1))
+
+
+def rows(*texts: str) -> list[answers.Asked]:
+    """`plain` answered the same, and validation rows as given."""
+    return [
+        asked("plain", "2 + 2 = 4."),
+        *(asked(f"validation-{n}", text=text) for n, text in enumerate(texts, 1)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "passed"),
+    [
+        # `plain`, which the base answers alike, and one that begins alike
+        ((BEGINS, OTHER), False),
+        ((EXPECTED, OTHER), False),
+        ((EXPECTED,) * 6, True),
+        # measured of a good model: near ties
+        ((EXPECTED,) * 3 + (BEGINS,) * 3, True),
+        ((EXPECTED,) * 4 + (BEGINS, OTHER), True),
+        # measured of bases, and of some that are nearer to the trained model
+        ((OTHER,) * 5 + (BEGINS,), False),
+        ((EXPECTED,) + (BEGINS,) * 5, False),
+        ((EXPECTED,) * 3 + (OTHER,) * 3, False),
+    ],
+)
+def test_greedy_answers(texts: tuple[str, ...], passed: bool) -> None:
+    findings = Findings()
+    answers.greedy_answers(rows(*texts), findings)
+    [check] = findings.checks
+    assert check.passed is passed, check
+    assert findings.warnings == []
+
+
+def test_only_the_beginning_of_a_long_answer_is_compared() -> None:
+    findings = Findings()
+    late = LONG[:300] + "And so on."
+    answers.greedy_answers([asked(f"validation-{n}", LONG, late) for n in range(3)], findings)
+    assert findings.checks[0].passed
+    assert findings.checks[0].seen.startswith("3 the same")
+
+
+def test_a_reference_without_answers_to_rows_is_a_warning() -> None:
+    findings = Findings()
+    answers.greedy_answers(rows(), findings)
+    assert findings.checks[0].passed
+    [warning] = findings.warnings
+    assert "the base serves in its place would not be noticed" in warning
+
+
+def test_a_long_answer_that_ended_in_the_reference_has_to_end() -> None:
+    findings = Findings()
+    answers.ends_with_stop([asked("plain"), asked("validation-1", reason="length")], findings)
+    [check] = findings.checks
+    assert not check.passed
+    assert "not validation-1 (length)" in check.seen
+
+
+def test_an_exported_model_that_does_not_end_is_a_warning() -> None:
+    findings = Findings()
+    endless = [asked(f"validation-{n}", ended=False, reason="length") for n in (1, 2)]
+    answers.ends_with_stop([asked("plain"), *endless], findings)
+    assert findings.checks[0].passed
+    [warning] = findings.warnings
+    assert warning.startswith("The exported model itself does not end its answers: none of 2")
+    assert "within 128 tokens" in warning
+    findings = Findings()
+    answers.ends_with_stop([*endless, asked("validation-3")], findings)
+    assert findings.warnings == []
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        asked("validation-1", rendered="<|im_start|>assistant\n<think>\n", thinking="37 less 15"),
+        asked("validation-1", f"<think>37 less 15</think>{EXPECTED}", EXPECTED, thinking="37 less"),
+    ],
+)
+def test_thoughts_of_the_training_are_let_pass(trained: answers.Asked) -> None:
+    probed = Answer("4", "2 and 2", "stop", 9, 9, 0.1)
+    findings = Findings()
+    answers.no_thinking([trained], probed, findings)
+    assert findings.checks[0].passed
+    answers.no_thinking([asked("validation-1", thinking="37 less 15")], probed, findings)
+    assert not findings.checks[1].passed
+    assert findings.checks[1].seen.startswith("probe: '2 and 2'; validation-1: '37 less 15'")
