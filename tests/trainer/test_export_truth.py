@@ -164,7 +164,9 @@ def test_the_tokenizer_in_the_gguf_is_trainings(
     def field(key: str) -> Any:
         return reader.fields[f"tokenizer.{key}"].contents()
 
-    assert field("chat_template") == tokenizer.chat_template
+    embedded = field("chat_template")
+    assert embedded.startswith("{#- locollm-truth, job ")
+    assert embedded.endswith(tokenizer.chat_template), "the training's, with its head before it"
     assert field("ggml.bos_token_id") == tokenizer.bos_token_id
     assert field("ggml.eos_token_id") == tokenizer.eos_token_id
     assert field("ggml.padding_token_id") == tokenizer.pad_token_id

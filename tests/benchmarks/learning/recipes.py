@@ -100,7 +100,7 @@ class Study:
             {
                 "source": {"kind": "jsonl", "path": str(self.train_file)},
                 "examples": min(rows, self.examples or rows),
-                "benchmark": BENCHMARK,
+                "eval_sets": {"benchmark": {"source": {"kind": "jsonl", "path": BENCHMARK}}},
                 "validation": 0,
             }
         )
