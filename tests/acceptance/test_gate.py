@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 MODEL = "locollm-math-tiny"
 SHUFFLED = "shuffled_answers.jsonl"
-#: `tiny` with one set of problems, the one that decides.
+#: `tiny` with one set of problems, the one that decides. So small a num_predict cuts many of the base's
+#: answers, and the gate says so: `unproven` in place of `better`.
 GOOD: dict[str, Any] = {
     "adapter": "math",
     "profile": "tiny",
@@ -34,7 +35,7 @@ def test_only_what_is_not_worse_serves_and_rollback_answers_with_the_old_model(
     with up.http() as http, ollama:
         good = done(http, GOOD)
         gate = result(good, "eval")["gate"]
-        assert gate["verdict"] == "better", gate
+        assert gate["verdict"] in ("better", "unproven"), gate
         (primary,) = [
             c
             for c in result(good, "eval")["comparisons"]
