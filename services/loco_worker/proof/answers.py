@@ -15,12 +15,9 @@ COMPARED = 200
 #: So much of the longer text the answers share from the start, on average. Other kernels, and a prompt
 #: evaluated in other pieces, sum in another order, so that two tokens about as likely change places:
 #: measured on the short arithmetic of `tiny`, 51 of 60 answers were the same and 9 parted after 28 to
-#: 38 %, 90 % on average; its base's were 4 % (docs/deployment-proof.md). Five of six have to part so to
-#: be let pass no more.
-SHARED = 0.5
-#: And so much each of them, but for one where there are four or more: 5 of the base's 60 did.
-BEGINNING = 0.25
-_SEVERAL = 4
+#: 38 %, 90 % on average; its base's were 4 %. Of a model that had learnt wrong answers, for which many
+#: numbers are about as likely, two of six parted at once: 67 % (docs/deployment-proof.md).
+SHARED = 1 / 3
 
 _FIX = (
     "The served weights are not the exported ones, or the server computes otherwise: compare "
@@ -95,7 +92,8 @@ def ends_with_stop(asked: list[Asked], findings: Findings) -> None:
     stopped = [a for a in ended if a.answer.done_reason == "stop"]
     # the same text without its end is no near tie
     cut = [a for a in ended if a not in stopped and _text(a) == _expected(a)]
-    needed = _most_of(len(ended))
+    # those that part at a near tie may run on; where an end is lost none ends
+    needed = (len(ended) + 1) // 2
     others = ", ".join(
         f"{a.prompt.name} ({a.answer.done_reason})" for a in ended if a not in stopped
     )
@@ -142,8 +140,7 @@ def greedy_answers(asked: list[Asked], findings: Findings) -> None:
     if not compared:
         return
     shares = [_shared(_expected(a), _text(a)) for a in compared]
-    average, needed = sum(shares) / len(shares), _most_of(len(compared))
-    begin = [share for share in shares if share >= BEGINNING]
+    average = sum(shares) / len(shares)
     apart = [
         f"{a.prompt.name}: {quoted(_text(a))} instead of {quoted(_expected(a))}"
         for a, share in zip(compared, shares, strict=True)
@@ -152,15 +149,10 @@ def greedy_answers(asked: list[Asked], findings: Findings) -> None:
     same = len(compared) - len(apart)
     findings.add(
         "greedy_answers",
-        average >= SHARED and len(begin) >= needed,
+        average >= SHARED,
         expected=f"of {len(compared)} answers {SHARED:.0%} of the text on average as the exported "
-        f"GGUF's run directly, and the first {BEGINNING:.0%} of {needed}",
-        seen="; ".join(
-            [
-                f"{same} the same, {len(begin) - same} begin the same, {average:.0%} on average",
-                *apart[:3],
-            ]
-        ),
+        "GGUF's run directly, from the start",
+        seen="; ".join([f"{same} the same, {average:.0%} on average", *apart[:3]]),
         fix=_FIX,
     )
 
@@ -193,8 +185,3 @@ def _text(asked: Asked) -> str:
 def _plain(text: str) -> str:
     """Text without what servers treat in different ways: space, and the tags around thoughts."""
     return " ".join(text.replace("<think>", " ").replace("</think>", " ").split())
-
-
-def _most_of(count: int) -> int:
-    """How many of so many answers have to be as expected."""
-    return count - 1 if count >= _SEVERAL else count

@@ -50,15 +50,17 @@ def rows(*texts: str) -> list[answers.Asked]:
     [
         # `plain`, which the base answers alike, and one that begins alike
         ((BEGINS, OTHER), False),
-        ((EXPECTED, OTHER), False),
         ((EXPECTED,) * 6, True),
         # measured of a good model: near ties
         ((EXPECTED,) * 3 + (BEGINS,) * 3, True),
         ((EXPECTED,) * 4 + (BEGINS, OTHER), True),
+        # measured of a model that had learnt wrong answers, and one worse
+        ((EXPECTED,) * 4 + (OTHER,) * 2, True),
+        ((EXPECTED,) * 3 + (OTHER,) * 3, True),
         # measured of bases, and of some that are nearer to the trained model
         ((OTHER,) * 5 + (BEGINS,), False),
-        ((EXPECTED,) + (BEGINS,) * 5, False),
-        ((EXPECTED,) * 3 + (OTHER,) * 3, False),
+        ((BEGINS,) * 6, False),
+        ((EXPECTED,) + (OTHER,) * 5, False),
     ],
 )
 def test_greedy_answers(texts: tuple[str, ...], passed: bool) -> None:
