@@ -104,7 +104,7 @@ def test_near_ties_tensor_types_and_an_old_version_are_let_pass_with_warnings(
 
     result = register_it(ollama_host=tampering(answer=answer))
     check = next(c for c in result.checks if c.name == "greedy_answers")
-    assert check.seen.startswith("2 the same, 1 begin the same"), check
+    assert check.seen.startswith("2 the same, "), check
     assert "'Oh' instead of" in check.seen
     holes, types = result.warnings
     assert "CVE-2026-7482" in holes
