@@ -345,9 +345,12 @@ class TestRestore:
         kept = {"parameters": 'stop "<|end|>"\ntemperature 0', "system": "You are another."}
         monkeypatch.setattr(Tags, "show", lambda *_: kept)
         told = error(http.post("/adapters/math/versions/1/restore"), 500)
-        assert 'parameter stop is "<|end|>" instead of' in told["message"]
+        assert "stop is ['<|end|>'] instead of" in told["message"]
         assert "temperature" not in told["message"], "0 is 0.0"
-        assert "its system prompt is 'You are another.' instead of ''" in told["message"]
+        assert (
+            "the system prompt differs from character 0 on 'You are another.' instead of ''"
+            in told["message"]
+        )
         assert LATEST not in tags.models
 
     def test_what_is_not_proven_is_a_warning(self, http, tags, stored):

@@ -6,7 +6,8 @@ from itertools import cycle
 
 from loco.contracts.serving import PLAIN, ReferencePrompt, ServingReference
 from loco.serving.host import Answer, OllamaHost
-from loco_worker.proof.findings import Findings, Subject, quoted, shared_start
+from loco.serving.shown import quoted, shared_start
+from loco_worker.proof.findings import Findings, Subject
 
 GREEDY = {"temperature": 0, "seed": 0}
 

@@ -6,9 +6,6 @@ from typing import Any
 from loco.contracts.serving import Check
 from loco.contracts.versions import PromotedVersion
 
-#: Longest text of either side in a check's words.
-_SHOWN = 160
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -52,26 +49,3 @@ class Findings:
     def failed(self) -> list[Check]:
         """What does not hold."""
         return [check for check in self.checks if not check.passed]
-
-
-def quoted(text: str) -> str:
-    """A text as people read it in a message, its middle left out where it is long."""
-    shown = repr(text)
-    if len(shown) <= _SHOWN:
-        return shown
-    return f"{shown[: _SHOWN // 2]} … {shown[-_SHOWN // 2 :]}"
-
-
-def shared_start(a: str, b: str) -> int:
-    """Characters two texts share from their start."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
-
-
-def difference(expected: str, seen: str) -> str:
-    """Where two texts part, and a few characters of both from there."""
-    at = shared_start(expected, seen)
-    return (
-        f"from character {at} on {quoted(seen[at : at + 60])} "
-        f"instead of {quoted(expected[at : at + 60])}"
-    )

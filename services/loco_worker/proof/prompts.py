@@ -1,20 +1,18 @@
 """What conversations become before the model sees them, in every client, against the training."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from loco.contracts.ollama_versions import counts_whole_prompts
 from loco.contracts.serving import ReferencePrompt, ServingReference
 from loco.serving.host import OllamaHost
+from loco.serving.shown import difference, own_beginning, same_prompt
 from loco_worker.proof.answers import Asked
-from loco_worker.proof.findings import Findings, Subject, difference
+from loco_worker.proof.findings import Findings, Subject
 
 #: What a client may send for `think`: nothing, as most do, or false or true.
 Think = bool | None
 _WORDS = {None: "unset", False: "false", True: "true"}
-#: A BOS token's text, where the server does not show the vocabulary.
-_BOS = re.compile(r"<[^<>\s]{1,40}>")
 
 _FIX = (
     "Run stages export,register again; where it stays, the server renders the embedded chat template "
@@ -42,7 +40,7 @@ def rendered_prompt(
 ) -> None:
     """Every conversation renders byte for byte as in training, whatever `think` says."""
     thinks = thinks_asked(shown)
-    beginning = _own_beginning(shown)
+    beginning = own_beginning(shown)
     faults = []
     for prompt in reference.prompts:
         for think in thinks:
@@ -53,7 +51,7 @@ def rendered_prompt(
                     "their token counts were compared. Update Ollama to have the text compared."
                 )
                 return
-            if text != prompt.rendered and not _adds_bos(text, prompt.rendered, beginning):
+            if not same_prompt(text, prompt.rendered, beginning):
                 faults.append(
                     f"{prompt.name} (think {_WORDS[think]}) differs "
                     f"{difference(prompt.rendered, text)}"
@@ -96,24 +94,3 @@ def prompt_tokens(version: str, asked: list[Asked], findings: Findings) -> None:
 
 def _named(prompts: tuple[ReferencePrompt, ...]) -> str:
     return ", ".join(prompt.name for prompt in prompts)
-
-
-def _own_beginning(shown: Mapping[str, Any]) -> str | re.Pattern[str]:
-    """The BOS token that the server's tokenizer may add, and so leaves out of the text."""
-    info = shown.get("model_info") or {}
-    if info.get("tokenizer.ggml.add_bos_token") is False:
-        return ""
-    tokens, bos = info.get("tokenizer.ggml.tokens"), info.get("tokenizer.ggml.bos_token_id")
-    if not isinstance(bos, int):
-        return ""
-    return str(tokens[bos]) if tokens else _BOS
-
-
-def _adds_bos(seen: str, expected: str, beginning: str | re.Pattern[str]) -> bool:
-    """Whether only the BOS token is missing; whether it comes is for the token counts to say."""
-    if not expected.endswith(seen):
-        return False
-    head = expected[: len(expected) - len(seen)]
-    if isinstance(beginning, re.Pattern):
-        return beginning.fullmatch(head) is not None
-    return head == beginning

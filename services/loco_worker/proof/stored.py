@@ -8,7 +8,8 @@ from typing import Any
 
 from loco.contracts.serving import ServingReference
 from loco.serving.host import OllamaHost, full_name
-from loco_worker.proof.findings import Findings, Subject, difference, quoted
+from loco.serving.shown import parameter_faults, quoted
+from loco_worker.proof.findings import Findings, Subject
 
 Shown = Mapping[str, Any]
 
@@ -128,18 +129,8 @@ def template(shown: Shown, reference: ServingReference | None, findings: Finding
 
 def parameters(shown: Shown, subject: Subject, findings: Findings) -> None:
     """Stop strings, context, limits and system prompt are those that were sent."""
-    there = stored_parameters(str(shown.get("parameters", "")))
-    faults = []
-    for name, sent in subject.parameters.items():
-        values = there.get(name, [])
-        if isinstance(sent, list):
-            if set(values) != set(sent):
-                faults.append(f"{name} is {values or 'missing'} instead of {sent}")
-        elif [float(sent)] != [float(v) for v in values if isinstance(v, int | float)]:
-            faults.append(f"{name} is {values[0] if values else 'missing'} instead of {sent}")
-    system, wanted = str(shown.get("system", "")).strip(), (subject.system or "").strip()
-    if system != wanted:
-        faults.append(f"the system prompt differs {difference(wanted, system)}")
+    faults = list(parameter_faults(shown, subject.parameters, subject.system))
+    wanted = (subject.system or "").strip()
     sent_words = ", ".join(f"{name} {value}" for name, value in subject.parameters.items())
     findings.add(
         "parameters",
@@ -148,18 +139,6 @@ def parameters(shown: Shown, subject: Subject, findings: Findings) -> None:
         seen="; ".join(faults) or "all as sent",
         fix=_AGAIN,
     )
-
-
-def stored_parameters(text: str) -> dict[str, list[Any]]:
-    """Parameters as /api/show writes them, `NAME    VALUE` a line, a list one line an item."""
-    found: dict[str, list[Any]] = {}
-    for line in text.splitlines():
-        name, _, value = line.strip().partition(" ")
-        try:
-            found.setdefault(name, []).append(json.loads(value.strip()))
-        except ValueError:
-            found.setdefault(name, []).append(value.strip().strip('"'))
-    return found
 
 
 def capabilities(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:

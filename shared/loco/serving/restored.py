@@ -6,9 +6,7 @@ no generation: parameters, system prompt and the rendered prompts that export le
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,10 @@ from loco.contracts.stages import Stage
 from loco.contracts.versions import Version
 from loco.ledger.ledger import Ledger
 from loco.serving.host import OllamaHost
+from loco.serving.shown import difference, own_beginning, parameter_faults, same_prompt
 
-#: A beginning-of-text token, which a server's tokenizer may add and then leaves out of the text.
-_BOS = re.compile(r"<[^<>\s]{1,40}>")
-#: Faults and characters of a text that a message shows.
+#: Faults that a message shows.
 _SHOWN_FAULTS = 3
-_SHOWN = 60
 
 
 def check_restored(
@@ -51,7 +47,7 @@ def check_restored(
     if known := hole_warning(host.version()):
         warnings.append(" ".join(known))
     shown = host.show(version.candidate)
-    faults = [*_parameter_faults(shown, version)]
+    faults = list(parameter_faults(shown, version.parameters, version.system))
     if reference is None:
         warnings.append(
             f"Not proven: no readable {REFERENCE} of job {version.job}, so its rendered prompts "
@@ -96,56 +92,19 @@ def reference_of(ledger: Ledger, adapters_dir: Path, version: Version) -> Servin
         return None
 
 
-def _parameter_faults(shown: Mapping[str, Any], version: Version) -> Iterator[str]:
-    there: dict[str, list[str]] = {}
-    for line in str(shown.get("parameters", "")).splitlines():
-        name, _, value = line.strip().partition(" ")
-        there.setdefault(name, []).append(value.strip())
-    for name, sent in version.parameters.items():
-        values = there.get(name, [])
-        wanted = sent if isinstance(sent, list) else [sent]
-        if sorted(map(_plain, values)) != sorted(_plain(str(value)) for value in wanted):
-            yield f"parameter {name} is {', '.join(values) or 'missing'} instead of {sent}"
-    system, wanted_system = str(shown.get("system", "")).strip(), (version.system or "").strip()
-    if system != wanted_system:
-        yield f"its system prompt is {system[:_SHOWN]!r} instead of {wanted_system[:_SHOWN]!r}"
-
-
-def _plain(value: str) -> str:
-    """A value however it is written: `0` and `0.0`, with quotes and without."""
-    try:
-        read = json.loads(value)
-    except ValueError:
-        return value.strip('"')
-    if isinstance(read, int | float) and not isinstance(read, bool):
-        return str(float(read))
-    return str(read)
-
-
 def _prompt_faults(
     host: OllamaHost, shown: Mapping[str, Any], version: Version, reference: ServingReference
 ) -> list[str] | None:
     """The prompts that come out otherwise than in training; None: the server cannot show them."""
-    adds_bos = (shown.get("model_info") or {}).get("tokenizer.ggml.add_bos_token") is not False
+    beginning = own_beginning(shown)
     faults = []
     for prompt in reference.prompts:
         seen = host.rendered(version.candidate, prompt.messages, think=False)
         if seen is None:
             return None
-        if seen != prompt.rendered and not (adds_bos and _lacks_bos(seen, prompt.rendered)):
-            at = _shared_start(prompt.rendered, seen)
+        if not same_prompt(seen, prompt.rendered, beginning):
             faults.append(
-                f"prompt {prompt.name} is rendered otherwise than in training, from character {at} on "
-                f"{seen[at : at + _SHOWN]!r} instead of {prompt.rendered[at : at + _SHOWN]!r}"
+                f"prompt {prompt.name} is rendered otherwise than in training, "
+                f"{difference(prompt.rendered, seen)}"
             )
     return faults
-
-
-def _lacks_bos(seen: str, expected: str) -> bool:
-    head = expected.removesuffix(seen)
-    return head != expected and _BOS.fullmatch(head) is not None
-
-
-def _shared_start(a: str, b: str) -> int:
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
