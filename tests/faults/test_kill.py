@@ -158,11 +158,14 @@ def test_a_replaced_pool_child_dies_with_its_worker_too(farm: Farm) -> None:
     worker = farm.start_worker()
     job = farm.submit()
     first = farm.run_to_a_checkpoint(job)
+    before = farm.newest_attempt(job)
     [pool_child] = [c for c in children(worker.pid) if first in children(c)]
     os.kill(pool_child, signal.SIGKILL)
-    wait_for(lambda: farm.task(job).attempt == 2)
+    # the ledger counts the attempt before its folder is made
+    wait_for(lambda: farm.newest_attempt(job) != before)
     wait_for(lambda: (farm.newest_attempt(job) / "pid").exists())
     second = int((farm.newest_attempt(job) / "pid").read_text())
+    assert farm.task(job).attempt == 2
     assert second != first
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
