@@ -19,6 +19,7 @@ from typing import Any
 from loco.contracts.errors import DataError
 from loco.contracts.files import atomic_write
 from loco.contracts.results import Dropped, Overlap, PrepareResult
+from loco.contracts.sources import SelfSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.contracts.stages import Stage
 from loco.grading.eval_items import written
@@ -54,6 +55,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     check_gradable(item for items in eval_sets.values() for item in items)
 
     emit.progress(message=f"opening source {spec.source.kind}", percent=0, last=True)
+    assert not isinstance(spec.source, SelfSource), "not written yet"
     records = open_source(spec.source, inputs, spec.seed)
     sieve = Sieve(index)
     rows, rest = _divided(_usable(records, spec, sieve, emit), records.size, spec)

@@ -11,10 +11,10 @@ from loco.contracts.errors import DataError, InvalidRequest, SourceUnreachable
 from loco.contracts.files import sha256_of
 from loco.contracts.sources import (
     ArithmeticSource,
+    GivenSource,
     HuggingFaceSource,
     JsonlSource,
     ReasoningGymSource,
-    Source,
 )
 from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
@@ -47,7 +47,7 @@ class Records:
     size: int | None
 
 
-def open_source(source: Source, inputs: Inputs, seed: int) -> Records:
+def open_source(source: GivenSource, inputs: Inputs, seed: int) -> Records:
     """The records of a source.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.sources import Source
+from loco.contracts.sources import GivenSource
 
 #: Seeds fit every generator here; numpy takes 32 bits.
 LARGEST_SEED = 2**32 - 1
@@ -54,7 +54,7 @@ class Verdict(StrEnum):
 class ItemSource(Contract):
     """Where the problems of an eval set come from."""
 
-    source: Source = Field(description="Rows of a file or hub dataset, or a generator.")
+    source: GivenSource = Field(description="Rows of a file or hub dataset, or a generator.")
     count: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all",
         description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",

@@ -30,6 +30,34 @@ class Overlap(Contract):
     )
 
 
+class Sampling(Contract):
+    """What source self asked and got."""
+
+    model: str = Field(description="The model that was asked, in Ollama.")
+    digest: str = Field(description="Its digest.")
+    server_version: str = Field(description="Version of the server.")
+    questions: int = Field(description="Questions asked.")
+    asked: int = Field(description="Answers, those known from earlier runs among them.")
+    known: int = Field(description="Answers that were known from earlier runs.")
+    right: int = Field(description="Answers that ended by themselves and are right.")
+    unfinished: int = Field(description="Answers that num_predict cut.")
+    pass_rate: float = Field(description="Mean over the questions of right answers by answers.")
+    solved: int = Field(description="Questions with a right answer, hints apart.")
+    rows_by_tries: dict[int, int] = Field(
+        description="Training rows by the try that gave them, from 1; hinted and gold rows apart."
+    )
+    hinted: int = Field(0, description="Training rows whose answer was found with a hint.")
+    gold: int = Field(0, description="Training rows with the source's own answer.")
+    pairs: int = Field(0, description="Pairs written to preference_data.jsonl.")
+    tokens: int = Field(
+        description="Tokens of the answers, those known from earlier runs among them."
+    )
+    tokens_per_second: float | None = Field(
+        None, description="Tokens of this run's answers a second; none: nothing was asked."
+    )
+    advice: tuple[str, ...] = Field((), description="What the pass rate says about the source.")
+
+
 class PrepareResult(StageResult):
     """Result of prepare."""
 
@@ -46,6 +74,7 @@ class PrepareResult(StageResult):
         {}, description="Eval set to where its problems were taken from."
     )
     validation: int = Field(0, description="Rows written to validation_data.jsonl.")
+    sampling: Sampling | None = Field(None, description="What source self asked; none for others.")
 
 
 class LoggedStep(Contract):

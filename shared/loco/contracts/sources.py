@@ -43,7 +43,70 @@ class ArithmeticSource(Contract):
     kind: Literal["arithmetic"] = Field(description="Generated short problems.")
 
 
-Source = Annotated[
+#: Rows that are there, or that a generator makes.
+GivenSource = Annotated[
     HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource,
+    Field(discriminator="kind"),
+]
+
+
+class SelfSource(Contract):
+    """The base model's own answers, as it is served, to questions whose right answer is known.
+
+    An answer counts when it ended by itself and the grader accepts it (RAFT, arXiv:2504.11343; STaR's
+    rationalization with a hint, arXiv:2203.14465).
+    """
+
+    kind: Literal["self"] = Field(description="The base model's own verified answers.")
+    questions: GivenSource = Field(description="Where the questions come from, with their answers.")
+    samples: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Times a question is asked: until it is solved, or as often as this where pairs are wanted.",
+    )
+    temperature: float = Field(0.8, gt=0, le=2, description="Sampling temperature.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling.")
+    per_question: int = Field(
+        2,
+        ge=1,
+        le=16,
+        description="Different right answers of a question at most; a second one is taken where the "
+        "questions run out.",
+    )
+    instruction: str | None = Field(
+        None,
+        min_length=1,
+        description="System prompt while sampling; none: the served model's own.",
+    )
+    train_instruction: bool = Field(
+        False,
+        description="Keep the instruction in the training rows; without it the model learns to answer as "
+        "if it had been given (context distillation, arXiv:2209.15189).",
+    )
+    hints: bool = Field(
+        False,
+        description="Ask questions that were never solved again with the right answer as a hint; the rows "
+        "hold no hint.",
+    )
+    fallback: Literal["gold", "drop"] = Field(
+        "drop", description="What stands in for questions without an own right answer."
+    )
+    pairs: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Pairs of a right and a wrong answer to a question, for train.preference.",
+    )
+    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
+    num_predict: int = Field(1024, ge=1, description="Limit of generated tokens an answer.")
+    parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
+        "auto",
+        description="Questions asked at once; what the server does not answer at once waits there.",
+    )
+
+
+Source = Annotated[
+    HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource | SelfSource,
     Field(discriminator="kind"),
 ]

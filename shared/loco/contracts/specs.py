@@ -69,6 +69,9 @@ class PrepareSpec(Contract):
         le=10_000,
         description="Rows kept out of training to measure the loss on; fewer if the source runs out.",
     )
+    base_model: BaseModelSpec | None = Field(
+        None, description="The model that source self asks; none for other sources."
+    )
     overlap_ngram: int = Field(
         13,
         ge=3,
@@ -87,6 +90,26 @@ class LoraSpec(Contract):
         ("q_proj", "k_proj", "v_proj", "o_proj"),
         description="Linear layers that are adapted; of a base that also sees or listens, those of its language model.",
     )
+
+
+class PreferenceSpec(Contract):
+    """A second part of training, on pairs of a right and a wrong answer (after the rows)."""
+
+    method: Literal["dpo"] = Field(
+        "dpo",
+        description="Direct preference optimization (arXiv:2305.18290); the reference is the adapter as "
+        "the rows left it.",
+    )
+    learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
+    beta: float = Field(0.1, gt=0, le=10, description="Strength of the pull to the reference.")
+    nll: float = Field(
+        0.2,
+        ge=0,
+        le=10,
+        description="Weight of the right answer's own loss, nats a token, beside DPO's (arXiv:2404.19733).",
+    )
+    epochs: float = Field(1, gt=0, le=100, description="Passes over the pairs.")
+    batch_size: int = Field(16, ge=1, description="Pairs an optimizer step.")
 
 
 class TrainSpec(Contract):
@@ -138,6 +161,10 @@ class TrainSpec(Contract):
         description="Which adapter is kept: the last, or the one of the lowest validation loss, "
         "measured before training, after each epoch and at the end (needs prepare.validation).",
     )
+    preference: PreferenceSpec | None = Field(
+        None,
+        description="What follows on pairs of answers; none: nothing. Needs prepare.source.pairs.",
+    )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
     )
@@ -163,7 +190,7 @@ class ExportSpec(Contract):
     )
     temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
     num_ctx: int = Field(2048, ge=64, description="In the Modelfile; as register's.")
-    num_predict: int = Field(512, ge=1, description="In the Modelfile; as register's.")
+    num_predict: int = Field(1024, ge=1, description="In the Modelfile; as register's.")
 
 
 class RegisterSpec(Contract):
@@ -174,7 +201,7 @@ class RegisterSpec(Contract):
     quantization: Quantization = Field("Q4_K_M", description="What export wrote.")
     temperature: float = Field(0.0, ge=0, le=2, description="Default sampling temperature.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
-    num_predict: int = Field(512, ge=1, description="Default limit of generated tokens.")
+    num_predict: int = Field(1024, ge=1, description="Default limit of generated tokens.")
     probe: str = Field("What is 2 + 2?", description="A prompt the candidate must answer and stop.")
 
 
@@ -206,8 +233,8 @@ class EvalSpec(Contract):
     )
     limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
     num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
-    num_predict: int = Field(512, ge=1, description="Limit of generated tokens an answer.")
-    parallel: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+    num_predict: int = Field(1024, ge=1, description="Limit of generated tokens an answer.")
+    parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
         "auto",
         description="Questions asked at once; `auto`: 4. Ollama answers as many as "
         "OLLAMA_NUM_PARALLEL lets it, the others wait there.",

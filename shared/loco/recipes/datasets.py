@@ -6,7 +6,7 @@ from typing import Any
 
 from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
-from loco.contracts.sources import JsonlSource
+from loco.contracts.sources import JsonlSource, SelfSource
 from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec
 
 
@@ -14,7 +14,10 @@ def named_files(part: Any) -> dict[str, str]:
     """The files that the spec of a stage names: field of the request to file name."""
     sources: dict[str, Any] = {}
     if isinstance(part, PrepareSpec):
-        sources["prepare.source"] = part.source
+        if isinstance(part.source, SelfSource):
+            sources["prepare.source.questions"] = part.source.questions
+        else:
+            sources["prepare.source"] = part.source
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.eval_sets.items()}
     if isinstance(part, EvalSpec):
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.sets.items()}

@@ -15,7 +15,7 @@ from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownProfile
 from loco.contracts.evaluation import ItemSource, Role
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
-from loco.contracts.sources import ArithmeticSource, ReasoningGymSource
+from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSource
 from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
@@ -169,10 +169,11 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
         name: ItemSource(source=s.source, count=s.count, seed=s.seed)
         for name, s in job.eval.sets.items()
     }
+    asked = base if isinstance(job.prepare.source, SelfSource) else None
     return job.model_copy(
         update={
             "export": job.export.model_copy(update=served),
-            "prepare": job.prepare.model_copy(update={"eval_sets": kept_out}),
+            "prepare": job.prepare.model_copy(update={"eval_sets": kept_out, "base_model": asked}),
         }
     )
 
