@@ -61,7 +61,13 @@ class OllamaHost:
         trust_env = urlsplit(self.url).hostname not in _LOOPBACK
         tls = httpx.create_ssl_context(trust_env=trust_env)  # 40 ms: once, not once a client
         self._new_client = partial(
-            httpx.Client, base_url=self.url, timeout=timeout, trust_env=trust_env, verify=tls
+            httpx.Client,
+            base_url=self.url,
+            timeout=timeout,
+            trust_env=trust_env,
+            verify=tls,
+            # servers close idle connections after 5 seconds or more: ours must be gone before
+            limits=httpx.Limits(keepalive_expiry=2.0),
         )
         self._http = self._new_client()
         #: Clients of chats that nobody uses now.
