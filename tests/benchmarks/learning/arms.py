@@ -65,6 +65,9 @@ class Arm:
     preference: dict[str, Any] | None = None
     #: Pairs trained on, the first of the file; None: all.
     pairs: int | None = None
+    #: An arm of the same seed that trains on the same rows alone: its adapter is gone on from, so that the
+    #: rows are trained on once.
+    rows_of: str | None = None
     #: An arm of the same seed whose adapter is asked for the pairs, as it is served; None: the base. No
     #: recipe can say that yet.
     pairs_of: str | None = None
@@ -89,9 +92,9 @@ def _own(**more: Any) -> dict[str, Any]:
     }
 
 
-#: Of `strong` and all its variants, so that they share one sampling run.
-_MANY = _own(pairs=4000)
-_STRONG = Arm(_MANY, 2000, WIDE, DPO, pairs=1000)
+#: Of `strong` and all its variants, so that they share one sampling run: the most pairs of any.
+_PAIRS = 2000
+_STRONG = Arm(_own(pairs=_PAIRS), 2000, WIDE, DPO, pairs=1000, rows_of="strong-sft")
 
 
 def _variant(pairs: int | None = None, **preference: Any) -> Arm:
@@ -104,18 +107,18 @@ ARMS: dict[str, Arm] = {
     "default": Arm(_own(), 200, BRIEF),
     "default-plain": Arm(_own(instruction=None), 200, BRIEF),
 }
-#: Tried on the development problems with a seed of their own; the best one is measured on the test
-#: problems, beside the first, which says what the pairs are worth.
+#: Tried on the development problems with a seed of their own, in this order; the best one is measured on
+#: the test problems, beside the first, which says what the pairs are worth.
 VARIANTS: dict[str, Arm] = {
-    "strong-sft": replace(_STRONG, preference=None),
+    "strong-sft": replace(_STRONG, preference=None, pairs=None, rows_of=None),
     "strong": _STRONG,
-    "strong-4000": _variant(),
-    "strong-4000-2e-5": _variant(learning_rate=2e-5),
-    "strong-4000-5e-5": _variant(learning_rate=5e-5),
-    "strong-4000-2-epochs": _variant(epochs=2),
-    "strong-4000-2e-5-nll-1": _variant(learning_rate=2e-5, nll=1.0),
-    "strong-4000-5e-5-beta-0.3": _variant(learning_rate=5e-5, beta=0.3),
-    "strong-again": replace(_variant(learning_rate=2e-5), pairs_of="strong-sft"),
+    "strong-all": _variant(),
+    "strong-all-3e-5": _variant(learning_rate=3e-5),
+    "strong-all-1e-4": _variant(learning_rate=1e-4),
+    "strong-all-3e-5-2-epochs": _variant(learning_rate=3e-5, epochs=2),
+    "strong-again": replace(_variant(learning_rate=3e-5), pairs_of="strong-sft"),
+    "strong-all-3e-5-nll-1": _variant(learning_rate=3e-5, nll=1.0),
+    "strong-all-1e-4-beta-0.3": _variant(learning_rate=1e-4, beta=0.3),
 }
 #: A base that is no coder, and weak.
 SMALL_ARMS: dict[str, Arm] = {

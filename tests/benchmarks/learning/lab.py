@@ -78,6 +78,7 @@ class Lab:
     def write_problems(self) -> None:
         """Writes the three files of problems, the same each time."""
         self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "results").mkdir(parents=True, exist_ok=True)
         gsm8k = self.options.gsm8k
         test = _lines(gsm8k / "test.jsonl")[: self.options.test]
         train = _lines(gsm8k / "train.jsonl")
@@ -131,6 +132,7 @@ class Lab:
         """The pairs an arm trains on."""
         folder = self.prepared(chosen, seed, gpu)
         if chosen.pairs_of is not None:
+            self.trained(chosen.pairs_of, seed, gpu)
             served = self.adapter(chosen.pairs_of, seed, gpu, chosen.model)
             base = self.base(chosen.model).model_copy(update={"ollama": served})
             # as it is served: what it was given while the base was asked is in it already
@@ -161,6 +163,12 @@ class Lab:
                 folder.glob("checkpoints/checkpoint-*"),
                 key=lambda c: -int(c.name.rpartition("-")[2]),
             )
+            if not checkpoints and chosen.rows_of is not None:
+                from rows_part import rows_checkpoint  # it imports torch
+
+                self.trained(chosen.rows_of, seed, gpu)
+                trained = self.trained_folder(chosen.rows_of, seed)
+                checkpoints = [rows_checkpoint(trained, folder / "rows")]
             # a lock of its own: two small trainings share a GPU here on purpose
             inputs = self.inputs(files, locks=folder / "locks")
             inputs = inputs.model_copy(update={"resume": tuple(checkpoints)})

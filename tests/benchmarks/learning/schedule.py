@@ -128,13 +128,15 @@ class Driver:
         name = self.arm_name(job)
         if name is None:
             return False
-        needed = arm(name).pairs_of or arm(name).as_many_as
+        needed = arm(name).rows_of or arm(name).as_many_as
         if needed is None:
             return True
         giving = [j for j in self.jobs if j.seed == job.seed and self.arm_name(j) == needed]
         if any(j.status in ("failed", "left out") for j in giving):
             job.status, job.note = "left out", f"{needed} failed"
             return False
+        if not giving:  # the lab trains it first
+            return True
         return (self.lab.trained_folder(needed, job.seed) / "result.json").is_file()
 
     def arm_name(self, job: Job) -> str | None:
