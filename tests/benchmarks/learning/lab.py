@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 
 from arms import BASE, NUM_CTX, Arm, Model, Scale, arm, eval_spec, prepare_spec, train_spec
 
+from loco.contracts.serving import Check
 from loco.contracts.specs import BaseModelSpec, Inputs
 from loco.contracts.stages import Stage
 from programs import ROOT, Budget, own_environment, run_program
@@ -223,7 +224,12 @@ class Lab:
         prepared: Path | None,
     ) -> None:
         server = self.server(gpu, model)
-        registered = {"candidate": served, "digest": _digests(server.url)[served], "checks": []}
+        digests = _digests(server.url)
+        registered = {
+            "candidate": served,
+            "digest": digests[served],
+            "checks": [_is_its_own(served, digests, self.options.served[model])],
+        }
         results: dict[Stage, dict[str, Any]] = {Stage.REGISTER: registered}
         files = {}
         if prepared is not None:
@@ -322,6 +328,18 @@ def _digests(url: str) -> dict[str, str]:
     """Name to digest of all models of a server."""
     with urlopen(f"{url}/api/tags", timeout=60) as response:
         return {model["name"]: model["digest"] for model in json.load(response)["models"]}
+
+
+def _is_its_own(served: str, digests: Mapping[str, str], base: str) -> dict[str, Any]:
+    """What there is to prove of weights that were never exported: they are served, and are no others'."""
+    same = [name for name, digest in digests.items() if digest == digests[served]]
+    check = Check(
+        name="served_adapter",
+        passed=same == [served] or served == base,
+        expected="an adapter of its own, merged into the base by the study's server",
+        seen=f"digest {digests[served][:19]} of {', '.join(same)}",
+    )
+    return check.model_dump()
 
 
 def _post(url: str, body: Mapping[str, str]) -> None:
