@@ -69,7 +69,8 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
             [
                 *(sys.executable, str(Path(__file__)), str(gguf), str(lab.out / "test.jsonl")),
                 *(str(lab.options.folders["capable"]), str(home / f"{name}.{part}.jsonl")),
-                *map(str, (part, processes, problems, threads, lab.budget.seconds_left)),
+                *map(str, (part, processes, problems, threads)),
+                *map(str, (lab.options.scale.num_predict, lab.budget.seconds_left)),
             ],
             env=own_environment({"CUDA_VISIBLE_DEVICES": ""}),
         )
@@ -120,8 +121,8 @@ def _part(argv: list[str]) -> int:
     from transformers import AutoTokenizer
 
     gguf, test, base, path = map(Path, argv[:4])
-    part, of, problems, threads = map(int, argv[4:8])
-    seconds = float(argv[8])
+    part, of, problems, threads, limit = map(int, argv[4:9])
+    seconds = float(argv[9])
     lines = [json.loads(line) for line in test.read_text().splitlines()][:problems]
     name = path.name.rsplit(".", 2)[0]
     done = {id_ for file in path.parent.glob(f"{name}.*.jsonl") for id_ in read(file)}
@@ -134,7 +135,7 @@ def _part(argv: list[str]) -> int:
             mine,
             path,
             lambda question: prompt(question, None, tokenizer),
-            answer_gguf.Sizes(slots=SLOTS, threads=threads, context=NUM_CTX, limit=1024),
+            answer_gguf.Sizes(slots=SLOTS, threads=threads, context=NUM_CTX, limit=limit),
             Budget(None if seconds == float("inf") else seconds / 60),
         )
     return 0

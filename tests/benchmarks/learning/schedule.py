@@ -25,6 +25,7 @@ CHOSEN = "strong-chosen"
 #: The seed of the exploration: of none of the trainings that are measured on the test problems.
 EXPLORE_SEED = 10
 _PAUSE = 0.3
+_SAVE_SECONDS = 2.0
 Status = Literal["waiting", "running", "done", "failed", "left out"]
 
 
@@ -87,7 +88,8 @@ class Driver:
             thread.start()
         for thread in threads:
             while thread.is_alive():
-                thread.join(1.0)
+                thread.join(_SAVE_SECONDS)
+                self._save()
         for job in self.jobs:
             if job.status == "waiting":
                 job.status, job.note = "left out", job.note or "the time was up"

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from programs import Budget, own_environment
 COMMANDS = ("run", "start", "status", "table", "gguf")
 TEST = ("test", "dev")
 DEV = ("dev",)
+#: A program that says nothing for so long waits, or has ended.
+_FRESH_SECONDS = 20.0
 
 
 def main() -> int:
@@ -117,6 +120,9 @@ def _quantizing(arguments: argparse.Namespace, driver: Driver) -> threading.Thre
 
 def _start(arguments: argparse.Namespace) -> int:
     """Runs the study in a session of its own, which lives on when this process ends."""
+    if _alive(arguments.out):
+        print(f"it runs already: {arguments.out / 'driver.log'}")
+        return 1
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "run", *sys.argv[2:]]
     with (arguments.out / "driver.log").open("a") as log:
@@ -148,6 +154,8 @@ def _status(arguments: argparse.Namespace) -> int:
         scores = " ".join(f"{key}: {value};" for key, value in job["scores"].items())
         line = f"{job['name']} s{job['seed']}{part}: {job['status']} {job['step']} {job['seconds']}"
         print(f"{line} {scores} {job['note'][-300:]}")
+    for line in _running(arguments.out):
+        print(line)
     log = arguments.out / "driver.log"
     if log.is_file():
         print("\n".join(log.read_text().splitlines()[-arguments.log_lines :]))
@@ -157,6 +165,14 @@ def _status(arguments: argparse.Namespace) -> int:
         for line in pack(arguments.out, arguments.keep, _adapters(arguments, state)):
             print(line)
     return 0
+
+
+def _running(out: Path) -> Iterator[str]:
+    """The newest event of each stage program that has said something just now."""
+    for events in sorted(out.glob("*/*/events.jsonl")):
+        if time.time() - events.stat().st_mtime < _FRESH_SECONDS:
+            *_, last = [b"", *events.read_bytes().splitlines()[-1:]]
+            yield f"  {events.parent.relative_to(out)}: {last.decode()[:300]}"
 
 
 def _adapters(arguments: argparse.Namespace, state: dict[str, Any]) -> dict[str, Path]:
