@@ -95,7 +95,8 @@ class Model:
         self.norm = get("model.norm.weight")
         self.layers = [self._layer(get, n) for n in range(config.num_hidden_layers)]
         self.table = self._table()
-        self._linear = {
+        #: Linear layers an adapter may change, by weight name: views of the fused weights.
+        self.linear = {
             f"model.layers.{n}.{part}.weight": self._view(layer, part)
             for n, layer in enumerate(self.layers)
             for part in _FUSED
@@ -195,12 +196,12 @@ class Model:
             adapter: what `wear` would merge.
             shapes: weight name to what B @ A is, of every layer the adapter changes.
         """
-        strange = [name for name in shapes if name not in self._linear]
+        strange = [name for name in shapes if name not in self.linear]
         if strange or len(shapes) != len(adapter):
             return f"it changes {(strange or ['a layer without a name'])[0]}, which is not here"
         for name, shape in shapes.items():
-            if shape != tuple(self._linear[name].shape):
-                return f"{name} is {list(shape)} there and {list(self._linear[name].shape)} here"
+            if shape != tuple(self.linear[name].shape):
+                return f"{name} is {list(shape)} there and {list(self.linear[name].shape)} here"
         return None
 
     def wear(self, adapter: Adapter | None) -> None:
@@ -211,8 +212,8 @@ class Model:
         if adapter is self._adapter:
             return
         if not self._pristine:
-            self._pristine = {name: view.clone() for name, view in self._linear.items()}
-        for name, view in self._linear.items():
+            self._pristine = {name: view.clone() for name, view in self.linear.items()}
+        for name, view in self.linear.items():
             if adapter is not None and name in adapter:
                 view.copy_(adapter.merged(name, self._pristine[name]))
             elif self._adapter is not None and name in self._adapter:

@@ -96,6 +96,8 @@ class Decoder:
         Raises:
             RuntimeError: they can't be.
         """
+        if self._stream is not None:  # the weights came on another stream
+            torch.cuda.synchronize(self._stream.device)
         self._thread.start()
         self._recorded.wait()
         if self.failure is not None:
@@ -125,6 +127,8 @@ class Decoder:
                     self._collect()
                     self._begin()
                     self._step()
+            if self._stream is not None:  # nobody takes memory that a step still writes
+                self._stream.synchronize()
             self._drain("the decoder has stopped")
         except BaseException as error:  # whoever waits must hear of it
             self.failure = error
