@@ -8,6 +8,7 @@ OUT/results/ARM/seed-N/                   what is worth keeping, small
 
 import hashlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -28,11 +29,8 @@ from loco.contracts.stages import Stage
 from programs import ROOT, Budget, own_environment, run_program
 
 _JOB_ID = "20261128-000000-5e1f00"
-_PORT = 11600
 #: Of the draw of development problems out of GSM8K's training problems.
 _DEV_SEED = "development problems"
-#: Added to a port, so that a GPU may serve both.
-_PORT_OFFSET: dict[Model, int] = {"capable": 0, "small": 50}
 _READY_SECONDS = 300.0
 
 
@@ -290,7 +288,7 @@ class Lab:
         return self._once.setdefault(key, threading.Lock())
 
     def _start(self, gpu: str, model: Model) -> Server:
-        port = _PORT + _PORT_OFFSET[model] + self.options.gpus.index(gpu)
+        port = _free_port()
         device = "cpu" if gpu == "cpu" else "cuda:0"
         visible = {"CUDA_VISIBLE_DEVICES": "" if gpu == "cpu" else gpu}
         command = [
@@ -322,6 +320,12 @@ def _wait_until_ready(server: Server, log: Path) -> None:
         except OSError:
             time.sleep(0.3)
     raise RuntimeError(f"no server answers at {server.url} after {_READY_SECONDS:.0f} s; see {log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _digests(url: str) -> dict[str, str]:
