@@ -13,6 +13,7 @@ from loco.contracts.previews import Alternative, PlanRequest, Preview
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import TrainSpec
 from loco.ledger.reader import LedgerReader
+from loco.planning.asking import asking_of, notes_on_source
 from loco.planning.batches import all_steps
 from loco.planning.facts import device_of, engine_for, lengths_of, shape_of
 from loco.planning.history import Correction, History
@@ -118,7 +119,10 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         raise _with_smaller_models(error, case, settings) from error
     chosen, measured = case.estimate(Way.of(made))
     plan = plan_of(chosen, spec.train, lengths, made.why)
-    stages = stage_times(spec, plan, case.shape, device, history=history, runs=measured.runs)
+    asking = asking_of(spec, history)
+    stages = stage_times(
+        spec, plan, case.shape, device, history=history, runs=measured.runs, asking=asking
+    )
     return Preview(
         adapter=spec.adapter,
         profile=spec.profile,
@@ -136,7 +140,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         stages=stages,
         total_seconds=round(sum(s.seconds or 0.0 for s in stages), 1),
         needs=needs_of(spec, plan, chosen.memory, case.shape, models_dir=settings.models_dir),
-        notes=tuple(_notes(case, plan)),
+        notes=(*_notes(case, plan), *notes_on_source(spec, history, asking)),
     )
 
 

@@ -20,6 +20,7 @@ from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
 from loco.recipes.documents import read_yaml, validated
+from loco.recipes.own_answers import check_source
 
 RECIPE = "adapter.yaml"
 
@@ -157,6 +158,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             param="prepare.eval_sets",
             hint="Name the sets of problems in eval.sets.",
         )
+    check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="")
     _check_sets(job)
     _check_select(job)
