@@ -44,6 +44,7 @@ def rows_checkpoint(trained: Path, to: Path) -> Path:
         "plan": result["plan"] | {"device": ""},
         "attempts": [],
         "validation": {"log": [], "base": [], "lowest": []},
+        "reference": False,
         "loss_scale": {},
     }
     (folder / "trainer_state.json").write_text(json.dumps(state) + "\n")
