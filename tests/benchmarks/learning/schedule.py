@@ -114,7 +114,7 @@ class Driver:
     def _take(self, gpu: str) -> Job | None:
         with self._lock:
             own = [job for job in self.jobs if job.gpu == gpu]
-            others = [job for job in self.jobs if job.gpu != gpu and job.part is None]
+            others = [job for job in self.jobs if job.gpu != gpu]
             for job in (*own, *others):
                 if job.status == "waiting" and self._ready(job):
                     job.status = "running"
@@ -190,7 +190,7 @@ class Driver:
             if job.part is not None:
                 self._base(job, gpu)
             else:
-                self._learn(job, gpu)
+                self._learn(job, gpu, lane)
             job.status, job.step = "done", ""
         except Skipped as why:
             job.status, job.note = "left out", str(why)
@@ -207,7 +207,7 @@ class Driver:
         self.lab.measured_base(part, of, gpu, job.sets, job.model)
         job.seconds["eval"] = round(time.monotonic() - started, 1)
 
-    def _learn(self, job: Job, gpu: str) -> None:
+    def _learn(self, job: Job, gpu: str, lane: int) -> None:
         name = self.arm_name(job)
         assert name is not None
         chosen = arm(name)
@@ -224,7 +224,7 @@ class Driver:
         lab.trained(name, job.seed, gpu)
         keep_stage(lab.trained_folder(name, job.seed), home, "train")
         job.seconds["train"] = round(time.monotonic() - started, 1)
-        self._await_bases(job)
+        self._await_bases(job, gpu, lane)
         self._step(job, "eval")
         started = time.monotonic()
         folder = lab.measured(name, job.seed, gpu, job.sets)
@@ -241,13 +241,20 @@ class Driver:
             )
         job.scores["gate"] = (result.get("gate") or {}).get("verdict", "")
 
-    def _await_bases(self, job: Job) -> None:
+    def _await_bases(self, job: Job, gpu: str, lane: int) -> None:
         """Waits for the base's answers, so that no two servers give the same ones."""
         self._step(job, "waits for the base")
         parts = [j for j in self.jobs if j.part is not None and j.model == job.model]
         while any(self._may_come(part) for part in parts):
             self.lab.budget.require(_PAUSE, str(job))
-            time.sleep(_PAUSE)
+            with self._lock:  # that of a GPU whose server did not start would never be begun
+                left = next((part for part in parts if part.status == "waiting"), None)
+                if left is not None:
+                    left.status = "running"
+            if left is not None:
+                self._do(left, gpu, lane)
+            else:
+                time.sleep(_PAUSE)
 
     def _step(self, job: Job, step: str) -> None:
         job.step = step

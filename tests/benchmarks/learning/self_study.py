@@ -257,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", type=Path, help="Hugging Face folder of the base")
     add("--base-name", default="qwen2.5-coder:1.5b", help="the name it is served under")
     add("--small", type=Path, help="folder of a weak base, measured at the end")
-    add("--gpus", type=_names, default=["0"], help="numbers, or cpu")
+    add("--gpus", type=_names, default=["cpu"], help="numbers, or cpu")
     add("--lanes", type=int, default=2, help="jobs at once on a GPU")
     add("--minutes", type=float, help="leave out what no longer fits")
     add("--seeds", type=lambda text: [int(n) for n in _names(text)], default=[0, 1, 2])
