@@ -95,6 +95,9 @@ def pack(out: Path, to: Path, adapters: dict[str, Path]) -> Iterator[str]:
         adapters: name to folder of a trained adapter.
     """
     to.mkdir(parents=True, exist_ok=True)
+    for name, folder in adapters.items():
+        config = out / "results" / f"{name}.config.json"
+        shutil.copyfile(folder / "adapter_config.json", config)
     archive = to / "study.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         for name in ("results", "state.json", "driver.log"):
@@ -115,10 +118,6 @@ def pack(out: Path, to: Path, adapters: dict[str, Path]) -> Iterator[str]:
             part = to / f"{name}.part{number}"
             part.write_bytes(data[start : start + PART_BYTES])
             yield f"{part.name}: {part.stat().st_size / 1e6:.1f} MB"
-    for name in adapters:
-        shutil.copyfile(
-            out / "adapters" / name / "adapter_config.json", out / "results" / f"{name}.config.json"
-        )
 
 
 def _end_of(log: Path) -> Path:

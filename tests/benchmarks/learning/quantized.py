@@ -65,6 +65,8 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
     started = time.monotonic()
     home = lab.out / "results" / "gguf"
     home.mkdir(parents=True, exist_ok=True)
+    if _answered(home, name) >= problems:
+        return
     children = [
         subprocess.Popen(
             [
@@ -85,10 +87,14 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
         raise
     if any(codes):
         raise RuntimeError(f"gguf {name}: processes ended with {codes}")
-    done = sum(len(path.read_text().splitlines()) for path in home.glob(f"{name}.*.jsonl"))
+    done = _answered(home, name)
     _say(f"{name}: {done} answers, {time.monotonic() - started:.0f} s")
     if done < problems:
         raise Skipped(f"gguf {name}: {problems - done} left, the time is up")
+
+
+def _answered(home: Path, name: str) -> int:
+    return sum(len(path.read_text().splitlines()) for path in home.glob(f"{name}.*.jsonl"))
 
 
 def run(lab: Lab, driver: Driver, problems: int, processes: int, threads: int) -> None:

@@ -204,11 +204,17 @@ def _made(results: Path) -> Iterator[str]:
                 continue
             sampling = prepare.get("sampling") or {}
             evals = [kept_json(path) or {} for path in home.glob("eval-*.json")]
+            pairs = train.get("preference")
+            learned = (
+                f", pairs told apart {pairs['first_accuracy']:.0%} → {pairs['last_accuracy']:.0%}"
+                if pairs
+                else ""
+            )
             rows.append(
                 f"| {name} | {home.name.removeprefix('seed-')} | {prepare['kept']} "
                 f"| {sampling.get('asked', '')} | {_percent(sampling.get('pass_rate'))} "
                 f"| {sampling.get('pairs', '')} | {prepare['seconds']:.0f} "
-                f"| {train['total_steps']} | {train['first_loss']:.3f} → {train['last_loss']:.3f} "
+                f"| {train['total_steps']} | {train['first_loss']:.3f} → {train['last_loss']:.3f}{learned} "
                 f"| {train['seconds']:.0f} | {sum(e.get('seconds', 0) for e in evals):.0f} |"
             )
     if rows:
@@ -218,6 +224,8 @@ def _made(results: Path) -> Iterator[str]:
         )
         yield "|---|---|---|---|---|---|---|---|---|---|---|"
         yield from rows
+        yield ""
+        yield "What goes on with pairs adds its seconds of training to those of strong-sft."
 
 
 def _percent(share: float | None) -> str:
