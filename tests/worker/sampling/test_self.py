@@ -91,8 +91,8 @@ def test_a_base_that_solves_nothing_gets_the_advice(run: Any, sums: Any, base: A
     questions = sums(60)
     with pytest.raises(DataError, match="solved 0 of 60 questions") as caught:
         run("a", url=base.url, questions=questions, samples=1)
-    assert "Take rows with given answers" in str(caught.value.hint)
-    assert "prepare.source={kind: jsonl, path: sums.jsonl}" in str(caught.value.hint)
+    assert "Train on rows that come with answers" in str(caught.value.hint)
+    assert "0 % of the questions of sums.jsonl" in str(caught.value.hint)
     gold = run("b", url=base.url, questions=questions, samples=1, fallback="gold")
     assert len(gold.rows) == gold.sampling.gold == 6
     assert all(answer.startswith("The answer is ") for _, answer in gold.rows)
