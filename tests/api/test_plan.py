@@ -26,6 +26,7 @@ LENGTHS = {
     "p50": 64,
     "p95": 80,
     "longest": 87,
+    "pairs": None,
 }
 
 

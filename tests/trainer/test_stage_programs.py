@@ -15,7 +15,7 @@ import pytest
 from loco.contracts.files import sha256_of
 from loco.contracts.program_events import parse_event
 from loco.contracts.results import ExportResult, TrainResult
-from loco.contracts.specs import BaseModelSpec, ExportSpec, TrainSpec
+from loco.contracts.specs import BaseModelSpec, ExportSpec, Inputs, PreferenceSpec, TrainSpec
 from loco.contracts.stages import Stage
 
 SpecFile = Callable[..., Path]
@@ -105,6 +105,74 @@ def test_a_run_that_was_ended_goes_on_from_its_checkpoint(
     assert result.resumed_from_step is not None
     assert 1 <= result.resumed_from_step < 600
     assert [s.step for s in result.log] == list(range(1, 601))
+
+
+@pytest.mark.slow
+def test_smollm2_goes_on_with_pairs_and_answers_from_its_gguf(
+    smollm2: BaseModelSpec,
+    spec_file: SpecFile,
+    inputs: Inputs,
+    preference_data: Path,
+    tmp_path: Path,
+) -> None:
+    train = TrainSpec.model_validate(
+        {
+            "base_model": smollm2,
+            "load_in_4bit": False,
+            "lora": {"target_modules": "all-linear"},
+            "learning_rate": 1e-3,
+            "epochs": 1,
+            "batch_size": 8,
+            "gradient_accumulation": 1,
+            "max_length": 128,
+            "preference": {"learning_rate": 2e-4, "batch_size": 4, "epochs": 2},
+        }
+    )
+    files = {**inputs.files, "prepare/preference_data.jsonl": preference_data}
+    trained = TrainResult.model_validate(
+        finish(Stage.TRAIN, spec_file(Stage.TRAIN, train, files=files), tmp_path / "train")
+    )
+    pairs = trained.preference
+    assert pairs is not None
+    assert (trained.total_steps, pairs.steps, pairs.pairs) == (9, 6, 12)
+    assert pairs.last_accuracy == 1 > pairs.first_accuracy
+    assert pairs.margin > 1
+    assert pairs.last_loss < pairs.first_loss
+
+    export = ExportSpec(base_model=smollm2, model_name="locollm-math")
+    files = {f"train/{n}": tmp_path / "train" / path for n, path in trained.files.items()}
+    exported = ExportResult.model_validate(
+        finish(Stage.EXPORT, spec_file(Stage.EXPORT, export, files=files), tmp_path / "export")
+    )
+    assert exported.tensors == 272
+    assert exported.sample_answer
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_on_pairs_goes_on_from_its_checkpoint(
+    toy_spec: TrainSpec, spec_file: SpecFile, inputs: Inputs, preference_data: Path, tmp_path: Path
+) -> None:
+    given = PreferenceSpec(learning_rate=1e-4, batch_size=4, epochs=100)  # 300 steps after six
+    spec = toy_spec.model_copy(update={"epochs": 1, "preference": given})
+    files = {**inputs.files, "prepare/preference_data.jsonl": preference_data}
+    written: list[Path] = []
+    with program(Stage.TRAIN, spec_file(Stage.TRAIN, spec, files=files), tmp_path / "a1") as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            event = parse_event.validate_json(line)
+            if event.type == "checkpoint":
+                written.insert(0, Path(event.path))
+                if event.step > 6:
+                    os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+
+    again = spec_file(Stage.TRAIN, spec, files=files, resume=tuple(written))
+    result = TrainResult.model_validate(finish(Stage.TRAIN, again, tmp_path / "a2"))
+    assert result.resumed_from_step is not None
+    assert 6 < result.resumed_from_step < 306
+    assert [s.step for s in result.log] == list(range(1, 307))
+    assert result.preference is not None
+    assert result.preference.reference_seconds == 0
 
 
 @pytest.mark.slow
