@@ -223,12 +223,23 @@ def _train(task: Task) -> str:
     result = _result(task, TrainResult)
     if result is None:
         return _OTHER_VERSION
-    curve = sparkline([step.loss for step in result.log])
+    curve = sparkline([step.loss for step in result.log if step.part == "training"])
     resumed = f", from step {result.resumed_from_step}" if result.resumed_from_step else ""
     return (
         f"loss {result.first_loss:.3f} → {result.last_loss:.3f} {curve} in {result.total_steps} "
-        f"steps{resumed}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
+        f"steps{resumed}{_preferred(result)}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
         f"{result.engine} on {result.device}"
+    )
+
+
+def _preferred(result: TrainResult) -> str:
+    """What the pairs did."""
+    pairs = result.preference
+    if pairs is None:
+        return ""
+    return (
+        f", {pairs.steps} of them on {pairs.pairs} pairs (loss {pairs.first_loss:.3f} → "
+        f"{pairs.last_loss:.3f}, {pairs.last_accuracy:.0%} told apart)"
     )
 
 

@@ -14,7 +14,7 @@ from loco.contracts.requests import JobRequest
 from loco.contracts.specs import TrainSpec
 from loco.ledger.reader import LedgerReader
 from loco.planning.asking import asking_of, notes_on_source
-from loco.planning.batches import total_steps
+from loco.planning.batches import all_steps
 from loco.planning.facts import device_of, engine_for, lengths_of, shape_of
 from loco.planning.history import Correction, History
 from loco.planning.lessons import Lessons
@@ -49,6 +49,7 @@ class _Case:
         corrected = replace(
             found,
             step_seconds=found.step_seconds * measured.step,
+            pair_step_seconds=found.pair_step_seconds * measured.step,
             start_seconds=found.start_seconds * measured.start + measured.end,
         )
         return corrected, measured
@@ -130,7 +131,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         device_from=device_from,
         lengths=lengths,
         lengths_from=lengths_from,
-        total_steps=total_steps(spec.train, lengths.rows),
+        total_steps=all_steps(spec.train, lengths),
         plan=plan,
         memory=chosen.memory,
         margin_gb=round(margin_gb(chosen.memory.peak_gb, device), 3),
