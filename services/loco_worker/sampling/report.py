@@ -6,12 +6,10 @@ from typing import Any
 
 from loco.contracts.results import Sampling
 from loco.contracts.sources import SelfSource
+from loco.grading.own_answers import TOO_FEW
 from loco_worker.sampling.collecting import Collection
 from loco_worker.sampling.samples import Counts, Served
 from loco_worker.sampling.tries import Try
-
-#: A base that solves less at the first try learns more from given answers (docs/learning.md).
-TOO_FEW = 0.1
 
 
 def sampling_of(
