@@ -292,6 +292,36 @@ def test_other_pairs_are_other_data(one: Made, two: Made) -> None:
     assert "preference_data.jsonl is not the same" in found.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("last_loss", "verdict"), [(0.505, Sameness.IDENTICAL), (0.6, Sameness.DIFFERENT)]
+)
+def test_what_the_pairs_taught_is_compared(
+    one: Made, two: Made, last_loss: float, verdict: Sameness
+) -> None:
+    pairs = {
+        "pairs": 100,
+        "left_out": 0,
+        "steps": 7,
+        "first_loss": 0.7,
+        "last_loss": 0.5,
+        "first_accuracy": 0.4,
+        "last_accuracy": 0.8,
+        "margin": 1.5,
+        "seconds": 9.0,
+        "step_seconds": 1.0,
+        "reference_seconds": 2.0,
+    }
+    one.results[Stage.TRAIN] = {**TRAINED, "preference": pairs}
+    two.results[Stage.TRAIN] = {**TRAINED, "preference": pairs | {"last_loss": last_loss}}
+    found = seen(one, two)
+    assert found.verdict is verdict
+    scores = fields(found.scores)
+    assert scores["train.preference.last_loss"] == (0.5, last_loss)
+    assert scores["train.preference.last_accuracy"] == (0.8, 0.8)
+    one.results[Stage.TRAIN] = TRAINED
+    assert fields(seen(one, two).scores)["train.preference.last_loss"] == (None, last_loss)
+
+
 def test_who_was_asked_is_told_by_the_base_and_the_source(
     one: Made, two: Made, spec: Callable[..., JobSpec]
 ) -> None:

@@ -140,7 +140,8 @@ def test_questions_and_tries_follow_from_the_share_that_was_right(
     assert asking.seconds == pytest.approx(asking.answers * 50 / 40)
     assert (asking.before.stage, asking.before.runs) == (Stage.PREPARE, 1)
     [note] = notes_on_source(spec, History([]), asking)
-    assert "50 % were right, of 50 tokens, at 40 tokens/s, when prepare asked" in note
+    assert "50 % of the first ones were right, answers had 50 tokens, and 40 tokens came a" in note
+    assert "when prepare asked" in note
 
 
 def test_the_spread_is_the_one_that_was_measured(own: Callable[..., JobSpec]) -> None:

@@ -29,6 +29,8 @@ _DATA = ("training_data.jsonl", "validation_data.jsonl", "preference_data.jsonl"
 #: earlier one.
 _HOW_ASKED = {"known", "tokens_per_second", "advice"}
 _LOSSES = ("first_loss", "last_loss", "base_validation_loss", "validation_loss")
+#: Of train.preference, likewise; its first loss is the same whatever was learnt before.
+_PREFERENCE_LOSS = "preference.last_loss"
 
 _ResultT = TypeVar("_ResultT", bound=StageResult)
 
@@ -109,7 +111,7 @@ def _what_differs(
             yield f"{difference.field} is not the same: other rows were used."
     for figure in scores:
         name = figure.field.removeprefix("train.")
-        if name in _LOSSES and not _close(figure.first, figure.second):
+        if name in (*_LOSSES, _PREFERENCE_LOSS) and not _close(figure.first, figure.second):
             yield f"{figure.field} is {figure.first} and {figure.second}."
     yield from _score_differences(first, second)
 
@@ -228,6 +230,9 @@ def _figures(records: JobRecords) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     if trained := _result(records, Stage.TRAIN, TrainResult):
         figures |= {f"train.{loss}": getattr(trained, loss) for loss in _LOSSES}
+        if pairs := trained.preference:
+            figures[f"train.{_PREFERENCE_LOSS}"] = pairs.last_loss
+            figures["train.preference.last_accuracy"] = pairs.last_accuracy
     if (exported := _result(records, Stage.EXPORT, ExportResult)) and exported.perplexity:
         figures["export.perplexity"] = exported.perplexity.exported
     evaluated = _result(records, Stage.EVAL, EvalResult)

@@ -76,8 +76,8 @@ def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> I
     before = asking.before
     yield (
         f"prepare asks {model} about {asking.questions:,} questions and takes about {asking.answers:,} "
-        f"answers: {share(before.pass_rate)} were right, of {before.tokens:.0f} tokens, at "
-        f"{before.tokens_per_second:.0f} tokens/s, when {before.stage} asked. Answers that are known from "
+        f"answers: {share(before.pass_rate)} of the first ones were right, answers had {before.tokens:.0f} "
+        f"tokens, and {before.tokens_per_second:.0f} tokens came a second when {before.stage} asked. Answers that are known from "
         "earlier jobs are not asked again."
     )
     advice = own_answers.advice(

@@ -54,7 +54,7 @@ class Correction:
 class Answering:
     """How a base model answered an adapter's questions."""
 
-    #: Part of the answers that are right, 0 to 1.
+    #: Part of the first answers that are right, 0 to 1.
     pass_rate: float
     #: Tokens an answer, and of all answers a second.
     tokens: float
