@@ -27,7 +27,7 @@ from loco.grading.gate import decide
 from loco.grading.graders import check_gradable, grade
 from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter, main
-from loco_worker.measuring.answers import AnswerStore
+from loco_worker.asking.answers import AnswerStore
 from loco_worker.measuring.asking import PARALLEL, Asking, Question
 from loco_worker.measuring.comparing import Verdict, compare
 from loco_worker.measuring.models import CANDIDATE, Contest, contest

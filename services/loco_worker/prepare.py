@@ -4,39 +4,43 @@
 
 Writes `training_data.jsonl`, `validation_data.jsonl` (rows of the same source to measure the loss
 on) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
-give the same bytes.
+give the same bytes. Source `self` asks the base model, and also writes `samples.jsonl` (every answer)
+and, where asked for, `preference_data.jsonl`: the same where the server gives the same answers.
 """
 
 import json
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from loco.contracts.errors import DataError
 from loco.contracts.files import atomic_write
-from loco.contracts.results import Dropped, Overlap, PrepareResult
-from loco.contracts.sources import SelfSource
+from loco.contracts.results import Dropped, PrepareResult
+from loco.contracts.sources import GivenSource, SelfSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.contracts.stages import Stage
-from loco.grading.eval_items import written
+from loco.grading.eval_items import EvalItem, written
 from loco.grading.graders import check_gradable
 from loco.stage.program import Emitter, main
+from loco_worker.sampling.base_answers import OwnAnswers, own_answers
 from loco_worker.sources.eval_sets import read_sets
-from loco_worker.sources.overlap import OverlapIndex, normalise
-from loco_worker.sources.rows import Empty, Malformed, Row
-from loco_worker.sources.sources import Record, Records, open_source
+from loco_worker.sources.overlap import OverlapIndex
+from loco_worker.sources.rows import Row
+from loco_worker.sources.sieve import Sieve
+from loco_worker.sources.sources import open_source
+from loco_worker.sources.validation import apart
 
 TRAINING_DATA = "training_data.jsonl"
 VALIDATION_DATA = "validation_data.jsonl"
+SAMPLES = "samples.jsonl"
+PREFERENCE_DATA = "preference_data.jsonl"
 EVAL_SETS = "eval_sets"
 
-#: A generator that gave so many unusable problems in a row has no new ones left; a source of which
-#: so many rows resemble the training rows has nothing else to validate on.
-FRUITLESS = 2000
+Conversation = list[dict[str, str]]
+
 #: Overlapping rows listed in the result; all are counted.
 OVERLAPS_LISTED = 1000
 
@@ -47,6 +51,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     Raises:
         SourceUnreachable, DataError, InvalidRequest: see `loco_worker.sources.sources.open_source`;
             DataError also when no row is left.
+        OllamaUnavailable, OllamaRefused: of source self, see `loco_worker.sampling.base_answers`.
         SandboxUnavailable: a problem asks for code, which eval could not grade here: better known
             before hours of training.
     """
@@ -55,10 +60,60 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     check_gradable(item for items in eval_sets.values() for item in items)
 
     emit.progress(message=f"opening source {spec.source.kind}", percent=0, last=True)
-    assert not isinstance(spec.source, SelfSource), "not written yet"
-    records = open_source(spec.source, inputs, spec.seed)
     sieve = Sieve(index)
-    rows, rest = _divided(_usable(records, spec, sieve, emit), records.size, spec)
+    if isinstance(spec.source, SelfSource):
+        own = own_answers(spec, inputs, sieve, out_dir, emit)
+        data = _Data(own.description, own.rows, own.validation, own)
+    else:
+        data = _given(spec.source, spec, inputs, sieve, emit)
+    _say(data, spec, sieve, emit)
+    files = _files(data, eval_sets, out_dir)
+    emit.progress(message=f"{len(data.rows)} rows", percent=100, last=True)
+    return PrepareResult(
+        seconds=0,
+        files=files,
+        source=data.description,
+        read=sieve.read,
+        kept=len(data.rows),
+        dropped=Dropped(**sieve.dropped),
+        overlaps=tuple(sieve.overlaps[:OVERLAPS_LISTED]),
+        eval_items_checked=index.items,
+        eval_sets={name: len(items) for name, items in eval_sets.items()},
+        eval_sources=spec.eval_sets,
+        validation=len(data.validation),
+        sampling=data.own.sampling if data.own else None,
+    )
+
+
+class _Data(NamedTuple):
+    """What is written."""
+
+    #: The source in words.
+    description: str
+    rows: Sequence[Conversation]
+    validation: Sequence[Conversation]
+    #: The rest, of source self.
+    own: OwnAnswers | None = None
+
+
+def _given(
+    source: GivenSource, spec: PrepareSpec, inputs: Inputs, sieve: Sieve, emit: Emitter
+) -> _Data:
+    """The rows of a source that holds or makes their answers."""
+    records = open_source(source, inputs, spec.seed)
+
+    def every(usable: int) -> None:
+        emit.check_stop()
+        wanted = spec.examples + spec.validation
+        done = usable / wanted if records.size is None else sieve.read / records.size
+        emit.progress(
+            step=min(usable, spec.examples),
+            total_steps=spec.examples,
+            percent=min(100.0, round(100 * done, 1)),
+            message=f"{sieve.read} rows read, {usable} usable",
+        )
+
+    rows, rest = _divided(sieve.usable(records, every), records.size, spec)
     if not rows:
         raise DataError(
             f"No row of {records.description} is usable: read {sieve.read}, "
@@ -67,107 +122,49 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
             hint="Rows need a question, and an answer that ends in `#### N` or a number; or chat "
             "turns. Rows that overlap the eval set are always dropped.",
         )
-    if len(rows) < spec.examples:
-        emit.log(f"{len(rows)} rows instead of {spec.examples}: the source has no more usable ones")
-    validation = _apart(rest, rows, spec, emit)
-    if len(validation) < spec.validation:
+    validation = apart(rest, rows, spec, emit)
+    return _Data(
+        records.description,
+        [row.conversations for row in rows],
+        [row.conversations for row in validation],
+    )
+
+
+def _say(data: _Data, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> None:
+    """What came of the source, and what is missing, in the log."""
+    if len(data.rows) < spec.examples:
+        why = "too few questions were solved" if data.own else "the source has no more usable ones"
+        emit.log(f"{len(data.rows)} rows instead of {spec.examples}: {why}")
+    if len(data.validation) < spec.validation:
         emit.log(
-            f"{len(validation)} validation rows instead of {spec.validation}: the source has no "
+            f"{len(data.validation)} validation rows instead of {spec.validation}: the source has no "
             "more rows that are usable and overlap no training row"
         )
-    files = {TRAINING_DATA: TRAINING_DATA}
-    _write(out_dir / TRAINING_DATA, ({"conversations": row.conversations} for row in rows))
-    if validation:
-        files[VALIDATION_DATA] = VALIDATION_DATA
-        _write(
-            out_dir / VALIDATION_DATA, ({"conversations": row.conversations} for row in validation)
-        )
-    for name, items in eval_sets.items():
-        file = f"{EVAL_SETS}/{name}.jsonl"
-        files[file] = file
-        (out_dir / EVAL_SETS).mkdir(exist_ok=True)
-        _write(out_dir / file, (written(item) for item in items))
     emit.log(
-        f"{len(rows)} rows of {records.description}, {len(validation)} for validation; read {sieve.read}, dropped {sieve.in_words()}; "
-        f"compared with {index.items} eval items"
+        f"{len(data.rows)} rows of {data.description}, {len(data.validation)} for validation; "
+        f"read {sieve.read}, dropped {sieve.in_words()}; compared with {sieve.eval_items} eval items"
     )
     for overlap in sieve.overlaps[:10]:
         emit.log(f"row {overlap.row} overlaps {overlap.eval_item} ({overlap.rule})")
-    emit.progress(message=f"{len(rows)} rows", percent=100, last=True)
-    return PrepareResult(
-        seconds=0,
-        files=files,
-        source=records.description,
-        read=sieve.read,
-        kept=len(rows),
-        dropped=Dropped(**sieve.dropped),
-        overlaps=tuple(sieve.overlaps[:OVERLAPS_LISTED]),
-        eval_items_checked=index.items,
-        eval_sets={name: len(items) for name, items in eval_sets.items()},
-        eval_sources=spec.eval_sets,
-        validation=len(validation),
-    )
 
 
-class Sieve:
-    """Lets through usable rows that are new and overlap no eval item; counts the others."""
-
-    def __init__(self, index: OverlapIndex) -> None:
-        self._index = index
-        self._seen: set[str] = set()
-        self.read = 0
-        self.dropped: Counter[str] = Counter()
-        self.overlaps: list[Overlap] = []
-
-    def accept(self, record: Record) -> Row | None:
-        """The record's row, or None when it is dropped."""
-        self.read += 1
-        try:
-            row = record()
-        except Malformed:
-            self.dropped["malformed"] += 1
-            return None
-        except Empty:
-            self.dropped["empty"] += 1
-            return None
-        question = normalise(row.question)
-        if question in self._seen:
-            self.dropped["duplicate"] += 1
-            return None
-        match = self._index.match(row.question, row.problem)
-        if match is not None:
-            self.dropped["overlap"] += 1
-            self.overlaps.append(Overlap(row=row.number, eval_item=match.item, rule=match.rule))
-            return None
-        self._seen.add(question)
-        return row
-
-    def in_words(self) -> str:
-        """The counts for people."""
-        return ", ".join(f"{self.dropped[reason]} {reason}" for reason in Dropped.model_fields)
-
-
-def _usable(records: Records, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> Iterator[Row]:
-    """The usable rows of a source, in its order; a generator's end when it has no new ones."""
-    usable = fruitless = 0
-    for record in records.records:
-        row = sieve.accept(record)
-        fruitless = fruitless + 1 if row is None else 0
-        if row is not None:
-            usable += 1
-            yield row
-        if records.size is None and fruitless == FRUITLESS:
-            return
-        if sieve.read % 100 == 0:
-            emit.check_stop()
-            wanted = spec.examples + spec.validation
-            done = usable / wanted if records.size is None else sieve.read / records.size
-            emit.progress(
-                step=min(usable, spec.examples),
-                total_steps=spec.examples,
-                percent=min(100.0, round(100 * done, 1)),
-                message=f"{sieve.read} rows read, {usable} usable",
-            )
+def _files(data: _Data, eval_sets: Mapping[str, list[EvalItem]], out_dir: Path) -> dict[str, str]:
+    """Writes what there is and names it."""
+    content: dict[str, Iterable[dict[str, Any]]] = {
+        TRAINING_DATA: ({"conversations": turns} for turns in data.rows)
+    }
+    if data.validation:
+        content[VALIDATION_DATA] = ({"conversations": turns} for turns in data.validation)
+    if data.own:
+        content[SAMPLES] = data.own.samples
+        if data.own.pairs:
+            content[PREFERENCE_DATA] = data.own.pairs
+    for name, items in eval_sets.items():
+        content[f"{EVAL_SETS}/{name}.jsonl"] = (written(item) for item in items)
+    for name, rows in content.items():
+        (out_dir / name).parent.mkdir(exist_ok=True)
+        _write(out_dir / name, rows)
+    return {name: name for name in content}
 
 
 def _divided(
@@ -188,27 +185,6 @@ def _divided(
     rest = [row for row in rows if row.number not in numbers]
     rng.shuffle(rest)  # after the sample, which thus stays the same whatever is validated on
     return kept, iter(rest)
-
-
-def _apart(rest: Iterator[Row], trained: list[Row], spec: PrepareSpec, emit: Emitter) -> list[Row]:
-    """The first `spec.validation` rows that no training row overlaps, by the rules of eval items."""
-    chosen: list[Row] = []
-    refused, batch = 0, spec.validation
-    while len(chosen) < spec.validation and refused < FRUITLESS:
-        candidates = {str(row.number): row for row in islice(rest, batch)}
-        if not candidates:
-            break
-        index = OverlapIndex(spec.overlap_ngram)
-        for number, row in candidates.items():
-            index.add(number, row.question, row.problem)
-        met: set[str] = set()
-        for row in trained:
-            met.update(match.item for match in index.matches(row.question, row.problem))
-        chosen += [row for number, row in candidates.items() if number not in met]
-        refused += len(met)
-        batch *= 2  # every batch is one pass over the training rows: few passes, however many fail
-        emit.check_stop()
-    return chosen[: spec.validation]
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

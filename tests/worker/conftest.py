@@ -144,6 +144,7 @@ class Answering:
         answer: gives the text and the reason it ended, of a request's body.
         refuses: gives the error of a request that is not answered.
         asked: (model, system, question) of every chat, in order.
+        unloaded: models that had to free their memory, in order.
         seconds: how long an answer takes.
     """
 
@@ -152,6 +153,7 @@ class Answering:
         self.answer: Callable[[dict[str, Any]], tuple[str, str]] = lambda _: ("7", "stop")
         self.refuses: Callable[[dict[str, Any]], str | None] = lambda _: None
         self.asked: list[tuple[str, str | None, str]] = []
+        self.unloaded: list[str] = []
         self.most_at_once = 0
         self.seconds = 0.0
         self.url = ""
@@ -174,6 +176,10 @@ class Answering:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                if not body["messages"]:
+                    server.unloaded.append(body["model"])
+                    self._send({"done_reason": "unload"})
+                    return
                 with server._lock:
                     server._now += 1
                     server.most_at_once = max(server.most_at_once, server._now)

@@ -13,7 +13,7 @@ from loco.grading.eval_items import load_eval_items
 from loco.grading.graders import grade
 from loco.stage.program import Emitter
 from loco_worker import prepare
-from loco_worker.sources import eval_sets
+from loco_worker.sources import eval_sets, sieve
 from loco_worker.sources.overlap import OverlapIndex, calculation, normalise
 
 BENCHMARK = Path(__file__).parents[2] / "adapters" / "math" / "eval_dataset.jsonl"
@@ -263,7 +263,7 @@ def test_a_generator_that_runs_dry_gives_what_it_has(
     adapter_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the generators have tens of thousands of problems: less patience stands in for fewer problems
-    monkeypatch.setattr(prepare, "FRUITLESS", 4)
+    monkeypatch.setattr(sieve, "FRUITLESS", 4)
     result, events = run(adapter_dir, tmp_path / "o", source=ARITHMETIC, examples=40_000)
     assert 500 < result.kept < 40_000
     assert any("rows instead of 40000" in e.get("message", "") for e in events)

@@ -6,8 +6,26 @@ from pathlib import Path
 from loco.contracts.errors import OllamaRefused
 from loco.contracts.files import sha256_of
 from loco.contracts.specs import BaseModelSpec
-from loco.serving.host import OllamaHost
+from loco.serving.host import OllamaHost, full_name
 from loco.stage.program import Emitter
+
+
+def served_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> tuple[str, str]:
+    """Full name and digest of a base model in Ollama, fetched first where it is missing.
+
+    Raises:
+        OllamaRefused: it can't be had, or is not there under its name afterwards.
+    """
+    name = full_name(base.ollama)
+    if name not in host.digests():
+        fetch_base(host, base, emit)
+    digest = host.digests().get(name)
+    if digest is None:
+        raise OllamaRefused(
+            f"Base model {name} is not in Ollama at {host.url}, though it was just fetched.",
+            hint="See the server's own log; `loco doctor` checks the server.",
+        )
+    return name, digest
 
 
 def fetch_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:

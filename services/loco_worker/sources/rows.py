@@ -8,6 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 from loco.grading.answers import parse
+from loco.grading.eval_items import EvalItem
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _HASHES = re.compile(r"\n?\s*####\s*(?P<number>[^\n]*)\s*$")
@@ -34,6 +35,8 @@ class Row(NamedTuple):
     conversations: list[dict[str, str]]
     #: What identifies it to the generator that made it, if one did.
     problem: str | None = None
+    #: The question with its right answer and grader, where the source was opened for its questions.
+    item: EvalItem | None = None
 
 
 def row_of(number: int, record: Any) -> Row:

@@ -1,7 +1,7 @@
 """Where rows come from: a hub data set, a file, or a generator."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
 from loco.recipes.datasets import data_file
 from loco_worker.sources import arithmetic, gym
+from loco_worker.sources.questions import question_of, with_item
 from loco_worker.sources.rows import Row, bare_row, row_of, worked_row
 
 OFFLINE_CHOICES = (
@@ -36,6 +37,10 @@ class Record(Protocol):
         """The row; raises `Malformed` or `Empty`."""
 
 
+#: Makes a row of a number in the source and a value.
+Reader = Callable[[int, Any], Row]
+
+
 @dataclass(frozen=True)
 class Records:
     """The records of a source."""
@@ -47,13 +52,16 @@ class Records:
     size: int | None
 
 
-def open_source(source: GivenSource, inputs: Inputs, seed: int) -> Records:
+def open_source(
+    source: GivenSource, inputs: Inputs, seed: int, *, questions: bool = False
+) -> Records:
     """The records of a source.
 
     Args:
         source: its spec.
         inputs: says where files may lie.
         seed: seed of generators.
+        questions: rows get their `item`, and those without a right answer to grade by are malformed.
 
     Raises:
         SourceUnreachable: the hub cannot be reached; nothing is put in its place.
@@ -62,10 +70,12 @@ def open_source(source: GivenSource, inputs: Inputs, seed: int) -> Records:
     """
     if isinstance(source, HuggingFaceSource):
         table = hub_table(source)
-        return table_records(table.rows, table.columns, table.description)
+        return table_records(
+            table.rows, table.columns, table.description, question_of if questions else row_of
+        )
     if isinstance(source, JsonlSource):
-        return _file(source, inputs)
-    return Records(_in_words(source), _generated(source, seed), None)
+        return _file(source, inputs, question_of if questions else row_of)
+    return Records(_in_words(source), _generated(source, seed, questions), None)
 
 
 def held_out_problems(
@@ -91,13 +101,17 @@ def held_out_problems(
         yield item, None
 
 
-def _generated(source: ReasoningGymSource | ArithmeticSource, seed: int) -> Iterator[Record]:
+def _generated(
+    source: ReasoningGymSource | ArithmeticSource, seed: int, questions: bool
+) -> Iterator[Record]:
     if isinstance(source, ArithmeticSource):
         for number, made in enumerate(arithmetic.problems(seed), start=1):
-            yield _arithmetic_record(number, made)
+            record = _arithmetic_record(number, made)
+            yield _posed(record, str(made.answer), made.kind) if questions else record
         return
     for number, posed in enumerate(gym.problems(source.tasks, seed), start=1):
-        yield _gym_record(number, posed)
+        record = _gym_record(number, posed)
+        yield _posed(record, posed.answer, posed.task) if questions else record
 
 
 def _arithmetic_record(number: int, made: arithmetic.Problem) -> Record:
@@ -112,7 +126,12 @@ def _gym_record(number: int, posed: gym.GymProblem) -> Record:
     return lambda: bare_row(number, posed.question, posed.answer)
 
 
-def _file(source: JsonlSource, inputs: Inputs) -> Records:
+def _posed(record: Record, answer: str, kind: str) -> Record:
+    """A generated record whose row has its `item`."""
+    return lambda: with_item(record(), answer, kind)
+
+
+def _file(source: JsonlSource, inputs: Inputs, reader: Reader) -> Records:
     path = data_file(source.path, inputs)
     # read whole and parsed first: a broken line at the end must fail before anything is written
     values = [
@@ -120,12 +139,12 @@ def _file(source: JsonlSource, inputs: Inputs) -> Records:
         for number, line in enumerate(read_lines(path), start=1)
         if line.strip()
     ]
-    records = (_value_record(number, value) for number, value in values)
+    records = (_value_record(number, value, reader) for number, value in values)
     return Records(f"{path.name} (sha256 {sha256_of(path)[:12]})", records, len(values))
 
 
-def _value_record(number: int, value: Any) -> Record:
-    return lambda: row_of(number, value)
+def _value_record(number: int, value: Any, reader: Reader) -> Record:
+    return lambda: reader(number, value)
 
 
 @dataclass(frozen=True)
@@ -188,8 +207,16 @@ def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTa
     return HubTable(table, table.column_names, f"{description} (fingerprint {table._fingerprint})")
 
 
-def table_records(table: Iterable[Any], columns: list[str], description: str) -> Records:
+def table_records(
+    table: Iterable[Any], columns: list[str], description: str, reader: Reader = row_of
+) -> Records:
     """The records of a table of question/answer or chat columns.
+
+    Args:
+        table: its rows.
+        columns: their names.
+        description: the table in words.
+        reader: makes a row of one of them.
 
     Raises:
         DataError: it has neither; names the columns it has.
@@ -203,7 +230,7 @@ def table_records(table: Iterable[Any], columns: list[str], description: str) ->
             hint="Take another data set or configuration, or convert it to a jsonl file.",
         )
     values = list(table)
-    records = (_value_record(number, value) for number, value in enumerate(values, start=1))
+    records = (_value_record(number, value, reader) for number, value in enumerate(values, start=1))
     return Records(description, records, len(values))
 
 

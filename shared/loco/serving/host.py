@@ -57,7 +57,11 @@ class OllamaHost:
         self.url = url.rstrip("/")
         # a proxy must not be asked for this machine's own addresses
         trust_env = urlsplit(self.url).hostname not in _LOOPBACK
-        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=trust_env)
+        # as many connections as there are callers: httpx's own limit of 100 would let the others wait
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=timeout, trust_env=trust_env, limits=limits
+        )
         self._client = ollama.Client(host=self.url, timeout=timeout, trust_env=trust_env)
 
     def __enter__(self) -> Self:
@@ -190,6 +194,16 @@ class OllamaHost:
             seconds=round(time.monotonic() - started, 3),
             computed=round(_nanoseconds(body) / 1e9, 3),
         )
+
+    def unload(self, model: str) -> None:
+        """Frees the memory that a model takes there, without waiting for it to be idle long."""
+        with self._speaking(f"unload {model}"):
+            _json(
+                self._http.post(
+                    "/api/chat",
+                    json={"model": model, "messages": [], "stream": False, "keep_alive": 0},
+                )
+            )
 
     def rendered(
         self, model: str, messages: Sequence[Mapping[str, str]], *, think: bool | None = False

@@ -19,7 +19,7 @@ from loco.contracts.stages import Stage
 from loco.grading.eval_items import EvalItem
 from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
-from loco_worker.measuring.answers import AnswerStore
+from loco_worker.asking.answers import AnswerStore
 from loco_worker.measuring.asking import Asking, Question
 from loco_worker.measuring.models import Contestant
 

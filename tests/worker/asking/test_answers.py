@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loco.serving.host import Answer
-from loco_worker.measuring.answers import AnswerStore
+from loco_worker.asking.answers import AnswerStore
 
 OPTIONS = {"temperature": 0, "num_predict": 128}
 GIVEN = Answer("It is 7.\nThe answer is 7 — sieben", "", "stop", 9, 20, 0.5, 0.4)
@@ -72,7 +72,7 @@ def test_lines_of_another_release_are_passed_over(tmp_path: Path) -> None:
 def test_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from loco_worker.measuring.answers import AnswerStore\n"
+        "from loco_worker.asking.answers import AnswerStore\n"
         "from loco.serving.host import Answer\n"
         "store = AnswerStore(Path(sys.argv[1]), server_version='0.33', options={})\n"
         "for n in range(200):\n"

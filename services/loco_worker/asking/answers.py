@@ -3,7 +3,7 @@
     ANSWERS_DIR/HASH.jsonl      one file for a model's digest, a server version and its options
 
 An answer is found again only where nothing that decides it differs: model, server, options, system
-prompt and question. Lines are appended under a lock, so jobs may share the folder; a line that a
+prompt, question and, of a sample, its seed. Lines are appended under a lock, so jobs may share the folder; a line that a
 crash cut in two is passed over.
 """
 
@@ -37,21 +37,43 @@ class AnswerStore:
         self._settings = [server_version, dict(options)]
         self._known: dict[str, dict[str, Answer]] = {}
 
-    def find(self, digest: str, question: str, system: str | None) -> Answer | None:
-        """The answer of a model to a question, if it was asked before."""
+    def find(
+        self, digest: str, question: str, system: str | None, *, seed: int | None = None
+    ) -> Answer | None:
+        """The answer of a model to a question, if it was asked before.
+
+        Args:
+            digest: of the model.
+            question: its text.
+            system: the system prompt sent with it.
+            seed: of a sample; none: the options say it.
+        """
         if digest not in self._known:
             file = self._file(digest)
             self._known[digest] = _read(file)
             if self._known[digest]:
                 file.touch()  # `prune` spares what was used last
-        return self._known[digest].get(_hash(question, system))
+        return self._known[digest].get(_key(question, system, seed))
 
-    def keep(self, digest: str, question: str, system: str | None, answer: Answer) -> None:
-        """Keeps an answer, unless there is nothing in it. Safe to call from several threads."""
-        if not digest or not answer.text.strip() or answer.done_reason not in ("stop", "length"):
+    def keep(
+        self,
+        digest: str,
+        question: str,
+        system: str | None,
+        answer: Answer,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        """Keeps an answer, unless it failed. Safe to call from several threads.
+
+        An empty one is a failure too, but where a sample was drawn: there it is one of many.
+        """
+        if not digest or answer.done_reason not in ("stop", "length"):
+            return
+        if seed is None and not answer.text.strip():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        row = {"key": _hash(question, system), **answer._asdict()}
+        row = {"key": _key(question, system, seed), **answer._asdict()}
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self._file(digest).open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -93,6 +115,10 @@ def _read(path: Path) -> dict[str, Answer]:
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # cut by a crash, or of another release: the question is asked again
     return found
+
+
+def _key(question: str, system: str | None, seed: int | None) -> str:
+    return _hash(question, system) if seed is None else _hash(question, system, seed)
 
 
 def _hash(*parts: Any) -> str:

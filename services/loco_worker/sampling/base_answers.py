@@ -1,0 +1,178 @@
+"""Source `self`, from the base model in Ollama to the rows of stage prepare."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from loco.contracts.errors import DataError, InvalidRequest, LocoError
+from loco.contracts.results import Sampling
+from loco.contracts.sources import SelfSource
+from loco.contracts.specs import Inputs, PrepareSpec
+from loco.serving.host import OllamaHost
+from loco.stage.program import Emitter
+from loco_worker.asking.answers import AnswerStore
+from loco_worker.ollama.bases import served_base
+from loco_worker.sampling.collecting import Collecting, Collection, Taken
+from loco_worker.sampling.questions import Questions
+from loco_worker.sampling.report import in_words, sample_lines, sampling_of
+from loco_worker.sampling.samples import Counts, Sampler, Served, options
+from loco_worker.sampling.texts import Turns, closed, conversation
+from loco_worker.sampling.tries import Asked
+from loco_worker.sources.sieve import Sieve
+from loco_worker.sources.sources import open_source
+
+
+class OwnAnswers(NamedTuple):
+    """What source self gives."""
+
+    #: The source in words.
+    description: str
+    rows: list[Turns]
+    validation: list[Turns]
+    #: Lines of preference_data.jsonl.
+    pairs: list[dict[str, Any]]
+    #: Lines of samples.jsonl.
+    samples: list[dict[str, Any]]
+    sampling: Sampling
+
+
+def own_answers(
+    spec: PrepareSpec, inputs: Inputs, sieve: Sieve, out_dir: Path, emit: Emitter
+) -> OwnAnswers:
+    """Asks the base, checks and chooses.
+
+    Raises:
+        DataError: no question is usable, or no row came of them; says what to take instead.
+        InvalidRequest: the spec names no base model.
+        OllamaUnavailable: no server answers (retried later; what was answered is kept).
+        OllamaRefused: it answers with an error, or the base can't be had.
+        SourceUnreachable, SandboxUnavailable: see `open_source`, `Questions`.
+    """
+    source = spec.source
+    assert isinstance(source, SelfSource)
+    if spec.base_model is None:
+        raise InvalidRequest(
+            "Source self asks a base model, and prepare.base_model names none.",
+            param="prepare.base_model",
+            hint="In a recipe it follows from base_model; a spec by hand must hold it.",
+        )
+    records = open_source(source.questions, inputs, spec.seed, questions=True)
+    questions = Questions(records, sieve, spec, emit)
+    with OllamaHost(inputs.ollama_host) as host:
+        model, digest = served_base(host, spec.base_model, emit)
+        served = Served(model, digest, host.version(), source.instruction, spec.seed)
+        store = AnswerStore(
+            inputs.answers_dir or out_dir / "answers",
+            server_version=served.server_version,
+            options=options(source),
+        )
+        store.prune()
+        progress = _progress(spec, emit)
+        sampler = Sampler(host, served, source, store, emit=emit, heard=progress)
+        collection = Collecting(questions, sampler, spec, source, emit).run()
+        if sampler.counts.asked > sampler.counts.known:
+            _unload(host, model, emit)
+    sampling = sampling_of(served, source, collection, sampler.counts)
+    _say(spec, source, collection, sampling, emit)
+    description = f"own answers of {model} ({digest[:12]}) to {questions.description}"
+    if not collection.rows:
+        raise _nothing(description, sieve, sampling)
+    instruction = source.instruction if source.train_instruction else None
+    return OwnAnswers(
+        description,
+        [_turns(taken, instruction) for taken in collection.rows],
+        [
+            _turns(Taken(asked, "own", asked.rights()[0]), instruction)
+            for asked in collection.validation
+        ],
+        collection.pairs,
+        list(sample_lines(collection)),
+        sampling,
+    )
+
+
+def _turns(taken: Taken, instruction: str | None) -> Turns:
+    row = taken.asked.row
+    if taken.answer is None:
+        return conversation(row, row.conversations[-1]["content"], instruction)
+    return conversation(row, closed(taken.asked.item, taken.answer.text), instruction)
+
+
+def _progress(spec: PrepareSpec, emit: Emitter) -> Callable[[Asked, Counts], None]:
+    """Says after an answer how far it is: rows there of those wanted, time left by this run's pace."""
+    wanted = spec.examples + spec.validation
+    solved: set[int] = set()
+    started, at_start = 0.0, 0
+
+    def heard(asked: Asked, counts: Counts) -> None:
+        nonlocal started, at_start
+        if not started and counts.asked > counts.known:
+            started, at_start = time.monotonic(), len(solved)
+        if asked.solved:
+            solved.add(asked.row.number)
+        rows = min(len(solved), wanted)
+        won = rows - at_start
+        left = (time.monotonic() - started) / won * (wanted - rows) if won > 0 else None
+        emit.progress(
+            message=f"asked {counts.asked}, right {counts.right}",
+            step=rows,
+            total_steps=wanted,
+            percent=round(100 * rows / wanted, 1),
+            tokens_per_second=counts.tokens_per_second,
+            eta_seconds=None if left is None else round(left, 1),
+        )
+
+    return heard
+
+
+def _unload(host: OllamaHost, model: str, emit: Emitter) -> None:
+    """A trainer on the same small GPU needs the memory that the base takes there."""
+    try:
+        host.unload(model)
+    except LocoError as error:
+        emit.log(f"{model} stays in the server's memory: {error.message}")
+
+
+def _say(
+    spec: PrepareSpec,
+    source: SelfSource,
+    collection: Collection,
+    sampling: Sampling,
+    emit: Emitter,
+) -> None:
+    emit.log(in_words(sampling))
+    if sampling.known:
+        emit.log(f"{sampling.known} of {sampling.asked} answers were known from earlier runs")
+    too_long = sum(asked.too_long for asked in collection.asked)
+    if too_long:
+        emit.log(f"{too_long} questions do not fit prepare.source.num_ctx, {source.num_ctx} tokens")
+    if sampling.hinted or sampling.gold:
+        emit.log(
+            f"rows with a hint: {sampling.hinted}, with the source's own answer: {sampling.gold}"
+        )
+    if len(collection.pairs) < source.pairs:
+        emit.log(
+            f"{len(collection.pairs)} pairs instead of {source.pairs}: too few questions have right "
+            "and wrong answers"
+        )
+    if 0 < len(collection.rows) < spec.examples and source.fallback == "drop":
+        emit.log("`--set prepare.source.fallback=gold` fills up with the source's own answers")
+    for line in sampling.advice:
+        emit.log(line)
+
+
+def _nothing(description: str, sieve: Sieve, sampling: Sampling) -> DataError:
+    if not sampling.questions:
+        return DataError(
+            f"No question of {description} can be asked: read {sieve.read}, dropped {sieve.in_words()}.",
+            param="prepare.source.questions",
+            hint="Questions need a right answer: one that ends in `#### N` or a number, or a `grader` "
+            "(docs/eval.md). Those that overlap an eval set are always dropped.",
+        )
+    return DataError(
+        f"No row came of {description}: {in_words(sampling)}.",
+        param="prepare.source",
+        hint=" ".join(sampling.advice)
+        or "prepare.source.fallback=gold takes the source's own answers instead.",
+    )

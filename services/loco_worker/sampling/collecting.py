@@ -1,0 +1,196 @@
+"""From questions to training rows, validation rows and pairs: waves, further rounds, hints, fallback."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from loco.contracts.sources import SelfSource
+from loco.contracts.specs import PrepareSpec
+from loco.stage.program import Emitter
+from loco_worker.sampling.pairs import pairs_of
+from loco_worker.sampling.questions import Questions
+from loco_worker.sampling.samples import Sampler
+from loco_worker.sampling.tries import Asked, Try
+from loco_worker.sampling.waves import given_up, wave_size
+from loco_worker.sources.overlap import OverlapIndex
+from loco_worker.sources.validation import apart
+
+
+class Taken(NamedTuple):
+    """A training row: a question and the answer that was taken."""
+
+    asked: Asked
+    kind: Literal["own", "hinted", "gold"]
+    #: The answer; None: the source's own.
+    answer: Try | None
+
+
+class Standing(NamedTuple):
+    """What the answers so far give."""
+
+    #: One a question, in the order of the questions.
+    trained: list[Asked]
+    validation: list[Asked]
+    pairs: list[dict[str, Any]]
+
+
+class Collection(NamedTuple):
+    """What sampling ends with."""
+
+    #: The questions that were asked, in order, then those taken with the source's own answer unasked.
+    asked: list[Asked]
+    rows: list[Taken]
+    validation: list[Asked]
+    pairs: list[dict[str, Any]]
+
+
+class Collecting:
+    """One collection; `source` is `spec.source`.
+
+    Args:
+        questions: to take from.
+        sampler: asks them.
+        spec: what is wanted.
+        source: how it is come by.
+        emit: hears of stop requests.
+    """
+
+    def __init__(
+        self,
+        questions: Questions,
+        sampler: Sampler,
+        spec: PrepareSpec,
+        source: SelfSource,
+        emit: Emitter,
+    ) -> None:
+        self._questions, self._sampler = questions, sampler
+        self._spec, self._source, self._emit = spec, source, emit
+        self._asked: list[Asked] = []
+
+    def run(self) -> Collection:
+        """Asks until all is there or nothing more is to be had.
+
+        Raises:
+            Stopped, OllamaUnavailable, OllamaRefused: see `Sampler.ask`.
+        """
+        standing = self._waves()
+        rows = [Taken(asked, "own", asked.rights()[0]) for asked in standing.trained]
+        for more in (self._further, self._hinted, self._gold):
+            missing = self._spec.examples - len(rows)
+            if missing > 0:
+                rows += more(missing)
+        return Collection(self._asked, rows, standing.validation, standing.pairs)
+
+    def _waves(self) -> Standing:
+        spec, source = self._spec, self._source
+        wanted = spec.examples + spec.validation
+        until: Callable[[Asked], bool] | None = None if source.pairs else _solved
+        while True:
+            standing = self._standing()
+            there = len(standing.trained) + len(standing.validation)
+            pairs = source.pairs - len(standing.pairs) if self._asked else 0
+            size = max(
+                wave_size(wanted - there, there, len(self._asked)),
+                wave_size(pairs, len(standing.pairs), len(self._asked)),
+            )
+            if not size or given_up(
+                self._asked,
+                max(wanted, source.pairs),
+                generated=self._questions.generated,
+                mixed=there >= wanted,
+            ):
+                return standing
+            wave = self._questions.take(size)
+            if not wave:
+                return standing
+            self._sampler.ask(wave, source.samples, until)
+            self._asked += wave
+
+    def _standing(self) -> Standing:
+        spec, source = self._spec, self._source
+        solved = [asked for asked in self._asked if asked.solved]
+        trained, others = solved[: spec.examples], solved[spec.examples :]
+        chosen = apart(
+            iter([asked.row for asked in others]),
+            [asked.row for asked in trained],
+            spec,
+            self._emit,
+        )
+        numbers = {row.number for row in chosen}
+        index = OverlapIndex(spec.overlap_ngram)
+        for row in chosen:
+            index.add(str(row.number), row.question, row.problem)
+        # what the loss is measured on must not be trained on in pairs either
+        paired = [
+            asked
+            for asked in (solved if source.pairs else [])
+            if asked.row.number not in numbers
+            and index.match(asked.row.question, asked.row.problem) is None
+        ]
+        instruction = source.instruction if source.train_instruction else None
+        return Standing(
+            trained,
+            [asked for asked in others if asked.row.number in numbers],
+            pairs_of(paired, source.pairs, source.per_question, instruction),
+        )
+
+    def _further(self, missing: int) -> list[Taken]:
+        """A second, third, … answer of questions that have one: first those not always solved."""
+        taken: list[Taken] = []
+        for nth in range(2, self._source.per_question + 1):
+            able = [q for q in self._asked if len(q.rights()) >= nth - 1]
+            able = [q for q in able if q.mixed] + [q for q in able if not q.mixed]
+
+            def has(asked: Asked, nth: int = nth) -> bool:
+                return len(asked.rights()) >= nth
+
+            while able and len(taken) < missing:
+                batch, able = _split(able, missing - len(taken))
+                short = [q for q in batch if not has(q)]
+                self._sampler.ask(short, self._source.samples, has)
+                taken += [Taken(q, "own", q.rights()[nth - 1]) for q in batch if has(q)]
+        return taken
+
+    def _hinted(self, missing: int) -> list[Taken]:
+        """Answers found with the right one as a hint, of questions that were never solved."""
+        taken: list[Taken] = []
+        able = [q for q in self._asked if not q.solved and not q.too_long and q.item.answer]
+        while self._source.hints and able and len(taken) < missing:
+            batch, able = _split(able, missing - len(taken))
+            self._sampler.ask(batch, self._source.samples, _solved_with_hint, hint=True)
+            taken += [
+                Taken(q, "hinted", next(t for t in q.hinted if t.right))
+                for q in batch
+                if _solved_with_hint(q)
+            ]
+        return taken
+
+    def _gold(self, missing: int) -> list[Taken]:
+        """The source's own answers: of questions never solved, then of others."""
+        if self._source.fallback != "gold":
+            return []
+        taken = [
+            Taken(q, "gold", None)
+            for q in self._asked
+            if not q.solved and not _solved_with_hint(q) and has_gold(q)
+        ][:missing]
+        while len(taken) < missing and (more := self._questions.take(missing - len(taken))):
+            self._asked += more
+            taken += [Taken(q, "gold", None) for q in more if has_gold(q)]
+        return taken
+
+
+def has_gold(asked: Asked) -> bool:
+    """Whether the source has an answer of its own to train on."""
+    return bool(asked.row.conversations[-1]["content"])
+
+
+def _solved(asked: Asked) -> bool:
+    return asked.solved
+
+
+def _solved_with_hint(asked: Asked) -> bool:
+    return any(t.right for t in asked.hinted)
+
+
+def _split(questions: Sequence[Asked], count: int) -> tuple[list[Asked], list[Asked]]:
+    return list(questions[:count]), list(questions[count:])

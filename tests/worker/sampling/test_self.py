@@ -1,0 +1,114 @@
+"""Source self from the spec to the files, against a server whose answers are made up."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loco.contracts.errors import DataError, InvalidRequest
+from loco.contracts.specs import PrepareSpec
+from loco_worker import prepare
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def base(answering: Any) -> Any:
+    """A base that is served; how good it is is up to `solving`."""
+    answering.models = {"smollm2:135m": "sha-base"}
+    return answering
+
+
+def solving(right: Callable[[int, int, int], bool]) -> Callable[[dict[str, Any]], tuple[str, str]]:
+    """Answers sums rightly where `right(a, b, seed)` says so."""
+
+    def answer(body: dict[str, Any]) -> tuple[str, str]:
+        question = body["messages"][-1]["content"].partition("?")[0]
+        a, b = (int(n) for n in question.removeprefix("What is ").split(" + "))
+        seed = body["options"]["seed"]
+        made = a + b if right(a, b, seed) else a + b + 1
+        return f"Way {seed % 97} of adding gives {made}.", "stop"
+
+    return answer
+
+
+def test_only_verified_answers_become_rows(run: Any, sums: Any, base: Any) -> None:
+    base.answer = solving(lambda a, b, seed: seed % 2 == 0)
+    got = run("a", url=base.url, questions=sums(60), examples=10, validation=3)
+    assert len(got.rows) == 10
+    for question, answer in got.rows:
+        a, b = (int(n) for n in question.removeprefix("What is ").rstrip("?").split(" + "))
+        assert answer.endswith(f"gives {a + b}.\nThe answer is {a + b}")
+    assert got.result.validation == 3
+    asked = {q for q, _ in got.rows}
+    held = {line["conversations"][0]["content"] for line in got.lines("validation_data.jsonl")}
+    assert not asked & held
+    assert sum(got.sampling.rows_by_tries.values()) == 10
+    assert 0.3 < got.sampling.pass_rate < 0.7
+    assert got.sampling.advice == ()
+    assert got.lines("preference_data.jsonl") == []
+
+
+def test_the_questions_are_those_that_gold_rows_have(
+    run: Any, sums: Any, base: Any, spec_of: Any, inputs_of: Any, tmp_path: Any, heard: Any
+) -> None:
+    base.answer = solving(lambda *_: True)
+    questions = sums(60)
+    own = run("a", url=base.url, questions=questions, examples=10, seed=3)
+    spec = PrepareSpec.model_validate({"source": questions, "examples": 10, "seed": 3})
+    (tmp_path / "gold").mkdir()
+    prepare.run(spec, inputs_of(), tmp_path / "gold", heard.emit)
+    gold = [
+        json.loads(line)["conversations"][0]["content"]
+        for line in (tmp_path / "gold" / "training_data.jsonl").read_text().splitlines()
+    ]
+    assert [question for question, _ in own.rows] == gold
+
+
+def test_timing_decides_nothing(run: Any, sums: Any, base: Any) -> None:
+    base.answer = solving(lambda a, b, seed: seed % 3 == 0)
+    asked = {"questions": sums(80), "examples": 12, "validation": 2, "pairs": 8}
+    first = run("a", url=base.url, answers="one", parallel=1, **asked)
+    base.seconds = 0.002
+    second = run("b", url=base.url, answers="two", parallel=16, **asked)
+    assert first.content == second.content
+    assert second.sampling.known == 0
+    assert run("c", url=base.url, answers="two", seed=5, **asked).content != first.content
+
+
+def test_a_second_job_with_more_examples_goes_on(run: Any, sums: Any, base: Any) -> None:
+    base.answer = solving(lambda a, b, seed: seed % 2 == 0)
+    questions = sums(300)
+    first = run("a", url=base.url, questions=questions, examples=22)
+    second = run("b", url=base.url, questions=questions, examples=40)
+    assert second.sampling.known >= 0.9 * first.sampling.asked
+    assert len(base.asked) == first.sampling.asked + second.sampling.asked - second.sampling.known
+
+
+def test_a_base_that_solves_nothing_gets_the_advice(run: Any, sums: Any, base: Any) -> None:
+    base.answer = solving(lambda *_: False)
+    questions = sums(60)
+    with pytest.raises(DataError, match="solved 0 of 60 questions") as caught:
+        run("a", url=base.url, questions=questions, samples=1)
+    assert "Take rows with given answers" in str(caught.value.hint)
+    assert "prepare.source={kind: jsonl, path: sums.jsonl}" in str(caught.value.hint)
+    gold = run("b", url=base.url, questions=questions, samples=1, fallback="gold")
+    assert len(gold.rows) == gold.sampling.gold == 6
+    assert all(answer.startswith("The answer is ") for _, answer in gold.rows)
+    assert gold.sampling.advice
+
+
+def test_a_generator_is_not_asked_for_ever(run: Any, base: Any) -> None:
+    base.answer = lambda _: ("no idea", "stop")
+    # ten times the 8 rows wanted
+    with pytest.raises(DataError, match="solved 0 of 80 questions"):
+        run("a", url=base.url, samples=1)
+    assert base.unloaded == ["smollm2:135m"]
+
+
+def test_a_spec_without_a_base_is_refused(run: Any, base: Any, spec_of: Any, heard: Any) -> None:
+    spec = spec_of().model_copy(update={"base_model": None})
+    with pytest.raises(InvalidRequest) as caught:
+        prepare.run(spec, None, None, heard.emit)  # type: ignore[arg-type]
+    assert caught.value.param == "prepare.base_model"
