@@ -3,7 +3,8 @@
     python -m loco_trainer.train --spec adapters/math/runs/JOB/train/a1/spec.json --out /tmp/replay
 
 Writes `checkpoints/` with the adapter, its config and the tokenizer, and below it `checkpoint-N/`
-folders to resume from. The loss counts on the assistant's answers only.
+folders to resume from. The loss counts on the assistant's answers only. With `train.preference` steps
+on pairs of a right and a wrong answer follow.
 """
 
 import sys
@@ -28,7 +29,7 @@ from loco.recipes.base_files import with_stored_size
 from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
-from loco_trainer.data import rows
+from loco_trainer.data import pairs, rows
 from loco_trainer.data.template import Template
 from loco_trainer.engines import choose
 from loco_trainer.gguf import parent as gguf_file
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _TRAINING = "prepare/training_data.jsonl"
 _VALIDATION = "prepare/validation_data.jsonl"
+_PREFERENCE = "prepare/preference_data.jsonl"
 #: Share of rows cut at max_length above which a warning is due.
 _MOST_CUT = 0.05
 
@@ -79,7 +81,7 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         total_steps=fitted.total_steps,
         resumed_from_step=fitted.resumed_from_step,
         first_loss=fitted.log[0].loss,
-        last_loss=fitted.log[-1].loss,
+        last_loss=[step.loss for step in fitted.log if step.part == "training"][-1],
         train_seconds=round(fitted.seconds, 3),
         tokens_per_second=round(fitted.tokens / max(fitted.seconds, 1e-9), 1),
         peak_gpu_memory_gb=max((a.peak_memory_gb for a in fitted.attempts), default=0.0),
@@ -99,6 +101,7 @@ def run(spec: TrainSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> TrainR
         best_validation_loss=validation.best.loss if validation.best else None,
         selected_step=fitted.selected_step,
         validation_seconds=round(validation.seconds, 3),
+        preference=fitted.preference,
     )
 
 
@@ -139,6 +142,8 @@ class _Facts:
     data: rows.Rows
     #: Rows kept out of training; empty where prepare kept none.
     held_out: list[rows.Row]
+    #: Of train.preference; None: not asked for.
+    pairs: pairs.Pairs | None
     lengths: Lengths
     #: The newest that can be gone on from.
     checkpoint: Path | None
@@ -161,22 +166,37 @@ def _gather(given: _Given) -> _Facts:
     template = _template(config, spec.base_model.system)
     data = _read(inputs.files[_TRAINING], template, spec, emit)
     held_out = _validation_rows(inputs, template, spec)
+    answers = _pairs(inputs, template, spec, emit)
     emit.check_stop()
     checkpoint = checkpoints.newest_whole(inputs.resume, emit)
     tried = checkpoints.attempts_of(checkpoint)[::-1] if checkpoint else ()
     lessons = Lessons((*tried, *inputs.tried))
-    return _Facts(engine, shape, template, data, held_out, lengths_of(data), checkpoint, lessons)
+    return _Facts(
+        engine=engine,
+        shape=shape,
+        template=template,
+        data=data,
+        held_out=held_out,
+        pairs=answers,
+        lengths=lengths_of(data, answers),
+        checkpoint=checkpoint,
+        lessons=lessons,
+    )
 
 
 def _plan(given: _Given, facts: _Facts) -> Plan:
     spec, models_dir = given.spec, given.inputs.models_dir
     data, engine, lessons = facts.data, facts.engine, facts.lessons
     worked = checkpoints.plan_of(facts.checkpoint) if facts.checkpoint else None
-    plan = plan_for(spec, facts.shape, data, engine, lessons=lessons, worked=worked)
+    plan = plan_for(
+        spec, facts.shape, data, engine, pairs=facts.pairs, lessons=lessons, worked=worked
+    )
     if plan.precision == "4bit" and facts.shape.quantized_bytes is None:
         _fetch(given, plan)  # its files say how large it is
         shape = with_stored_size(facts.shape, spec.base_model, models_dir)
-        plan = plan_for(spec, shape, data, engine, lessons=lessons, worked=worked)
+        plan = plan_for(
+            spec, shape, data, engine, pairs=facts.pairs, lessons=lessons, worked=worked
+        )
     way = ", ".join(described(plan, spec.step_rows))
     given.emit.log(
         f"Plan: engine {facts.engine}, {way}; expected "
@@ -215,8 +235,9 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "tuple[F
         plan,
         loaded,
         facts.data.rows,
+        pairs=facts.pairs,
         validation=validation,
-        smaller=ladder(spec, facts.shape, facts.data, lessons=facts.lessons),
+        smaller=ladder(spec, facts.shape, facts.data, pairs=facts.pairs, lessons=facts.lessons),
         load=lambda smaller: _load(given, smaller),
         folder=given.folder,
         emit=emit,
@@ -224,7 +245,10 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "tuple[F
     if checkpoint := facts.checkpoint:
         emit.log(f"Going on from step {checkpoints.step_of(checkpoint)} ({checkpoint}).")
         fit.resume(checkpoint)
-    emit.log(f"Training {len(facts.data.rows)} rows ({facts.data.tokens} tokens) on {_device()}.")
+    then = f", then {len(facts.pairs.pairs)} pairs," if facts.pairs else ""
+    emit.log(
+        f"Training {len(facts.data.rows)} rows ({facts.data.tokens} tokens){then} on {_device()}."
+    )
     fitted = fit.go()
     if len(fitted.log) < fitted.total_steps:
         emit.check_stop()
@@ -287,6 +311,33 @@ def _validation_rows(inputs: Inputs, template: Template, spec: TrainSpec) -> lis
             "prepare.examples, and a train.max_length they fit; or set train.select: last.",
         )
     return fitting
+
+
+def _pairs(
+    inputs: Inputs, template: Template, spec: TrainSpec, emit: Emitter
+) -> pairs.Pairs | None:
+    """The pairs prepare wrote; None where the recipe trains on none.
+
+    Raises:
+        InvalidRequest: it asks for them, and prepare wrote none.
+    """
+    if spec.preference is None:
+        return None
+    path = inputs.files.get(_PREFERENCE)
+    if path is None:
+        raise InvalidRequest(
+            "train.preference needs pairs of a right and a wrong answer, and prepare wrote none.",
+            param="train.preference",
+            hint="Take prepare.source.kind: self and set prepare.source.pairs, or leave "
+            "train.preference out.",
+        )
+    found = pairs.read(path, template, max_length=spec.max_length)
+    if found.left_out:
+        emit.log(
+            f"{found.left_out} of {len(found.pairs) + found.left_out} pairs are left out: an answer "
+            f"ends beyond train.max_length ({spec.max_length} tokens)."
+        )
+    return found
 
 
 def _template(base: Path, system: str | None) -> Template:

@@ -185,6 +185,7 @@ def _gate(
 ) -> GateResult:
     registered = inputs.results.get(Stage.REGISTER, {})
     checks = [Check.model_validate(check) for check in registered.get("checks") or ()]
+    prepared = inputs.results.get(Stage.PREPARE)
     serving = inputs.promoted
     if serving is not None and serving.candidate == registered.get("candidate"):
         serving = None  # what serves is measured again: there is nothing to take the place of
@@ -195,6 +196,7 @@ def _gate(
         serving.version if serving else None,
         contaminated=contaminated,
         not_compared=who.left_out.get(Baseline.PROMOTED),
+        own=None if prepared is None else prepared.get("sampling") is not None,
         adapter=inputs.adapter,
     )
 

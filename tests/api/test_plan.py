@@ -128,7 +128,8 @@ def test_a_plan_for_a_card_nobody_has_started(http):
 
 def test_a_4_bit_base_that_is_not_here_is_said_to_be_taken_for_plain_nf4(ledger, settings):
     def notes(memory_gb):
-        asked = {"adapter": "math", "device": {"name": "RTX 3090", "memory_gb": memory_gb}}
+        card = {"name": "RTX 3090", "memory_gb": memory_gb}
+        asked = {"adapter": "math", "profile": "gold", "device": card}
         return preview(ledger, settings, PlanRequest.model_validate(asked)).notes
 
     assert any("unsloth/Qwen3-4B-unsloth-bnb-4bit is not here yet" in note for note in notes(8))
@@ -232,6 +233,41 @@ def test_earlier_runs_give_lengths_and_correct_the_seconds(http, hands, trainer)
     assert other["history_runs"] == 1  # another machine's CPU is the best guess there is
     elsewhere = http.post("/plan", json={**TINY, "device": CARD}).json()
     assert elsewhere["history_runs"] == 0
+
+
+def test_how_long_the_base_is_asked_follows_from_what_it_answered_before(http, hands, trainer):
+    own = {"kind": "self", "questions": {"kind": "arithmetic"}, "samples": 3}
+    asked = {**TINY, "prepare": {"source": own, "examples": 168}}
+    before = http.post("/plan", json=asked).json()
+    prepare = {"stage": "prepare", "seconds": None, "basis": "unknown", "runs": 0}
+    assert before["stages"][0] == prepare
+    assert "smollm2:135m has answered no questions of math yet" in before["notes"][-1]
+
+    http.post("/jobs", json=asked)
+    sampling = {
+        "model": "smollm2:135m",
+        "digest": "d",
+        "server_version": "0.12.0",
+        "questions": 400,
+        "asked": 600,
+        "known": 500,
+        "right": 320,
+        "unfinished": 0,
+        "pass_rate": 0.5,
+        "solved": 300,
+        "rows_by_tries": {"1": 168},
+        "tokens": 30_000,
+        "tokens_per_second": 40.0,
+    }
+    rows = {"read": 400, "dropped": {}, "overlaps": [], "eval_items_checked": 0, "source": "own"}
+    hands.commit(hands.claim(Stage.PREPARE), {**prepared(168), **rows, "sampling": sampling})
+    after = http.post("/plan", json=asked).json()
+    # 267 questions asked 1.83 times for 200 rows, 50 tokens an answer, 40 a second: that the job took
+    # a second, as it knew most answers, is no measure
+    assert after["stages"][0]["seconds"] == pytest.approx(267 * 1.833 * 50 / 40, rel=0.01)
+    assert (after["stages"][0]["basis"], after["stages"][0]["runs"]) == ("runs", 1)
+    assert "267 questions" in after["notes"][-1]
+    assert after["total_seconds"] > before["total_seconds"]
 
 
 def test_export_on_a_cpu_says_nothing_of_a_gpu(http, hands, trainer):

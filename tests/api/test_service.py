@@ -89,7 +89,7 @@ def test_version_and_health(http):
 def test_adapters_and_one_adapter(http, adapters_dir):
     (math,) = http.get("/adapters").json()["data"]
     assert (math["name"], math["base_model"]) == ("math", "qwen3-4b")
-    assert math["profiles"] == ["default", "tiny"]
+    assert math["profiles"] == ["default", "gold", "strong", "tiny"]
     detail = http.get("/adapters/math").json()
     assert detail["recipe"]["register"]["num_ctx"] == 2048
     assert detail["resolved"]["train"]["lora"]["r"] == 16

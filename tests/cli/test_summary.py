@@ -1,15 +1,28 @@
 """The score table as a person sees it."""
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
-from loco.cli.summary import comparison_table, outcome
-from loco.contracts.jobs import StageStatus, Task
+from loco.cli.summary import comparison_table, outcome, render, serving
+from loco.contracts.evaluation import GateResult, Verdict
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.plans import Lengths, Plan
-from loco.contracts.results import Comparison, EvalResult, Score, TrainResult
+from loco.contracts.results import (
+    Comparison,
+    Dropped,
+    EvalResult,
+    PrepareResult,
+    Sampling,
+    Score,
+    TrainResult,
+)
+from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
+from loco.contracts.versions import Promotion
 
 
 def score(model: str, correct: int, low: float, high: float) -> Score:
@@ -62,6 +75,111 @@ PLAN = Plan(
     step_seconds=2.7,
     train_seconds=70,
 )
+
+
+SAMPLING = Sampling(
+    model="qwen3:4b",
+    digest="d" * 64,
+    server_version="0.12.0",
+    questions=260,
+    asked=432,
+    known=32,
+    right=240,
+    unfinished=3,
+    pass_rate=0.554,
+    solved=236,
+    rows_by_tries={1: 140, 2: 41, 3: 12, 4: 0},
+    hinted=4,
+    gold=3,
+    pairs=50,
+    tokens=123_456,
+    tokens_per_second=88.2,
+    advice=("Take gold rows.",),
+)
+
+
+def prepared(sampling: Sampling | None) -> Task:
+    result = PrepareResult(
+        seconds=70,
+        files={},
+        source="the base's own answers",
+        read=7473,
+        kept=200,
+        dropped=Dropped(),
+        overlaps=(),
+        eval_items_checked=0,
+        sampling=sampling,
+    )
+    return Task(
+        task_id="j-prepare",
+        job_id="j",
+        stage=Stage.PREPARE,
+        status=StageStatus.SUCCEEDED,
+        result=result.model_dump(mode="json"),
+    )
+
+
+def test_prepare_says_what_became_of_the_answers_it_asked_for() -> None:
+    assert outcome(prepared(SAMPLING)) == (
+        "200 rows (140 at try 1, 41 at try 2, 12 at try 3, 4 with a hint, 3 gold) and 50 pairs from "
+        "432 answers of qwen3:4b to 260 questions: 55.4 % right, 3 cut, 32 known before, 88 tokens/s"
+    )
+    nothing = {"known": 0, "unfinished": 0, "tokens_per_second": None, "pairs": 0, "hinted": 0}
+    plain = SAMPLING.model_copy(update={**nothing, "gold": 0, "rows_by_tries": {1: 200}})
+    assert outcome(prepared(plain)) == (
+        "200 rows (200 at try 1) from 432 answers of qwen3:4b to 260 questions: 55.4 % right"
+    )
+    assert outcome(prepared(None)) == "200 of 7473 rows"
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_advice_of_prepare_stands_below_the_stages(
+    spec: Callable[..., JobSpec], *, told: bool
+) -> None:
+    sampling = SAMPLING if told else SAMPLING.model_copy(update={"advice": ()})
+    job = Job(
+        id="j",
+        adapter="math",
+        profile="default",
+        status=JobStatus.RUNNING,
+        stages=(prepared(sampling),),
+        spec=spec(),
+        created_at=datetime(2026, 11, 28, tzinfo=UTC),
+    )
+    output = StringIO()
+    Console(width=200, file=output).print(render(job))
+    lines = [line.split(None, 1) for line in output.getvalue().splitlines() if line.strip()]
+    assert (["advice", "Take gold rows."] in [[w.rstrip() for w in line] for line in lines]) == told
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_what_to_try_stands_beside_a_version_of_which_no_gain_is_shown(
+    spec: Callable[..., JobSpec], *, promoted: bool
+) -> None:
+    """Advice was only shown of refused ones before."""
+    gate = GateResult(
+        verdict=Verdict.UNPROVEN, policy="not_worse", reasons=("The same.",), advice=("Take own.",)
+    )
+    result = EvalResult(
+        seconds=1, files={}, base_model="b", candidate="m:j", comparisons=(), gate=gate
+    )
+    fields = {"task_id": "j-eval", "job_id": "j", "stage": Stage.EVAL}
+    job = Job(
+        id="j",
+        adapter="math",
+        profile="gold",
+        status=JobStatus.SUCCEEDED,
+        stages=(Task(**fields, status="succeeded", result=result.model_dump(mode="json")),),
+        spec=spec(),
+        created_at=datetime(2026, 11, 28, tzinfo=UTC),
+        finished_at=datetime(2026, 11, 28, tzinfo=UTC),
+        promotion=Promotion(version=1, model="m", promoted=promoted, reason="Why not."),
+    )
+    output = StringIO()
+    Console(width=200, file=output).print(serving(job))
+    assert ["advice", "Take own."] in [
+        [word.rstrip() for word in line.split(None, 1)] for line in output.getvalue().splitlines()
+    ]
 
 
 def trained(**fields: object) -> Task:

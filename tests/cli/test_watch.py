@@ -72,6 +72,9 @@ def test_progress_in_words():
     measured = progress.model_copy(update={"validation_loss": 0.98765})
     assert "loss 1.235, validation 0.988, 512 tokens/s" in in_words(measured)
     assert in_words(Progress(percent=30.4, message="reading")) == "30 %, reading"
+    asking = Progress(step=80, total_steps=232, message="asked 150, right 81")
+    asking = asking.model_copy(update={"tokens_per_second": 95.4, "eta_seconds": 312.0})
+    assert in_words(asking) == "step 80/232, asked 150, right 81, 95 tokens/s, 5 min 12 s left"
 
 
 @pytest.fixture

@@ -300,7 +300,7 @@ def test_keys(client, live_settings, live_api):
 
 def test_adapters_workers_ready_version(client):
     assert [adapter["name"] for adapter in client.adapters()] == ["math"]
-    assert client.adapter("math")["profiles"] == ["default", "tiny"]
+    assert client.adapter("math")["profiles"] == ["default", "gold", "strong", "tiny"]
     assert client.workers() == []
     assert client.ready()["checks"]["redis"]["status"] == "ok"
     assert client.version()["name"] == "locollm"

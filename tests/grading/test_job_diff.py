@@ -26,6 +26,21 @@ PREPARED = {
     "overlaps": [],
     "eval_items_checked": 20,
 }
+SAMPLING = {
+    "model": "smollm2:135m",
+    "digest": "d1",
+    "server_version": "0.12.0",
+    "questions": 170,
+    "asked": 300,
+    "known": 0,
+    "right": 165,
+    "unfinished": 1,
+    "pass_rate": 0.55,
+    "solved": 160,
+    "rows_by_tries": {1: 100, 2: 60},
+    "tokens": 9000,
+    "tokens_per_second": 88.0,
+}
 PLAN = {
     "engine": "peft",
     "precision": "fp32",
@@ -248,6 +263,45 @@ def test_other_inputs_and_rows_are_data(one: Made, two: Made) -> None:
     }
     assert found.verdict is Sameness.DIFFERENT
     assert "training_data.jsonl is not the same" in " ".join(found.reasons)
+
+
+def test_what_was_asked_of_the_base_is_data(one: Made, two: Made) -> None:
+    one.results[Stage.PREPARE] = {**PREPARED, "sampling": SAMPLING}
+    again = {**SAMPLING, "known": 300, "tokens_per_second": None, "advice": ["Take gold rows."]}
+    two.results[Stage.PREPARE] = {**PREPARED, "sampling": again}
+    found = seen(one, two)
+    assert found.verdict is Sameness.IDENTICAL
+    assert found.data == (), "answers that were known give the same rows"
+    again |= {"digest": "d2", "pass_rate": 0.5, "rows_by_tries": {1: 100, 3: 60}, "tokens": 9001}
+    assert fields(seen(one, two).data) == {
+        "prepare.sampling.digest": ("d1", "d2"),
+        "prepare.sampling.pass_rate": (0.55, 0.5),
+        "prepare.sampling.rows_by_tries.2": (60, None),
+        "prepare.sampling.rows_by_tries.3": (None, 60),
+        "prepare.sampling.tokens": (9000, 9001),
+    }
+    one.results[Stage.PREPARE] = PREPARED
+    assert fields(seen(one, two).data)["prepare.sampling.pass_rate"] == (None, 0.5)
+
+
+def test_other_pairs_are_other_data(one: Made, two: Made) -> None:
+    for made, content in ((one, b"pairs"), (two, b"other pairs")):
+        made.files[Stage.PREPARE]["preference_data.jsonl"] = content
+    found = seen(one, two)
+    assert found.verdict is Sameness.DIFFERENT
+    assert "preference_data.jsonl is not the same" in found.reasons[0]
+
+
+def test_who_was_asked_is_told_by_the_base_and_the_source(
+    one: Made, two: Made, spec: Callable[..., JobSpec]
+) -> None:
+    """What source self asks follows from the base: not every field of it once more."""
+    own = {"kind": "self", "questions": {"kind": "arithmetic"}, "samples": 2}
+    one.spec = spec(prepare={"source": own})
+    two.spec = spec(prepare={"source": own | {"samples": 3}})
+    assert fields(seen(one, two).recipe) == {"prepare.source.samples": (2, 3)}
+    two.spec = spec()
+    assert not [f for f in fields(seen(one, two).recipe) if "base_model" in f]
 
 
 def test_another_environment_is_named_version_by_version(one: Made, two: Made) -> None:

@@ -94,6 +94,15 @@ def test_no_gate_promotes_them(profile: str) -> None:
     assert view(STORED[profile]).spec.eval.gate.policy == "never"
 
 
+def test_they_trained_on_the_rows_as_they_came_and_answered_in_so_many_tokens() -> None:
+    """Whatever profile default and the defaults of the stages say today."""
+    spec = view(STORED["default"]).spec
+    assert (spec.prepare.source.kind, spec.prepare.base_model) == ("huggingface", None)
+    assert spec.train.preference is None
+    for part in (spec.export, spec.register_, spec.eval):
+        assert part.num_predict == 512
+
+
 def test_all_else_is_as_it_was_stored() -> None:
     spec = json.loads(view(STORED["tiny"]).spec.model_dump_json(by_alias=True))
     for stage in ("prepare", "train", "export", "register", "eval"):

@@ -16,12 +16,14 @@ from loco.contracts.errors import (
 )
 from loco.contracts.evaluation import Role
 from loco.contracts.requests import JobRequest
+from loco.contracts.sources import HuggingFaceSource, JsonlSource, SelfSource
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import load_catalog
 from loco.recipes.resolve import adapter_names, load_recipe, merge, resolve
 
 Resolve = Callable[..., JobSpec]
+_QUESTIONS = "prepare.source.questions"
 
 
 @pytest.fixture
@@ -44,8 +46,9 @@ def rewrite(adapters_dir: Path) -> Callable[..., None]:
 
 
 class TestMathRecipe:
-    def test_default_is_the_brief(self, ask: Resolve) -> None:
-        spec = ask()
+    @pytest.mark.parametrize("profile", ["default", "gold"])
+    def test_hyperparameters_are_the_briefs(self, ask: Resolve, profile: str) -> None:
+        spec = ask(profile=profile)
         train = spec.train
         assert train.base_model.train == "unsloth/Qwen3-4B-unsloth-bnb-4bit"
         assert train.base_model.ollama == "qwen3:4b"
@@ -53,11 +56,53 @@ class TestMathRecipe:
         assert train.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
         assert (train.learning_rate, train.epochs, train.max_length) == (2e-4, 3, 1024)
         assert train.batch_size * train.gradient_accumulation == 8
-        assert spec.prepare.source.kind == "huggingface"
+        assert train.preference is None
         assert spec.prepare.examples == 200
         assert spec.export.quantization == spec.register_.quantization == "Q4_K_M"
         assert spec.register_.model_name == "locollm-math"
         assert spec.stages == tuple(Stage)
+
+    def test_default_learns_from_the_bases_own_answers_to_the_same_problems(
+        self, ask: Resolve
+    ) -> None:
+        own, gold = ask(), ask(profile="gold")
+        source = own.prepare.source
+        assert isinstance(source, SelfSource)
+        assert isinstance(gold.prepare.source, HuggingFaceSource)
+        assert source.questions == gold.prepare.source
+        assert (source.samples, source.temperature, source.top_p) == (4, 0.8, 0.95)
+        assert source.instruction == own.eval.instruction, (
+            "what the base is told is what it is asked"
+        )
+        assert not source.train_instruction
+        assert own.prepare.base_model == own.train.base_model
+        assert gold.prepare.base_model is None
+        assert (own.train, own.export, own.eval) == (gold.train, gold.export, gold.eval)
+
+    def test_strong_asks_for_pairs_and_trains_on_them(self, ask: Resolve) -> None:
+        spec = ask(profile="strong")
+        source = spec.prepare.source
+        assert isinstance(source, SelfSource)
+        assert source.questions == ask(profile="gold").prepare.source, (
+            "a profile adds to the source"
+        )
+        assert source.pairs
+        assert spec.train.preference is not None
+        assert spec.prepare.examples > ask().prepare.examples
+
+    @pytest.mark.parametrize("profile", ["default", "gold", "strong"])
+    def test_profiles_on_one_base_are_versions_of_one_model(
+        self, ask: Resolve, profile: str
+    ) -> None:
+        spec = ask(profile=profile)
+        assert (spec.register_.model_name, spec.place) == ("locollm-math", "")
+
+    def test_a_base_that_thinks_in_words_is_not_cut(self, ask: Resolve) -> None:
+        for profile in ("default", "gold", "strong"):
+            spec = ask(profile=profile)
+            for part in (spec.export, spec.register_, spec.eval):
+                assert (part.num_predict, part.num_ctx) == (1024, 2048)
+        assert ask(profile="tiny").eval.num_predict == 128
 
     def test_tiny_needs_no_hub(self, ask: Resolve) -> None:
         spec = ask(profile="tiny")
@@ -84,7 +129,7 @@ class TestMathRecipe:
         assert ask(base_model="qwen3-4b").register_.model_name == "locollm-math"
 
     def test_survives_a_round_trip_as_json(self, ask: Resolve) -> None:
-        for profile in ("default", "tiny"):
+        for profile in ("default", "gold", "strong", "tiny"):
             spec = ask(profile=profile)
             assert JobSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
 
@@ -101,8 +146,47 @@ class TestOverrides:
     def test_another_kind_of_source_replaces_the_old_one(self, ask: Resolve) -> None:
         spec = ask(prepare={"source": {"kind": "jsonl", "path": "x.jsonl"}})
         assert spec.prepare.source.model_dump() == {"kind": "jsonl", "path": "x.jsonl"}
-        spec = ask(prepare={"source": {"split": "test"}})
+        spec = ask(profile="gold", prepare={"source": {"split": "test"}})
         assert (spec.prepare.source.kind, spec.prepare.source.split) == ("huggingface", "test")
+
+    def test_source_self_is_changed_field_by_field(self, ask: Resolve) -> None:
+        source = ask(prepare={"source": {"samples": 8, "kind": "self"}}).prepare.source
+        assert source == ask().prepare.source.model_copy(update={"samples": 8})
+        questions = {"kind": "jsonl", "path": "mine.jsonl"}
+        source = ask(prepare={"source": {"questions": questions}}).prepare.source
+        assert isinstance(source, SelfSource)
+        assert source.questions == JsonlSource.model_validate(questions)
+        assert source.instruction == ask().eval.instruction
+
+    def test_given_rows_can_become_questions(self, ask: Resolve) -> None:
+        own = {"kind": "self", "questions": {"kind": "arithmetic"}, "samples": 2}
+        spec = ask(profile="tiny", prepare={"source": own})
+        source = spec.prepare.source
+        assert isinstance(source, SelfSource)
+        assert (source.samples, source.instruction) == (2, None)
+        assert spec.prepare.base_model == spec.train.base_model
+        assert ask(prepare={"source": {"kind": "arithmetic"}}).prepare.base_model is None
+
+    @pytest.mark.parametrize("profile", ["gold", "tiny"])
+    def test_source_self_needs_questions(self, ask: Resolve, profile: str) -> None:
+        for source in ({"kind": "self"}, {"kind": "self", "samples": 8, "questions": None}):
+            with pytest.raises(InvalidRequest, match="no questions") as caught:
+                ask(profile=profile, prepare={"source": source})
+            assert caught.value.param == "prepare.source.questions"
+            assert "prepare.source.questions" in str(caught.value.hint)
+
+    def test_a_field_of_the_questions_beside_them_is_told_where_it_belongs(
+        self, ask: Resolve
+    ) -> None:
+        with pytest.raises(InvalidRequest, match=r"prepare\.source\.split") as caught:
+            ask(prepare={"source": {"split": "test"}})
+        assert "prepare.source.questions.split" in str(caught.value.hint)
+
+    def test_rows_with_answers_are_not_sampled(self, ask: Resolve) -> None:
+        with pytest.raises(InvalidRequest, match=r"prepare\.source\.samples") as caught:
+            ask(profile="gold", prepare={"source": {"samples": 8}})
+        assert caught.value.param == "prepare.source.samples"
+        assert "self" in str(caught.value.hint)
 
     def test_one_seed_for_every_stage_that_sets_none(self, ask: Resolve) -> None:
         spec = ask(seed=11, train={"seed": 12})
@@ -191,7 +275,7 @@ class TestRefusals:
         assert caught.value.param == "adapter"
 
     def test_unknown_profile_names_those_there_are(self, ask: Resolve) -> None:
-        with pytest.raises(UnknownProfile, match="Profiles: default, tiny"):
+        with pytest.raises(UnknownProfile, match="Profiles: default, gold, strong, tiny"):
             ask(profile="huge")
 
     def test_unknown_base_model_names_those_there_are(self, ask: Resolve) -> None:
@@ -207,6 +291,10 @@ class TestRefusals:
             ({"train": {"lora": 5}}, "train.lora"),
             ({"train": {"epoch": 1}}, "train.epoch"),
             ({"prepare": {"examples": 0}}, "prepare.examples"),
+            ({"prepare": {"source": {"samples": 0}}}, "prepare.source.samples"),
+            ({"prepare": {"source": {"sampels": 2}}}, "prepare.source.sampels"),
+            ({"prepare": {"source": {"questions": {"kind": "jsonl"}}}}, _QUESTIONS + ".path"),
+            ({"prepare": {"source": {"questions": {"kind": "self"}}}}, _QUESTIONS),
             ({"export": {"quantization": "Q2"}}, "export.quantization"),
             ({"register": {"temperature": None}}, "register.temperature"),
             ({"train": {"base_model": "gpt"}}, "train.base_model"),

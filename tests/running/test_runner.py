@@ -193,6 +193,17 @@ def test_the_same_inputs_are_reused_and_changed_ones_are_not(bench: Bench) -> No
     assert bench.task(other_benchmark, Stage.PREPARE).status is StageStatus.SUCCEEDED
 
 
+def test_a_base_s_own_answers_are_asked_for_anew_and_train_is_reused(bench: Bench) -> None:
+    """The base may be another one under its name since; the same answers give the same files."""
+    own = {"source": {"kind": "self", "questions": {"kind": "arithmetic"}}}
+    first, second = (bench.submit(Stage.PREPARE, Stage.TRAIN, prepare=own) for _ in range(2))
+    for queue in (Queue.CPU, Queue.CPU, Queue.GPU, Queue.GPU):
+        bench.runner.run_one(queue)
+    for job in (first, second):
+        assert bench.task(job, Stage.PREPARE).status is StageStatus.SUCCEEDED
+    assert bench.task(second, Stage.TRAIN).reused_from == first.id
+
+
 def test_what_models_in_ollama_answer_is_measured_anew(bench: Bench) -> None:
     """The base may be another one under its name since."""
     built = bench.submit()

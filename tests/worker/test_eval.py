@@ -113,6 +113,32 @@ def test_both_models_answer_every_question_of_every_set(
     assert f"gate: {result.gate.verdict}." in heard.logs
 
 
+def test_a_base_too_weak_for_its_own_answers_is_told_to_take_others(
+    run: Callable[..., EvalResult], tiny: JobSpec, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text('{"id": "h0001", "question": "What is 3 + 4?", "answer": "123456"}\n')
+
+    def advice(results: dict[Stage, Any]) -> str:
+        result = run(
+            {"limit": 1, "num_predict": 16},
+            files={"prepare/eval_sets/held_out.jsonl": held_out},
+            results=results,
+        )
+        assert result.gate is not None
+        return " ".join(result.gate.advice)
+
+    proven = json.loads((tmp_path / "out/register.json").read_text())
+    proven["checks"] = [check | {"passed": True} for check in proven["checks"]]
+    registered = {Stage.REGISTER: proven}
+    told = {"eval_sources": {n: s.model_dump() for n, s in tiny.prepare.eval_sets.items()}}
+    assert "profile `gold`" in advice(
+        {**registered, Stage.PREPARE: {**told, "sampling": {"pass_rate": 0.0}}}
+    )
+    assert "gold" not in advice({**registered, Stage.PREPARE: {**told, "sampling": None}})
+    assert "gold" not in advice({**registered, Stage.PREPARE: told})
+
+
 def test_baselines_are_the_base_instructed_exported_and_what_serves(
     run: Callable[..., EvalResult], tmp_path: Path, model_host: str
 ) -> None:

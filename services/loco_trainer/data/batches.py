@@ -81,7 +81,16 @@ def steps_of(
         Passes over the data when the step is done, and the step's rows, shortest first.
     """
     lengths = [len(row.input_ids) for row in rows]
-    steps_per_epoch = -(-len(rows) // step_rows)
+    orders = step_orders(lengths, step_rows=step_rows, seed=seed, first=first, last=last)
+    for epoch, chosen in orders:
+        yield epoch, [rows[i] for i in chosen]
+
+
+def step_orders(
+    lengths: Sequence[int], *, step_rows: int, seed: int, first: int, last: int
+) -> Iterator[tuple[float, list[int]]]:
+    """As `steps_of`, of whatever has these lengths: numbers instead of rows."""
+    steps_per_epoch = -(-len(lengths) // step_rows)
     order: list[int] = []
     shown = -1
     for step in range(first, last):
@@ -89,7 +98,7 @@ def steps_of(
         if epoch != shown:
             order, shown = epoch_order(lengths, step_rows=step_rows, seed=seed, epoch=epoch), epoch
         chosen = order[place * step_rows : (place + 1) * step_rows]
-        yield epoch + (place + 1) / steps_per_epoch, [rows[i] for i in chosen]
+        yield epoch + (place + 1) / steps_per_epoch, chosen
 
 
 class Sizes(NamedTuple):

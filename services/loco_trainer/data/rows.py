@@ -120,6 +120,34 @@ def encode(messages: list[Message], template: Template) -> list[Row]:
     Raises:
         DataError: the template does not continue the prompt with the answer, or knows no thoughts.
     """
+    asked = _asked(messages)
+    messages = thoughts.as_read(messages, asked, template)
+    if len(asked) > 1:
+        row = _row_of_all(messages, asked, template)
+        return [row] if row else [_row_of_last(messages[: n + 1], template) for n in asked]
+    return [_row_of_last(messages, template)]
+
+
+def encode_last(messages: list[Message], template: Template) -> Row:
+    """Tokenizes one conversation; the loss counts on the last turn alone.
+
+    Args:
+        messages: the last one is the assistant's.
+        template: the chat template of the training.
+
+    Raises:
+        DataError: as of `encode`.
+    """
+    last = _asked(messages)[-1:]
+    return _row_of_last(thoughts.as_read(messages, last, template), template)
+
+
+def _asked(messages: list[Message]) -> list[int]:
+    """The places of the answers to a user's turn.
+
+    Raises:
+        DataError: there is none.
+    """
     first = next((n for n, message in enumerate(messages) if message["role"] == "user"), None)
     asked = [
         place
@@ -132,11 +160,7 @@ def encode(messages: list[Message], template: Template) -> list[Row]:
             "never asked.",
             hint="Put a turn of role user before the answer, or leave the row out.",
         )
-    messages = thoughts.as_read(messages, asked, template)
-    if len(asked) > 1:
-        row = _row_of_all(messages, asked, template)
-        return [row] if row else [_row_of_last(messages[: n + 1], template) for n in asked]
-    return [_row_of_last(messages, template)]
+    return asked
 
 
 def _row_of_all(messages: list[Message], asked: list[int], template: Template) -> Row | None:
@@ -249,7 +273,7 @@ def _encoded(path: Path, number: int, messages: list[Message], template: Templat
 def _messages(path: Path, number: int, line: str) -> list[Message]:
     try:
         messages = json.loads(line)["conversations"]
-        messages = [_message(turn) for turn in messages]
+        messages = [message_of(turn) for turn in messages]
         well_formed = len(messages) > 1 and messages[-1]["role"] == "assistant"
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(_malformed(path, number)) from error
@@ -264,7 +288,12 @@ def _messages(path: Path, number: int, line: str) -> list[Message]:
     return messages
 
 
-def _message(turn: dict[str, Any]) -> Message:
+def message_of(turn: dict[str, Any]) -> Message:
+    """A turn of a data file.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
     message = {"role": turn["role"], "content": turn["content"]}
     if turn["role"] == "assistant" and turn.get("reasoning_content") is not None:
         message["reasoning_content"] = turn["reasoning_content"]

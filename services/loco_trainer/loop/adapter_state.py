@@ -76,6 +76,11 @@ class AdapterState:
         self.gradient.zero_()
         return norm
 
+    def forget_moments(self) -> None:
+        """Has the optimizer begin anew."""
+        for moment in self._optimizer.state[self.parameters].values():
+            moment.zero_()
+
     def copied(self) -> torch.Tensor:
         """The adapter's parameters as they are now, flat float32, in RAM."""
         return self.parameters.data.to("cpu", copy=True)
@@ -106,8 +111,8 @@ class AdapterState:
         if self.parameters.is_cuda:
             tensors["cuda_rng"] = torch.cuda.get_rng_state()
         save_file(tensors, folder / _MOMENTS)
-        scale = self.scaler.state_dict()
-        (folder / _STATE).write_text(json.dumps(state | {"loss_scale": scale}) + "\n")
+        own = {"loss_scale": self.scaler.state_dict(), "optimizer_step": int(moments["step"])}
+        (folder / _STATE).write_text(json.dumps(state | own) + "\n")
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Goes back to what `save` wrote; returns the loop's state."""
@@ -116,7 +121,9 @@ class AdapterState:
         state: dict[str, Any] = json.loads((folder / _STATE).read_text())
         device = self.parameters.device
         self._set_moments(
-            state["global_step"], tensors["exp_avg"].to(device), tensors["exp_avg_sq"].to(device)
+            state["optimizer_step"],
+            tensors["exp_avg"].to(device),
+            tensors["exp_avg_sq"].to(device),
         )
         torch.set_rng_state(tensors["cpu_rng"])
         if self.parameters.is_cuda and "cuda_rng" in tensors:

@@ -16,7 +16,7 @@ from loco.stage.program import Emitter
 
 _SEAL = "complete.json"
 #: Raised when what a checkpoint holds changes, so that those of an older version are passed over.
-_FORMAT = 3
+_FORMAT = 4
 _KEPT = 2
 
 

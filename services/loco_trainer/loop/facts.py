@@ -1,7 +1,7 @@
 """The facts a plan follows from, as this machine and these rows have them; `loco.planning.planner` decides."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loco.contracts.plans import Device, Engine, Lengths, Plan, Shape
@@ -11,7 +11,8 @@ from loco.planning.planner import make_plan, next_rung
 from loco.recipes.base_files import with_stored_size
 from loco.stage import hardware
 from loco_trainer.bases import find
-from loco_trainer.data.rows import IGNORED, Rows
+from loco_trainer.data.pairs import Pairs
+from loco_trainer.data.rows import IGNORED, Row, Rows
 from loco_trainer.machine.imports import is_installed
 
 #: Nothing was tried before.
@@ -38,6 +39,7 @@ def plan_for(
     rows: Rows,
     engine: Engine,
     *,
+    pairs: Pairs | None = None,
     lessons: Lessons = _NONE,
     worked: Plan | None = None,
 ) -> Plan:
@@ -48,6 +50,7 @@ def plan_for(
         shape: of the base model.
         rows: the tokenized data.
         engine: which engine trains.
+        pairs: of `spec.preference`.
         lessons: what earlier runs teach.
         worked: the plan of the checkpoint that is gone on from; it is kept on a like device with room.
 
@@ -62,23 +65,42 @@ def plan_for(
         and worked.memory_gb <= here.free_gb
     ):
         return worked.model_copy(update={"why": "it worked until the checkpoint"})
-    return make_plan(spec, shape, lengths_of(rows), here, engine=engine, lessons=lessons)
+    lengths = lengths_of(rows, pairs)
+    return make_plan(spec, shape, lengths, here, engine=engine, lessons=lessons)
 
 
 def ladder(
-    spec: TrainSpec, shape: Shape, rows: Rows, *, lessons: Lessons = _NONE
-) -> Callable[[Plan], Plan | None]:
-    """A function from a plan that ran out of memory to the next one to try, None after the last."""
-    lengths, where = lengths_of(rows), device()
+    spec: TrainSpec,
+    shape: Shape,
+    rows: Rows,
+    *,
+    pairs: Pairs | None = None,
+    lessons: Lessons = _NONE,
+) -> Callable[[Plan, bool], Plan | None]:
+    """A function from a plan that ran out of memory to the next one to try, None after the last.
+
+    It is also told whether memory ran out on pairs.
+    """
+    lengths, where = lengths_of(rows, pairs), device()
     if not is_installed("bitsandbytes"):
         spec = spec.model_copy(update={"load_in_4bit": False})
-    return lambda plan: next_rung(plan, spec, shape, lengths, where, lessons=lessons)
+    return lambda plan, on_pairs: next_rung(
+        plan, spec, shape, lengths, where, lessons=lessons, on_pairs=on_pairs
+    )
 
 
-def lengths_of(rows: Rows) -> Lengths:
-    """How long the tokenized rows are."""
-    sizes = sorted(len(row.input_ids) for row in rows.rows)
-    answers = sum(label != IGNORED for row in rows.rows for label in row.labels)
+def lengths_of(rows: Rows, pairs: Pairs | None = None) -> Lengths:
+    """How long the tokenized rows are, and those of pairs."""
+    lengths = _lengths_of(rows.rows)
+    if pairs is None:
+        return lengths
+    both = [row for pair in pairs.pairs for row in pair.rows]
+    return lengths.model_copy(update={"pairs": _lengths_of(both)})
+
+
+def _lengths_of(rows: Sequence[Row]) -> Lengths:
+    sizes = sorted(len(row.input_ids) for row in rows)
+    answers = sum(label != IGNORED for row in rows for label in row.labels)
     return Lengths(
         rows=len(sizes),
         tokens=sum(sizes),

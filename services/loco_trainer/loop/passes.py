@@ -24,21 +24,30 @@ _TOKENS = 128
 
 
 class Passes:
-    """Adds the gradient of some rows to the adapter's, and their loss to `loss`."""
+    """Adds gradients to the adapter's, and what they are of to `figures`."""
 
-    def __init__(self, loaded: Loaded, adapter: AdapterState) -> None:
+    def __init__(self, loaded: Loaded, adapter: AdapterState, *, figures: int = 1) -> None:
         self._loaded = loaded
         self._adapter = adapter
         self._device = adapter.parameters.device
-        #: [1] sum of the losses since `start_step`, divided by the step's answers.
-        self._loss = torch.zeros(1, device=self._device)
-        #: [1] 1 / answer tokens of the step.
+        #: Sums since `start_step`, divided by what the step has of what they count.
+        self._figures = torch.zeros(figures, device=self._device)
+        #: [1] 1 / that count.
         self._share = torch.ones(1, device=self._device)
 
-    def start_step(self, answers: int) -> None:
-        """Begins an optimizer step of so many answer tokens."""
-        self._loss.zero_()
-        self._share.fill_(1.0 / answers)
+    def start_step(self, count: int) -> None:
+        """Begins an optimizer step whose loss is the mean over so many answer tokens (or pairs)."""
+        self._figures.zero_()
+        self._share.fill_(1.0 / count)
+
+    @property
+    def figures(self) -> torch.Tensor:
+        """[figures] means over the step so far, the loss first; reading them waits."""
+        return self._figures
+
+
+class RowPasses(Passes):
+    """Passes over rows; the one figure is the mean loss of the step's answer tokens, nats."""
 
     def lay_out(self, rows: Sequence[Row]) -> Batch:
         """The rows of one micro-batch as tensors in RAM; the GPU may be busy meanwhile."""
@@ -48,17 +57,12 @@ class Passes:
         """Forward and backward over a batch that `lay_out` made."""
         self._compute(batch.to(self._device))
 
-    @property
-    def loss(self) -> torch.Tensor:
-        """[1] mean loss of the step's answer tokens so far, nats; reading it waits."""
-        return self._loss
-
     def _compute(self, batch: Batch) -> None:
         with self._loaded.computing():
             losses = self._loaded.losses(batch)
         loss = losses.sum() * self._share
         self._adapter.scaler.scale(loss).backward()
-        self._loss += loss.detach()
+        self._figures += loss.detach()
 
 
 @dataclass
@@ -69,7 +73,7 @@ class _Record:
     graph: Any = None
 
 
-class RecordedPasses(Passes):
+class RecordedPasses(RowPasses):
     """Passes on a GPU that are recorded when a size is met a second time.
 
     The first time runs as usual: it compiles and loads the kernels, which a recording cannot.
@@ -123,7 +127,7 @@ class RecordedPasses(Passes):
 
 def choose_passes(
     loaded: Loaded, adapter: AdapterState, *, recorded: bool, micro_batch: int, longest: int
-) -> Passes:
+) -> RowPasses:
     """Passes as planned.
 
     Args:
@@ -135,4 +139,4 @@ def choose_passes(
     """
     if recorded:
         return RecordedPasses(loaded, adapter, micro_batch=micro_batch, longest=longest)
-    return Passes(loaded, adapter)
+    return RowPasses(loaded, adapter)

@@ -30,11 +30,17 @@ def rate_factor(spec: TrainSpec, steps: int, step: int) -> float:
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
-def diverged(message: str) -> TrainingFailed:
-    """A loss that is no number, as an error that says what to change."""
+def diverged(message: str, *, field: str = "train.learning_rate") -> TrainingFailed:
+    """A loss that is no number, as an error that says what to change.
+
+    Args:
+        message: what was seen.
+        field: of the recipe that gives the learning rate.
+    """
+    data = "preference_data" if "preference" in field else "training_data"
     return TrainingFailed(
         message,
-        param="train.learning_rate",
-        hint="Lower train.learning_rate (a tenth is a good try) or raise "
-        "train.warmup_ratio, and look for odd rows in training_data.jsonl.",
+        param=field,
+        hint=f"Lower {field} (a tenth is a good try) or raise "
+        f"train.warmup_ratio, and look for odd rows in {data}.jsonl.",
     )

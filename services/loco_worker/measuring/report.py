@@ -73,14 +73,30 @@ def warnings(
             "Whether problems overlap the training data is not known: the job's stage prepare left none."
         )
     for comparison in comparisons:
-        base = comparison.base
-        if comparison.against is Baseline.BASE and is_cut_often(comparison):
+        base, candidate = comparison.base, comparison.candidate
+        if is_cut_often(base):
             found.append(
-                f"{base.unfinished} of {base.total} answers of {base.model} to {comparison.set} were cut "
-                f"at eval.num_predict = {num_predict} tokens: a limit too small for the base fakes a "
-                f"gain. {_won_on_cut(comparison)} Raise it until few are cut."
+                f"{_cut(NAMES[comparison.against], base, comparison.set, num_predict)}: a limit too small for what the candidate is "
+                f"compared with fakes a gain. {_won_on_cut(comparison)} {_RAISE}"
             )
-    return tuple(found)
+        if is_cut_often(candidate):
+            found.append(
+                f"{_cut('the new model', candidate, comparison.set, num_predict)}: its score is too low, or it has not "
+                f"learnt to end. {_RAISE} If the part stays as large, train on answers that end."
+            )
+    return tuple(dict.fromkeys(found))  # the candidate is in every comparison of a set
+
+
+_RAISE = (
+    "Raise eval.num_predict (and eval.num_ctx, which holds question and answer) until few are cut."
+)
+
+
+def _cut(who: str, score: Score, name: str, num_predict: int) -> str:
+    return (
+        f"{score.unfinished} of {score.total} answers of {who} {score.model} to {name} were cut at "
+        f"eval.num_predict = {num_predict} tokens"
+    )
 
 
 def _won_on_cut(comparison: Comparison) -> str:

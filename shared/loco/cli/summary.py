@@ -24,6 +24,7 @@ from loco.contracts.results import (
     ExportResult,
     PrepareResult,
     RegisterResult,
+    Sampling,
     Score,
     TrainResult,
 )
@@ -51,6 +52,9 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
         adapters_dir: the adapters folder when it is on this machine: paths are then absolute.
     """
     parts: list[RenderableType] = [headline(job), stage_table(job)]
+    prepared = _result(job.stage(Stage.PREPARE), PrepareResult)
+    if prepared and prepared.sampling and prepared.sampling.advice:
+        parts += ["", _fields([("advice", advice) for advice in prepared.sampling.advice])]
     if gguf := _gguf(job, adapters_dir):
         parts += ["", gguf]
     if evaluated := _result(job.stage(Stage.EVAL), EvalResult):
@@ -188,19 +192,54 @@ def _prepare(task: Task) -> str:
     sets = sum(result.eval_sets.values())
     held_out = f", apart from {sets} eval problems" if sets else ""
     left_out = f"; left out {dropped}" if dropped else ""
-    return f"{result.kept} of {result.read} rows{held_out}{left_out}"
+    rows = f"{result.kept} of {result.read} rows"
+    if result.sampling is not None:
+        rows = f"{result.kept} rows{_sampled(result.sampling)}"
+    return f"{rows}{held_out}{left_out}"
+
+
+def _sampled(sampling: Sampling) -> str:
+    """What source self asked and what became of it."""
+    tries = ", ".join(f"{n} at try {t}" for t, n in sorted(sampling.rows_by_tries.items()) if n)
+    others = ((sampling.hinted, "with a hint"), (sampling.gold, "gold"))
+    tries += "".join(f", {n} {what}" for n, what in others if n)
+    words = f" ({tries})" if tries else ""
+    if sampling.pairs:
+        words += f" and {sampling.pairs} pairs"
+    words += (
+        f" from {sampling.asked} answers of {sampling.model} to {sampling.questions} questions: "
+        f"{share(sampling.pass_rate)} right"
+    )
+    if sampling.unfinished:
+        words += f", {sampling.unfinished} cut"
+    if sampling.known:
+        words += f", {sampling.known} known before"
+    if sampling.tokens_per_second:
+        words += f", {sampling.tokens_per_second:.0f} tokens/s"
+    return words
 
 
 def _train(task: Task) -> str:
     result = _result(task, TrainResult)
     if result is None:
         return _OTHER_VERSION
-    curve = sparkline([step.loss for step in result.log])
+    curve = sparkline([step.loss for step in result.log if step.part == "training"])
     resumed = f", from step {result.resumed_from_step}" if result.resumed_from_step else ""
     return (
         f"loss {result.first_loss:.3f} → {result.last_loss:.3f} {curve} in {result.total_steps} "
-        f"steps{resumed}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
+        f"steps{resumed}{_preferred(result)}{_validated(result)}, {result.tokens_per_second:.0f} tokens/s, "
         f"{result.engine} on {result.device}"
+    )
+
+
+def _preferred(result: TrainResult) -> str:
+    """What the pairs did."""
+    pairs = result.preference
+    if pairs is None:
+        return ""
+    return (
+        f", {pairs.steps} of them on {pairs.pairs} pairs (loss {pairs.first_loss:.3f} → "
+        f"{pairs.last_loss:.3f}, {pairs.last_accuracy:.0%} told apart)"
     )
 
 
@@ -294,6 +333,7 @@ def serving(job: Job) -> RenderableType | None:
         said = f" ({gate.verdict})" if gate else ""
         rows.append(("Serves", f"{outcome.model} now serves version {outcome.version}{said}"))
         rows += [("", reason) for reason in (gate.reasons if gate else [outcome.reason or ""])]
+        rows += [("advice", advice) for advice in (gate.advice if gate else ())]
         rows.append(("try", f"ollama run {outcome.model}"))
         return _fields(rows)
     present = (
@@ -305,7 +345,7 @@ def serving(job: Job) -> RenderableType | None:
     rows.append((label, f"version {outcome.version} was not promoted: {present}"))
     reasons = gate.reasons if gate and refused else (outcome.reason or "",)
     rows += [("", reason) for reason in reasons if reason]
-    rows += [("advice", advice) for advice in (gate.advice if gate and refused else ())]
+    rows += [("advice", advice) for advice in (gate.advice if gate else ())]
     rows.append(("try", f"ollama run {candidate}"))
     return _fields(rows)
 

@@ -275,10 +275,17 @@ def from_payload(payload: Any, *, fallback: str) -> LocoError:
     )
 
 
-def invalid(error: ValidationError, *, where: str = "") -> InvalidRequest:
-    """A pydantic error as one of ours: the first fault, its field, and what is allowed there."""
+def invalid(error: ValidationError, document: Any = None, *, where: str = "") -> InvalidRequest:
+    """A pydantic error as one of ours: the first fault, its field, and what is allowed there.
+
+    Args:
+        error: what pydantic found.
+        document: what it looked at: a field of a union is then named as it is written there, without
+            the union's choice (`prepare.source.path`, not `prepare.source.jsonl.path`).
+        where: named in front of the field at fault.
+    """
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]).replace("register_", "register")
+    field = ".".join(_written(first["loc"], document)).replace("register_", "register")
     place = f"{where}: {field}" if where else field
     hint = None
     if first["type"] == "extra_forbidden":
@@ -287,3 +294,17 @@ def invalid(error: ValidationError, *, where: str = "") -> InvalidRequest:
     else:
         message = f"{place}: {first['msg']} (got {first['input']!r:.80})."
     return InvalidRequest(message, param=field, hint=hint)
+
+
+def _written(loc: tuple[int | str, ...], document: Any) -> list[str]:
+    """The parts of a location that the document has, or could have: no tags of unions."""
+    parts, place = [], document
+    for part in loc:
+        if isinstance(place, dict) and part not in place and place.get("kind") == part:
+            continue
+        parts.append(str(part))
+        try:
+            place = place[part]
+        except (KeyError, IndexError, TypeError):
+            place = None
+    return parts

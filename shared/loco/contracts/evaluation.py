@@ -98,7 +98,9 @@ class GateResult(Contract):
         description="The policy it followed; `any`: not measured, refused by a check of register."
     )
     reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
-    advice: tuple[str, ...] = Field((), description="What to try after a refusal.")
+    advice: tuple[str, ...] = Field(
+        (), description="What to try where it was refused or no gain was shown."
+    )
     by_hand: bool = Field(
         False,
         description="Refused by policy `never` alone: promoting it by hand takes no force.",

@@ -116,6 +116,9 @@ class Lengths(Contract):
     p50: int = Field(ge=1, description="Median row, in tokens.")
     p95: int = Field(ge=1, description="95 % of the rows are no longer, in tokens.")
     longest: int = Field(ge=1, description="Longest row, in tokens.")
+    pairs: "Lengths | None" = Field(
+        None, description="The same of train.preference, whose pairs are two rows each; none: none."
+    )
 
     @property
     def mean(self) -> float:
@@ -154,6 +157,9 @@ class Plan(Contract):
     cuda_graphs: bool = Field(
         False, description="Forward passes of like size are recorded once and replayed."
     )
+    pairs: int | None = Field(
+        None, ge=1, description="Pairs a forward pass of train.preference; none: there is none."
+    )
     max_length: int = Field(ge=1, description="Longest row met, in tokens.")
     memory_gb: float = Field(
         ge=0, description="Expected peak of reserved memory, 10^9 bytes, without the CUDA context."
@@ -168,6 +174,9 @@ class Plan(Contract):
         None, description="Memory that was free when it was made, 10^9 bytes."
     )
     step_seconds: float = Field(ge=0, description="Expected seconds of an optimizer step.")
+    preference_seconds: float = Field(
+        0.0, ge=0, description="Expected seconds of train.preference; in train_seconds too."
+    )
     train_seconds: float = Field(ge=0, description="Expected seconds of stage train, whole.")
     why: str = Field("", description="Why this plan, in words.")
 

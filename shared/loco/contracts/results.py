@@ -1,5 +1,7 @@
 """What each stage's `result` holds, as the API shows it."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from loco.contracts.base import Contract
@@ -81,10 +83,44 @@ class LoggedStep(Contract):
     """One logged optimizer step."""
 
     step: int = Field(description="Optimizer steps done.")
-    epoch: float = Field(description="Passes over the training data so far.")
-    loss: float = Field(description="Mean loss of the step's answer tokens, nats a token.")
+    part: Literal["training", "preference"] = Field(
+        "training", description="What it was a step of: the rows, or train.preference."
+    )
+    epoch: float = Field(description="Passes over the part's rows or pairs so far.")
+    loss: float = Field(
+        description="Mean loss of the step's answer tokens, nats a token; of preference: of its pairs."
+    )
     learning_rate: float = Field(description="Learning rate of the step.")
     grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
+    accuracy: float | None = Field(
+        None, description="Share of the step's pairs whose margin was above 0, before the step."
+    )
+    margin: float | None = Field(
+        None,
+        description="Mean over the step's pairs, before the step, of how much more likely than in the "
+        "reference the right answer was than the wrong one, nats.",
+    )
+
+
+class Preference(Contract):
+    """What train.preference did."""
+
+    pairs: int = Field(description="Pairs trained on.")
+    left_out: int = Field(description="Pairs left out: one of the answers ends beyond max_length.")
+    steps: int = Field(description="Optimizer steps, the last of total_steps.")
+    first_loss: float = Field(description="Loss of the first of them, mean of its pairs.")
+    last_loss: float = Field(description="Loss of the last.")
+    first_accuracy: float = Field(
+        description="Share of the pairs with a margin above 0, in the first step; with the reference "
+        "itself margins are 0 but for rounding."
+    )
+    last_accuracy: float = Field(description="The same in the last.")
+    margin: float = Field(description="Mean margin of the last step's pairs, nats.")
+    step_seconds: float = Field(description="Median seconds of a step in this attempt.")
+    reference_seconds: float = Field(
+        description="Seconds this attempt measured the reference; 0: an earlier one had."
+    )
+    seconds: float = Field(description="Seconds of it in this attempt; in train_seconds too.")
 
 
 class ValidationRow(Contract):
@@ -132,7 +168,9 @@ class TrainResult(StageResult):
     total_steps: int = Field(description="Optimizer steps of the whole run.")
     resumed_from_step: int | None = Field(None, description="Step of the checkpoint gone on from.")
     first_loss: float = Field(description="Loss of the first step, nats a token.")
-    last_loss: float = Field(description="Loss of the last step, nats a token.")
+    last_loss: float = Field(
+        description="Loss of the last step, of the rows' where train.preference follows, nats a token."
+    )
     train_seconds: float = Field(description="Seconds of this attempt's optimizer steps.")
     tokens_per_second: float = Field(description="Tokens trained on a second.")
     peak_gpu_memory_gb: float = Field(
@@ -172,6 +210,9 @@ class TrainResult(StageResult):
     )
     validation_seconds: float = Field(
         0.0, description="Seconds this attempt measured them; no part of train_seconds."
+    )
+    preference: Preference | None = Field(
+        None, description="What train.preference did; none: it was not asked for."
     )
 
 

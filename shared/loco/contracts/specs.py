@@ -127,7 +127,9 @@ class TrainSpec(Contract):
     lora: LoraSpec = Field(LoraSpec(), description="Shape of the adapter.")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the training data.")
-    max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after so many optimizer steps, of preference too."
+    )
     batch_size: int = Field(
         2, ge=1, description="Rows a step, divided by gradient_accumulation; see micro_batch."
     )

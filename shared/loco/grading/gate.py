@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from loco.contracts.evaluation import Baseline, GateResult, GateSpec, Role, Verdict
 from loco.contracts.figures import share
-from loco.contracts.results import Comparison
+from loco.contracts.results import Comparison, Score
 from loco.contracts.serving import Check
+from loco.grading import own_answers
 from loco.grading.significance import mcnemar_exact
 
-#: Part of the base's answers that may be cut at num_predict before a gain is looked at twice.
-MOST_UNFINISHED = 0.1
+#: Part of a model's answers that may be cut at num_predict before its score is looked at twice: so many
+#: points a limit can make or hide.
+MOST_UNFINISHED = 0.02
 #: What stands in for the checks of a register that made none.
 NO_PROOF = Check(
     name="proof",
@@ -36,6 +38,7 @@ def decide(
     *,
     contaminated: Mapping[str, int] | None = None,
     not_compared: str | None = None,
+    own: bool | None = None,
     adapter: str = "ADAPTER",
 ) -> GateResult:
     """What becomes of a candidate.
@@ -54,6 +57,7 @@ def decide(
         promoted_version: the version that served while eval measured; none: nothing did.
         contaminated: set to its problems that overlap a training row.
         not_compared: why the promoted version could not be measured; none: nobody asked for it.
+        own: whether it was trained on the base's own answers; none: that is not known.
         adapter: its name, for the commands of the advice.
 
     Returns:
@@ -66,6 +70,7 @@ def decide(
     unknown = _unknown(gate, primary, promoted_version, not_compared, adapter)
     doubts = _doubts(gate, primary, contaminated or {}) + [reason for reason, _ in unknown]
     proof = [in_words(c) for c in judged]
+    other_source = [] if failed else list(_other_source(gate, primary, own))
     told = [_harm_in_words(c) for c in harm]
     advice: list[str] = []
     refused = True
@@ -83,13 +88,13 @@ def decide(
         reasons = overruled or [*proof, *doubts]
     elif harm:
         reasons = told
-        advice = _advice(harm, comparisons)
+        advice = _advice(harm, comparisons, human=not own and not other_source)
     elif unknown:
         reasons = [*(reason for reason, _ in unknown), *doubts, *proof]
         advice = [what for _, what in unknown]
     elif gate.policy == "better" and doubts:
         reasons = ["Policy better: it is not shown to be better than the base.", *doubts, *proof]
-        advice = _advice(harm, comparisons)
+        advice = _advice(harm, comparisons, human=not own and not other_source)
     else:
         refused = False
         reasons = [*proof, *doubts]
@@ -99,7 +104,7 @@ def decide(
         verdict=Verdict.REFUSED if refused else proven,
         policy=gate.policy,
         reasons=tuple(dict.fromkeys(reasons)),
-        advice=tuple(dict.fromkeys(advice)),
+        advice=tuple(dict.fromkeys((*other_source, *advice))),
         by_hand=by_hand,
         compared_version=promoted_version,
         problems=max((c.candidate.total for c in judged), default=0),
@@ -263,7 +268,7 @@ def _doubt(gate: GateSpec, comparison: Comparison) -> str | None:
             f"{comparison.set}: not significantly better than the base "
             f"(p {_p(comparison.p_value)}, asked for less than {gate.max_p:g}){can}."
         )
-    if is_cut_often(comparison):
+    if is_cut_often(comparison.base):
         p = p_without_cut(comparison)
         if comparison.won - comparison.won_on_cut <= comparison.lost or p >= gate.max_p:
             return (
@@ -274,10 +279,9 @@ def _doubt(gate: GateSpec, comparison: Comparison) -> str | None:
     return None
 
 
-def is_cut_often(comparison: Comparison) -> bool:
-    """Whether so many answers of the base were cut at num_predict that a gain may be their doing."""
-    base = comparison.base
-    return base.unfinished > MOST_UNFINISHED * base.total
+def is_cut_often(score: Score) -> bool:
+    """Whether so many answers were cut at num_predict that a difference may be their doing."""
+    return score.unfinished > MOST_UNFINISHED * score.total
 
 
 def p_without_cut(comparison: Comparison) -> float:
@@ -285,11 +289,25 @@ def p_without_cut(comparison: Comparison) -> float:
     return mcnemar_exact(comparison.won - comparison.won_on_cut, comparison.lost)
 
 
-def _advice(harm: Iterable[Comparison], comparisons: Sequence[Comparison]) -> list[str]:
-    """What to try, the likeliest first."""
+def _other_source(gate: GateSpec, primary: Iterable[Comparison], own: bool | None) -> Iterable[str]:
+    """Whose answers to train on instead, where there is no gain and the base's score speaks for others."""
+    if own is None:
+        return
+    for c in primary:
+        gained = c.gain > _EQUAL and c.p_value < gate.max_p
+        if c.against is Baseline.BASE and not gained:
+            told = own_answers.advice(own=own, solved=c.base.accuracy, what=c.set)
+            if told is not None:
+                yield told
+
+
+def _advice(
+    harm: Iterable[Comparison], comparisons: Sequence[Comparison], *, human: bool
+) -> list[str]:
+    """What to try, the likeliest first; `human`: the rows may be people's answers, and no more is known."""
     roles = {comparison.role for comparison in harm}
     advice = []
-    if Role.PRIMARY in roles:
+    if Role.PRIMARY in roles and human:
         advice.append(
             "Train on answers in the base model's own words (its own, verified ones) instead of "
             "human ones: those often make a capable base worse."

@@ -24,7 +24,10 @@ _BOOKKEEPING = ("inputs", "replay_of", "reuse", "place")
 #: A replay's gate is another on purpose.
 _GATE = "eval.gate."
 #: Of prepare: what is trained and measured on.
-_DATA = ("training_data.jsonl", "validation_data.jsonl", "eval_sets/")
+_DATA = ("training_data.jsonl", "validation_data.jsonl", "preference_data.jsonl", "eval_sets/")
+#: Of what source self asked: how it was done, not what came of it. A later job knows answers of an
+#: earlier one.
+_HOW_ASKED = {"known", "tokens_per_second", "advice"}
 _LOSSES = ("first_loss", "last_loss", "base_validation_loss", "validation_loss")
 
 _ResultT = TypeVar("_ResultT", bound=StageResult)
@@ -144,8 +147,9 @@ def _score_differences(first: JobRecords, second: JobRecords) -> Iterator[str]:
 
 def _recipe(spec: JobSpec) -> dict[str, Any]:
     document = spec.model_dump(mode="json", by_alias=True, exclude=set(_BOOKKEEPING))
-    # prepare's sets follow from eval's and would say everything twice
-    document["prepare"].pop("eval_sets")
+    # prepare's sets and base follow from those of eval and train, and would say everything twice
+    for follows in ("eval_sets", "base_model"):
+        document["prepare"].pop(follows)
     return dict(_flat(document))
 
 
@@ -164,6 +168,9 @@ def _data(records: JobRecords) -> dict[str, Any]:
             include={"source", "read", "kept", "dropped", "validation", "eval_sets"}
         )
         found |= {f"prepare.{field}": value for field, value in _flat(counts)}
+        if prepared.sampling is not None:
+            asked = prepared.sampling.model_dump(exclude=_HOW_ASKED)
+            found |= {f"prepare.sampling.{field}": value for field, value in _flat(asked)}
     return found
 
 

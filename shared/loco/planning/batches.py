@@ -8,7 +8,7 @@ import math
 from statistics import NormalDist
 
 from loco.contracts.plans import Lengths
-from loco.contracts.specs import TrainSpec
+from loco.contracts.specs import PreferenceSpec, TrainSpec
 from loco.planning.ways import WayLike
 
 _NORMAL = NormalDist()
@@ -17,9 +17,35 @@ _P95 = _NORMAL.inv_cdf(0.95)
 
 
 def total_steps(spec: TrainSpec, rows: int) -> int:
-    """Optimizer steps of the whole run; an epoch's last step may have fewer rows."""
+    """Optimizer steps on so many rows; an epoch's last step may have fewer of them."""
     steps = max(1, math.ceil(spec.epochs * math.ceil(rows / spec.step_rows)))
     return min(steps, spec.max_steps) if spec.max_steps else steps
+
+
+def all_steps(spec: TrainSpec, lengths: Lengths) -> int:
+    """Optimizer steps of the whole run, those on pairs among them."""
+    steps = total_steps(spec, lengths.rows)
+    if spec.preference and lengths.pairs:
+        steps += total_steps(of_pairs(spec, spec.preference), lengths.pairs.rows)
+    return steps
+
+
+def of_pairs(spec: TrainSpec, given: PreferenceSpec) -> TrainSpec:
+    """The part on pairs as a recipe of rows: a pair is two, in one pass, with no dropout.
+
+    Memory, seconds, steps and rates follow from it as from any recipe.
+    """
+    return spec.model_copy(
+        update={
+            "learning_rate": given.learning_rate,
+            "epochs": given.epochs,
+            "batch_size": 2 * given.batch_size,
+            "gradient_accumulation": 1,
+            "micro_batch": None,
+            "lora": spec.lora.model_copy(update={"dropout": 0.0}),
+            "preference": None,
+        }
+    )
 
 
 def tokens_a_pass(way: WayLike, spec: TrainSpec, lengths: Lengths) -> float:
@@ -60,6 +86,7 @@ def cut(lengths: Lengths, longest: int) -> Lengths:
         p50=min(lengths.p50, longest),
         p95=min(lengths.p95, longest),
         longest=min(lengths.longest, longest),
+        pairs=lengths.pairs and cut(lengths.pairs, longest),
     )
 
 

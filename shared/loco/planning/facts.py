@@ -11,6 +11,7 @@ from loco.contracts.files import PUBLISH_LOCK
 from loco.contracts.jobs import WorkerInfo
 from loco.contracts.plans import Device, Engine, Lengths, Shape
 from loco.contracts.previews import AskedDevice
+from loco.contracts.sources import SelfSource
 from loco.contracts.specs import BaseModelSpec, JobSpec, TrainSpec
 from loco.contracts.stages import Queue, Stage
 from loco.planning.batches import cut
@@ -102,7 +103,20 @@ def engine_for(spec: TrainSpec, device: Device) -> Engine:
 
 
 def lengths_of(spec: JobSpec, history: History, settings: Settings) -> tuple[Lengths, str]:
-    """How long the training rows will be, and how that is known."""
+    """How long the training rows will be, and how that is known.
+
+    Pairs whose lengths no earlier job tells are taken to be as long as rows: both are answers to the
+    same questions.
+    """
+    lengths, known = _lengths_of_rows(spec, history, settings)
+    pairs, source = None, spec.prepare.source
+    if spec.train.preference and isinstance(source, SelfSource) and source.pairs:
+        alike = lengths.pairs or lengths
+        pairs = _scaled(alike, 2 * source.pairs).model_copy(update={"pairs": None})
+    return lengths.model_copy(update={"pairs": pairs}), known
+
+
+def _lengths_of_rows(spec: JobSpec, history: History, settings: Settings) -> tuple[Lengths, str]:
     longest = spec.train.max_length
     if known := history.lengths(spec):
         lengths, conversations, job_id = known

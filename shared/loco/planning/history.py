@@ -1,4 +1,4 @@
-"""What the lab's own runs say: how long stages took, and how long rows turned out to be."""
+"""What the lab's own runs say: how long stages took, how long rows are, how the base answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from loco.contracts.evaluation import Baseline, Role
 from loco.contracts.jobs import Job, StageStatus
 from loco.contracts.plans import Device, Lengths, PlanAttempt, Shape
-from loco.contracts.results import TrainResult
+from loco.contracts.results import Comparison, EvalResult, PrepareResult, Score, TrainResult
+from loco.contracts.sources import SelfSource
 from loco.contracts.specs import JobSpec, PrepareSpec, StageResult, TrainSpec
 from loco.contracts.stages import Stage
 from loco.ledger.reader import LedgerReader
@@ -46,6 +48,20 @@ class Correction:
     end: float = 0.0
     #: Runs they are the median of.
     runs: int = 0
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How a base model answered an adapter's questions."""
+
+    #: Part of the answers that are right, 0 to 1.
+    pass_rate: float
+    #: Tokens an answer, and of all answers a second.
+    tokens: float
+    tokens_per_second: float
+    #: The stage that asked, and the runs these are medians of.
+    stage: Stage
+    runs: int
 
 
 class History:
@@ -120,7 +136,7 @@ class History:
         for job in self._jobs:
             if job.adapter != spec.adapter or not _same_rows(job.spec.prepare, spec.prepare):
                 continue
-            result = _result(job, TrainResult)
+            result = _result(job, Stage.TRAIN, TrainResult)
             same_base = job.spec.train.base_model.name == spec.train.base_model.name
             if result is not None and same_base:
                 return result.lengths, result.conversations or result.lengths.rows, job.id
@@ -139,6 +155,41 @@ class History:
                 return job
         return None
 
+    def answering(self, spec: JobSpec) -> Answering | None:
+        """How the base answered when prepare last asked it for this adapter; else when eval did.
+
+        Runs of prepare that asked the same questions in the same words come before others.
+        """
+        prepared: list[tuple[PrepareSpec, Answering]] = []
+        evaluated: list[Answering] = []
+        for job in self._alike(spec):
+            sampled = _sampled(job)
+            if sampled is not None:
+                prepared.append((job.spec.prepare, sampled))
+            measured = _measured(job, spec)
+            if measured is not None:
+                evaluated.append(measured)
+        same = [found for asked, found in prepared if _same_rows(asked, spec.prepare)]
+        return _median(same or [found for _, found in prepared] or evaluated)
+
+    def base_score(self, spec: JobSpec) -> tuple[Score, str, str] | None:
+        """The newest score of the base on the primary set of this adapter: score, set, job."""
+        for job in self._alike(spec):
+            result = _result(job, Stage.EVAL, EvalResult)
+            for c in result.comparisons if result else ():
+                if c.role is Role.PRIMARY and c.against is Baseline.BASE and c.base.total:
+                    return c.base, c.set, job.id
+        return None
+
+    def _alike(self, spec: JobSpec) -> list[Job]:
+        """Jobs of the same adapter and base model."""
+        base = spec.train.base_model.name
+        return [
+            job
+            for job in self._jobs
+            if job.adapter == spec.adapter and job.spec.train.base_model.name == base
+        ]
+
     def _trained(self, base_model: str) -> list[Trained]:
         found = (_trained(j) for j in self._jobs if j.spec.train.base_model.name == base_model)
         return [run for run in found if run is not None]
@@ -149,7 +200,7 @@ def _trained(job: Job) -> Trained | None:
     task = job.stage(Stage.TRAIN)
     if task is None or task.status is not StageStatus.SUCCEEDED:
         return None
-    result = _result(job, TrainResult)
+    result = _result(job, Stage.TRAIN, TrainResult)
     if result is None or result.step_seconds <= 0:
         return None
     return Trained(job.id, job.spec.train, result)
@@ -166,9 +217,68 @@ def _factors(run: Trained, shape: Shape, device: Device) -> tuple[float, float, 
     return result.step_seconds / step, result.start_seconds / start, max(0.0, end)
 
 
+def _sampled(job: Job) -> Answering | None:
+    """What a job's own prepare asked; None: it asked nothing, or knew every answer."""
+    task = job.stage(Stage.PREPARE)
+    if task is None or task.status is not StageStatus.SUCCEEDED:
+        return None
+    result = _result(job, Stage.PREPARE, PrepareResult)
+    sampling = result.sampling if result else None
+    if sampling is None or not sampling.tokens_per_second or not sampling.asked:
+        return None
+    tokens = sampling.tokens / sampling.asked
+    return Answering(sampling.pass_rate, tokens, sampling.tokens_per_second, Stage.PREPARE, 1)
+
+
+def _measured(job: Job, spec: JobSpec) -> Answering | None:
+    """What a job's eval says of the base, with the instruction where it would be sampled with one."""
+    result = _result(job, Stage.EVAL, EvalResult)
+    if result is None:
+        return None
+    source = spec.prepare.source
+    told = isinstance(source, SelfSource) and source.instruction is not None
+    scores = {c.against: c.base for c in result.comparisons if c.role is Role.PRIMARY}
+    score = (scores.get(Baseline.INSTRUCTED) if told else None) or scores.get(Baseline.BASE)
+    fresh = _fresh_tokens(result.comparisons)
+    if score is None or not score.tokens or not fresh or not result.seconds:
+        return None
+    return Answering(
+        score.accuracy, score.tokens / score.total, fresh / result.seconds, Stage.EVAL, 1
+    )
+
+
+def _fresh_tokens(comparisons: Sequence[Comparison]) -> float:
+    """Tokens that eval had the server compute; a candidate is in every comparison of a set."""
+    scores = {(c.set, str(c.against)): c.base for c in comparisons}
+    scores |= {(c.set, "candidate"): c.candidate for c in comparisons}
+    return sum(s.tokens * (1 - s.cached / s.total) for s in scores.values() if s.total)
+
+
+def _median(found: Sequence[Answering]) -> Answering | None:
+    """The newest runs in one; None: there is none."""
+    newest = found[:_RUNS]
+    if not newest:
+        return None
+    return Answering(
+        pass_rate=median(run.pass_rate for run in newest),
+        tokens=median(run.tokens for run in newest),
+        tokens_per_second=median(run.tokens_per_second for run in newest),
+        stage=newest[0].stage,
+        runs=len(newest),
+    )
+
+
 def _same_rows(a: PrepareSpec, b: PrepareSpec) -> bool:
     """Whether two specs draw rows of the same kind; how many and which seed does not matter."""
-    return a.source == b.source
+    return _kind_of_rows(a) == _kind_of_rows(b)
+
+
+def _kind_of_rows(spec: PrepareSpec) -> tuple[Any, ...]:
+    source = spec.source
+    if not isinstance(source, SelfSource):
+        return (source,)
+    base = spec.base_model.name if spec.base_model else None
+    return (base, source.questions, source.instruction, source.train_instruction, source.fallback)
 
 
 def _size(spec: JobSpec, stage: Stage) -> tuple[Any, ...]:
@@ -182,9 +292,9 @@ def _size(spec: JobSpec, stage: Stage) -> tuple[Any, ...]:
     return (*common, *parts.get(stage, tuple)())
 
 
-def _result(job: Job, model: type[_ResultT]) -> _ResultT | None:
-    """A job's committed result of stage train; None when there is none in the present form."""
-    task = job.stage(Stage.TRAIN)
+def _result(job: Job, stage: Stage, model: type[_ResultT]) -> _ResultT | None:
+    """A job's committed result of a stage; None when there is none in the present form."""
+    task = job.stage(stage)
     if task is None or not task.status.is_committed or task.result is None:
         return None
     try:

@@ -23,7 +23,8 @@ TIGHT_CHUNK, WIDE_CHUNK = 128 << 20, 256 << 20
 #: checkpoints lie on disk while the newest is written.
 _CHECKPOINT_BYTES = 12
 _CHECKPOINTS = 3
-#: Bytes of a parameter of the best adapter so far, where it is kept in each (float32).
+#: Bytes of a parameter of the best adapter so far, and of the one that pairs begin from, where they
+#: are kept in each (float32).
 _BEST_BYTES = 4
 
 _BYTES: dict[Precision, float] = {"4bit": 2, "bf16": 2, "fp16": 2, "fp32": 4}
@@ -92,7 +93,8 @@ def peak_memory(
 
 def checkpoint_bytes(spec: TrainSpec, shape: Shape) -> float:
     """Bytes that a run's checkpoints take at most."""
-    each = _CHECKPOINT_BYTES + (_BEST_BYTES if spec.select == "best" else 0)
+    more = (spec.select == "best") + (spec.preference is not None)
+    each = _CHECKPOINT_BYTES + _BEST_BYTES * more
     return trained_parameters(spec, shape) * each * _CHECKPOINTS
 
 

@@ -4,16 +4,17 @@ Pure arithmetic over `loco.contracts.plans`: no torch, no GPU. The API shows its
 spent, and the trainer carries out the same answer for the facts it finds.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loco.contracts.errors import OutOfMemory
 from loco.contracts.plans import Device, Engine, Lengths, Memory, Plan, Shape
 from loco.contracts.specs import TrainSpec
-from loco.planning.batches import cut, largest_pass
+from loco.planning.batches import cut, largest_pass, of_pairs
 from loco.planning.lessons import Lessons
 from loco.planning.memory import peak_memory
 from loco.planning.rates import rates
-from loco.planning.time import start_seconds, step_seconds, train_seconds
+from loco.planning.time import preference_seconds, start_seconds, step_seconds, train_seconds
 from loco.planning.ways import Way, described, own_split, own_splits, smaller, ways
 
 __all__ = [
@@ -56,6 +57,9 @@ class Estimate:
     memory_factor: float = 1.0
     #: Whether it, or a smaller way, ran out of memory on this device before.
     ran_out: bool = False
+    #: Pairs a pass, and seconds of a step on pairs; None and 0: the rows are all.
+    pairs: int | None = None
+    pair_step_seconds: float = 0.0
 
     def fits(self, device: Device) -> bool:
         """Whether it fits with the margin, and has not run out of memory before."""
@@ -121,21 +125,29 @@ def next_rung(
     device: Device,
     *,
     lessons: Lessons = _NONE,
+    on_pairs: bool = False,
 ) -> Plan | None:
-    """The plan to go on with after memory ran out: half the rows a pass.
+    """The plan to go on with after memory ran out: half the rows (or pairs) a pass.
 
     With one row a pass already, activations are recomputed, then nothing is recorded; then a GPU
     holds the base in 4 bits where the recipe allows it, from the recipe's own batches down; after
     that there is None. The rows of an optimizer step stay the same. Pins say where the ladder begins, not
     where it ends.
     """
-    way = smaller(Way.of(plan), spec)
+    pairs = plan.pairs
+    if on_pairs and pairs and pairs > 1:
+        pairs = (pairs + 1) // 2
+        way: Way | None = Way.of(plan)
+    elif on_pairs:  # the rows are behind: what their passes were is no help any more
+        way = smaller(replace(Way.of(plan), micro_batch=1, cuda_graphs=False), spec)
+    else:
+        way = smaller(Way.of(plan), spec)
     if way is None:
         own = own_split(spec, shape, device, engine=plan.engine)
         if own.precision != "4bit" or plan.precision == "4bit":
             return None
         way = replace(own, gradient_checkpointing=True)
-    found = estimate(way, spec, shape, lengths, device, lessons=lessons)
+    found = estimate(way, spec, shape, lengths, device, lessons=lessons, pairs=pairs)
     below = plan_of(found, spec, lengths, "memory ran out with the plan before")
     return below.model_copy(update={"free_gb": plan.free_gb})  # before the base was loaded
 
@@ -170,8 +182,66 @@ def estimate(
     device: Device,
     *,
     lessons: Lessons = _NONE,
+    pairs: int | None = None,
 ) -> Estimate:
-    """What a way is expected to take: seconds by the model alone, memory as earlier runs teach."""
+    """What a way is expected to take: seconds by the model alone, memory as earlier runs teach.
+
+    Args:
+        way: how rows are trained on.
+        spec: the recipe.
+        shape: of the base.
+        lengths: of its rows, and of its pairs.
+        device: what it is trained on.
+        lessons: of earlier runs.
+        pairs: pairs a pass; None: the most that fit.
+    """
+    rows = _estimate(way, spec, shape, lengths, device, lessons=lessons)
+    if spec.preference is None or lengths.pairs is None:
+        return rows
+    recipe = of_pairs(spec, spec.preference)
+    splits = (pairs,) if pairs else _pair_splits(way, recipe, lengths.pairs, device)
+    for size in splits:
+        own = replace(way, micro_batch=2 * size, cuda_graphs=False)
+        alone = _estimate(own, recipe, shape, lengths.pairs, device, lessons=lessons)
+        larger = max(rows, alone, key=lambda e: e.memory.peak_gb)
+        found = replace(
+            rows,
+            memory=larger.memory,
+            memory_factor=larger.memory_factor,
+            ran_out=rows.ran_out or alone.ran_out,
+            pairs=size,
+            pair_step_seconds=alone.step_seconds,
+        )
+        if found.fits(device):
+            break
+    return found
+
+
+def _pair_splits(way: Way, recipe: TrainSpec, lengths: Lengths, device: Device) -> Iterator[int]:
+    """Pairs a pass, the most first, at last one: passes on pairs are not recorded, so large ones pay.
+
+    A CPU takes as many rows a pass as of rows.
+    """
+    most = min(recipe.step_rows, lengths.rows) // 2
+    if not device.is_gpu:
+        most = min(most, max(1, way.micro_batch // 2))
+    size = max(1, min(most, int(_GRAPHED_TOKENS / (2 * lengths.mean))))
+    while size > 1:
+        yield size
+        size = (size + 1) // 2
+    yield 1
+
+
+def _estimate(
+    way: Way,
+    spec: TrainSpec,
+    shape: Shape,
+    lengths: Lengths,
+    device: Device,
+    *,
+    lessons: Lessons,
+) -> Estimate:
+    """Of one part alone."""
     memory = peak_memory(way, spec, shape, lengths, device)
     # whatever was measured (a part of a run, another program's share): weights and adapter are held
     least = (memory.weights_gb + memory.adapter_gb) / memory.peak_gb
@@ -215,7 +285,8 @@ def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pla
         why: why it was chosen, in words.
     """
     way, step = found.way, found.step_seconds
-    whole = train_seconds(spec, lengths, start=found.start_seconds, step=step)
+    pair_step = found.pair_step_seconds
+    whole = train_seconds(spec, lengths, start=found.start_seconds, step=step, pair_step=pair_step)
     return Plan(
         engine=way.engine,
         precision=way.precision,
@@ -224,12 +295,14 @@ def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pla
         gradient_checkpointing=way.gradient_checkpointing,
         padding_free=way.padding_free,
         cuda_graphs=way.cuda_graphs,
+        pairs=found.pairs,
         max_length=lengths.longest,
         memory_gb=found.memory.peak_gb,
         memory_factor=found.memory_factor,
         device=found.device.name,
         free_gb=found.device.free_gb,
         step_seconds=round(step, 4),
+        preference_seconds=round(preference_seconds(spec, lengths, step=pair_step), 1),
         train_seconds=round(whole, 1),
         why=why,
     )

@@ -13,7 +13,8 @@ from loco.contracts.previews import Alternative, PlanRequest, Preview
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import TrainSpec
 from loco.ledger.reader import LedgerReader
-from loco.planning.batches import total_steps
+from loco.planning.asking import asking_of, notes_on_source
+from loco.planning.batches import all_steps
 from loco.planning.facts import device_of, engine_for, lengths_of, shape_of
 from loco.planning.history import Correction, History
 from loco.planning.lessons import Lessons
@@ -48,6 +49,7 @@ class _Case:
         corrected = replace(
             found,
             step_seconds=found.step_seconds * measured.step,
+            pair_step_seconds=found.pair_step_seconds * measured.step,
             start_seconds=found.start_seconds * measured.start + measured.end,
         )
         return corrected, measured
@@ -117,7 +119,10 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         raise _with_smaller_models(error, case, settings) from error
     chosen, measured = case.estimate(Way.of(made))
     plan = plan_of(chosen, spec.train, lengths, made.why)
-    stages = stage_times(spec, plan, case.shape, device, history=history, runs=measured.runs)
+    asking = asking_of(spec, history)
+    stages = stage_times(
+        spec, plan, case.shape, device, history=history, runs=measured.runs, asking=asking
+    )
     return Preview(
         adapter=spec.adapter,
         profile=spec.profile,
@@ -126,7 +131,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         device_from=device_from,
         lengths=lengths,
         lengths_from=lengths_from,
-        total_steps=total_steps(spec.train, lengths.rows),
+        total_steps=all_steps(spec.train, lengths),
         plan=plan,
         memory=chosen.memory,
         margin_gb=round(margin_gb(chosen.memory.peak_gb, device), 3),
@@ -135,7 +140,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         stages=stages,
         total_seconds=round(sum(s.seconds or 0.0 for s in stages), 1),
         needs=needs_of(spec, plan, chosen.memory, case.shape, models_dir=settings.models_dir),
-        notes=tuple(_notes(case, plan)),
+        notes=(*_notes(case, plan), *notes_on_source(spec, history, asking)),
     )
 
 

@@ -4,8 +4,10 @@ from typing import Literal
 
 from loco.contracts.plans import Device, Plan, Shape
 from loco.contracts.previews import StageTime
+from loco.contracts.sources import SelfSource
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
+from loco.planning.asking import Asking
 from loco.planning.history import History
 from loco.planning.memory import weight_bytes
 
@@ -19,7 +21,14 @@ _DEFAULT_CORES = 4
 
 
 def stage_times(
-    spec: JobSpec, plan: Plan, shape: Shape, device: Device, *, history: History, runs: int
+    spec: JobSpec,
+    plan: Plan,
+    shape: Shape,
+    device: Device,
+    *,
+    history: History,
+    runs: int,
+    asking: Asking | None = None,
 ) -> tuple[StageTime, ...]:
     """Expected seconds of each stage of the job.
 
@@ -30,6 +39,7 @@ def stage_times(
         device: what train and export run on.
         history: earlier runs.
         runs: earlier runs that corrected the plan.
+        asking: what source self would ask; none: another source, or nothing is known.
     """
     found = []
     for stage in spec.stages:
@@ -38,6 +48,10 @@ def stage_times(
         if stage is Stage.TRAIN:
             seconds, measured = plan.train_seconds, runs
             basis = "runs" if runs else "model"
+        elif stage is Stage.PREPARE and isinstance(spec.prepare.source, SelfSource):
+            # not as long as last time: that run may have known many of its answers
+            seconds, measured = (asking.seconds, asking.before.runs) if asking else (0.0, 0)
+            basis = "runs" if asking else "unknown"
         elif not measured:
             seconds = _export_seconds(shape, device) if stage is Stage.EXPORT else 0.0
             basis = "model" if seconds else "unknown"

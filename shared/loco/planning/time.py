@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loco.contracts.plans import Device, Engine, Lengths, Shape
 from loco.contracts.specs import TrainSpec
-from loco.planning.batches import tokens_a_pass, total_steps
+from loco.planning.batches import of_pairs, tokens_a_pass, total_steps
 from loco.planning.memory import weight_bytes
 from loco.planning.rates import Rates, rates
 from loco.planning.ways import WayLike
@@ -64,6 +64,8 @@ _RECORDED_SIZES = 8
 _LOAD_RATE = 2.5e9
 #: Part of the time that checkpoints take; the trainer writes no more often.
 _CHECKPOINTS = 0.03
+#: Part of a step's seconds that its forward passes take alone: one of a frozen layer's two products.
+_FORWARD = 0.5
 #: Operations a second of one CPU core: SmolLM2-135M, 8 rows of GSM8K in 9 s on two cores with
 #: avx512_bf16.
 _CORE_RATE = 45e9
@@ -102,9 +104,35 @@ def start_seconds(way: WayLike, shape: Shape, device: Device) -> float:
     return costs.imports + loading + costs.compiling + recording
 
 
-def train_seconds(spec: TrainSpec, lengths: Lengths, *, start: float, step: float) -> float:
-    """Expected seconds of stage train, whole."""
-    return start + total_steps(spec, lengths.rows) * step * (1 + _CHECKPOINTS)
+def train_seconds(
+    spec: TrainSpec, lengths: Lengths, *, start: float, step: float, pair_step: float = 0.0
+) -> float:
+    """Expected seconds of stage train, whole.
+
+    Args:
+        spec: the recipe.
+        lengths: of its rows, and of its pairs.
+        start: seconds before the first step.
+        step: seconds of a step on rows.
+        pair_step: seconds of a step on pairs.
+    """
+    steps = total_steps(spec, lengths.rows) * step * (1 + _CHECKPOINTS)
+    return start + steps + preference_seconds(spec, lengths, step=pair_step)
+
+
+def preference_seconds(spec: TrainSpec, lengths: Lengths, *, step: float) -> float:
+    """Expected seconds of the part on pairs: its steps, and a pass forward over all for the reference.
+
+    Args:
+        spec: the recipe.
+        lengths: of its pairs.
+        step: seconds of a step on pairs.
+    """
+    if spec.preference is None or lengths.pairs is None:
+        return 0.0
+    recipe = of_pairs(spec, spec.preference)
+    reference = _FORWARD * lengths.pairs.rows / recipe.step_rows
+    return step * (total_steps(recipe, lengths.pairs.rows) * (1 + _CHECKPOINTS) + reference)
 
 
 def operations_a_step(shape: Shape, lengths: Lengths, step_rows: int) -> float:

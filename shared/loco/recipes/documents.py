@@ -50,4 +50,4 @@ def validated(model: type[_ModelT], document: Any, *, where: str) -> _ModelT:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise invalid(error, where=where) from error
+        raise invalid(error, document, where=where) from error

@@ -20,6 +20,7 @@ from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
 from loco.recipes.documents import read_yaml, validated
+from loco.recipes.own_answers import check_source
 
 RECIPE = "adapter.yaml"
 
@@ -157,9 +158,11 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             param="prepare.eval_sets",
             hint="Name the sets of problems in eval.sets.",
         )
+    check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="")
     _check_sets(job)
     _check_select(job)
+    _check_preference(job)
     served = {  # the Modelfile says what register sends to Ollama
         field: getattr(job.register_, field)
         for field in ("temperature", "num_ctx", "num_predict")
@@ -186,6 +189,20 @@ def _check_select(job: JobSpec) -> None:
             "train.select: best needs validation rows, and prepare.validation is 0.",
             param="train.select",
             hint="Set prepare.validation (32 is the default), or train.select: last.",
+        )
+
+
+def _check_preference(job: JobSpec) -> None:
+    """Refuses pairs that the job's own prepare makes none of; another's are seen in train."""
+    source = job.prepare.source
+    makes_pairs = isinstance(source, SelfSource) and source.pairs > 0
+    trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
+    if trains and job.train.preference and not makes_pairs:
+        raise InvalidRequest(
+            "train.preference needs pairs of a right and a wrong answer, and prepare makes none.",
+            param="train.preference",
+            hint="Take prepare.source.kind: self and set prepare.source.pairs, or leave "
+            "train.preference out.",
         )
 
 

@@ -17,7 +17,8 @@ from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
-from loco.contracts.specs import Inputs, StageRun
+from loco.contracts.sources import SelfSource
+from loco.contracts.specs import Inputs, PrepareSpec, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.contracts.versions import CandidateVersion, PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
@@ -164,6 +165,21 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     }
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def reusable(stage: Stage, spec: Any) -> bool:
+    """Whether a committed run with the same fingerprint can stand in for a stage with this spec.
+
+    Prepare of source self asks a model of Ollama, of which the spec has the name only: it may be another
+    one by now. Run again it costs little, since the answers of the same model are known, and what it
+    writes then has the same digests, so that train is reused all the same.
+
+    Args:
+        stage: the stage.
+        spec: its spec, validated.
+    """
+    asks = isinstance(spec, PrepareSpec) and isinstance(spec.source, SelfSource)
+    return stage.reusable and not asks
 
 
 def collect(

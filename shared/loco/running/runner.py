@@ -27,6 +27,7 @@ from loco.running.attempt import (
     collect,
     earlier_tasks,
     fingerprint,
+    reusable,
     stage_run,
     sweep_others,
 )
@@ -120,8 +121,9 @@ class Runner:
         """Runs or reuses the stage; None when it did not commit."""
         run = _insist(lambda: stage_run(self._ledger, self._settings, claim), "inputs")
         earlier = _insist(lambda: earlier_tasks(self._ledger, claim.job, claim.stage), "inputs")
-        mark = fingerprint(run, earlier, STAGE_SPECS[claim.stage].model_validate(run.spec))
-        answer = self._reuse(claim, mark)
+        spec = STAGE_SPECS[claim.stage].model_validate(run.spec)
+        mark = fingerprint(run, earlier, spec)
+        answer = self._reuse(claim, mark) if reusable(claim.stage, spec) else None
         if answer is not None:
             return answer
         folder = attempt_folder(self._settings, claim)
@@ -131,7 +133,7 @@ class Runner:
 
     def _reuse(self, claim: Claim, mark: str) -> CommitAnswer | None:
         """Commits an earlier run with the same inputs in place of this one, if there is one."""
-        if not (claim.job.spec.reuse and claim.stage.reusable):
+        if not claim.job.spec.reuse:
             return None
         earlier = _insist(lambda: self._ledger.committed(mark), "reuse")
         if earlier is None or not intact(self._settings.adapters_dir, earlier.artifacts):

@@ -70,7 +70,7 @@ def test_the_ladder_of_a_run_ends(toy_spec: TrainSpec, toy_dir: Path) -> None:
     found = facts.plan_for(toy_spec, shape(toy_dir), rows(10, 20, 30), "peft")
     smaller = facts.ladder(toy_spec, shape(toy_dir), rows(10, 20, 30))
     seen = [found]
-    while below := smaller(seen[-1]):
+    while below := smaller(seen[-1], False):
         seen.append(below)
     assert seen[-1].micro_batch == 1
     assert seen[-1].gradient_checkpointing

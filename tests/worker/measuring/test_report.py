@@ -97,9 +97,34 @@ def test_a_limit_that_fakes_a_gain_is_warned_of() -> None:
     base = verdicts("base", {1}, done_reason="length")
     made = compare("held_out", HELD_OUT, Baseline.BASE, base, verdicts("candidate", {1, 2}))
     [warning] = warnings([made], {"held_out": 0}, trained_on_known=True, num_predict=128)
-    assert "10 of 10 answers of model-base" in warning
+    assert "10 of 10 answers of the base model model-base" in warning
     assert "num_predict = 128" in warning
     assert warnings([compared({1}, {2})], {}, trained_on_known=True, num_predict=128) == ()
+
+
+@pytest.mark.parametrize("cut", [2, 3])
+@pytest.mark.parametrize("who", ["base", "candidate"])
+def test_over_one_answer_in_fifty_cut_is_warned_of_whoevers_it_is(who: str, cut: int) -> None:
+    """3 of 100 of the base's went unnoticed before, and any number of the candidate's."""
+    sides = {role: verdicts(role, {1}, total=100) for role in ("base", "candidate")}
+    sides[who][:cut] = verdicts(who, {1}, total=cut, done_reason="length")
+    made = [
+        compare("held_out", HELD_OUT, against, sides["base"], sides["candidate"])
+        for against in (Baseline.BASE, Baseline.INSTRUCTED)
+    ]
+    told = warnings(made, {"held_out": 0}, trained_on_known=True, num_predict=128)
+    if cut == 2:
+        assert told == ()
+        return
+    names = ["the new model"]  # once, although it is in both comparisons
+    if who == "base":
+        names = ["the base model", "the base model with the recipe's instruction"]
+    for name, warning in zip(names, told, strict=True):
+        assert warning.startswith(
+            f"3 of 100 answers of {name} model-{who} to held_out were cut at "
+        )
+        assert "eval.num_predict = 128" in warning
+        assert "Raise eval.num_predict" in warning
 
 
 def test_how_much_of_a_gain_the_limit_may_have_made_is_said() -> None:

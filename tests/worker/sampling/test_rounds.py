@@ -1,0 +1,176 @@
+"""What happens when the questions run out: second answers, hints, the source's own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loco.contracts.errors import OllamaUnavailable
+
+pytestmark = pytest.mark.redis
+
+#: Sampling seeds of every question that was asked, in order.
+Seeds = dict[str, list[int]]
+
+
+class Sums:
+    """A base that answers sums as `right` says; knows which try of a question it is asked."""
+
+    def __init__(self, right: Callable[[int, int, int], bool]) -> None:
+        self.right = right
+        self.seeds: Seeds = {}
+        self.said = "Way {n} of adding gives {made}."
+
+    def __call__(self, body: dict[str, Any]) -> tuple[str, str]:
+        asked = body["messages"][-1]["content"]
+        a, b = (int(n) for n in asked.partition("?")[0].removeprefix("What is ").split(" + "))
+        seeds = self.seeds.setdefault(asked, [])
+        seeds.append(body["options"]["seed"])
+        assert len(set(seeds)) == len(seeds), "the same seed gives the same answer"
+        made = a + b if self.right(a, b, len(seeds)) else a + b + 1
+        if "\n\n" in asked:  # with a hint
+            made = a + b
+        return self.said.format(n=len(seeds), made=made), "stop"
+
+
+@pytest.fixture
+def base(answering: Any) -> Any:
+    answering.models = {"smollm2:135m": "sha-base"}
+    return answering
+
+
+def test_second_answers_of_questions_sometimes_solved_come_first(
+    run: Any, sums: Any, base: Any
+) -> None:
+    # 1 + n at once and always, n + 1 at the second try and always then; the others never
+    base.answer = Sums(lambda a, b, n: a == 1 or (b == 1 and n > 1))
+    got = run("a", url=base.url, questions=sums(15), examples=12, samples=3)
+    solved = {q for q, _ in got.rows}
+    assert len(got.rows) == 12
+    assert len(set(got.rows)) == 12
+    assert all(q.startswith("What is 1 +") or q.endswith("+ 1?") for q in solved)
+    # 9 solved questions (5 and 4), then the sometimes solved ones a second time
+    first, second = got.rows[:9], got.rows[9:]
+    assert len({q for q, _ in first}) == len(solved) == 9
+    assert all(q.endswith("+ 1?") and not q.startswith("What is 1 ") for q, _ in second)
+    assert got.result.validation == 0
+    assert sum(got.sampling.rows_by_tries.values()) == 12
+    # not asked again: what is solved only once enough
+    assert got.sampling.solved == 9
+
+
+def test_no_more_than_per_question(run: Any, sums: Any, base: Any, heard: Any) -> None:
+    base.answer = Sums(lambda *_: True)
+    for most, rows in ((1, 6), (2, 12), (3, 18)):
+        got = run(f"{most}", url=base.url, questions=sums(6), examples=20, per_question=most)
+        assert len(got.rows) == len(set(got.rows)) == rows
+    assert "rows instead of 20" in heard.logs
+    assert "prepare.source.fallback=gold" in heard.logs
+
+
+def test_the_same_text_again_is_no_second_answer(run: Any, sums: Any, base: Any) -> None:
+    base.answer = Sums(lambda *_: True)
+    base.answer.said = "It is {made}."
+    got = run("a", url=base.url, questions=sums(3), examples=6, samples=2)
+    assert len(got.rows) == 3
+    assert {len(seeds) for seeds in base.answer.seeds.values()} == {3}, "one, and two more tries"
+
+
+def test_known_tries_are_used_before_anything_is_asked(run: Any, sums: Any, base: Any) -> None:
+    base.answer = Sums(lambda a, b, n: n > 1)
+    got = run("a", url=base.url, questions=sums(4), examples=8, samples=3, pairs=1)
+    assert len(got.rows) == 8
+    assert got.sampling.asked == len(base.asked) == 12
+
+
+def test_hints_find_what_was_never_solved_and_leave_no_trace(
+    run: Any, sums: Any, base: Any
+) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1)
+    plain = run("a", url=base.url, questions=sums(10), examples=10, samples=2, per_question=1)
+    assert len(plain.rows) == 4
+    got = run(
+        "b", url=base.url, questions=sums(10), examples=10, samples=2, per_question=1, hints=True
+    )
+    assert got.sampling.known == plain.sampling.asked
+    assert (len(got.rows), got.sampling.hinted, got.sampling.solved) == (10, 6, 4)
+    assert all(q.endswith("?") and "\n" not in q for q, _ in got.rows)
+    hinted = [line for line in got.lines("samples.jsonl") if line["became"] == "hinted"]
+    assert len(hinted) == 6
+    assert all(line["hinted"][-1]["right"] for line in hinted)
+
+
+def test_an_answer_that_speaks_of_the_hint_does_not_count(run: Any, sums: Any, base: Any) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1)
+    base.answer.said = "As the hint says, way {n} gives {made}."
+    got = run("a", url=base.url, questions=sums(10), examples=10, samples=2, hints=True)
+    assert got.sampling.hinted == 0
+    whys = {t["why"] for line in got.lines("samples.jsonl") for t in line["hinted"]}
+    assert whys == {"speaks of the hint"}
+
+
+def test_gold_rows_fill_up_and_say_so(run: Any, sums: Any, base: Any, heard: Any) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1)
+    got = run("a", url=base.url, questions=sums(10), examples=9, per_question=1, fallback="gold")
+    assert (len(got.rows), got.sampling.gold) == (9, 5)
+    fates = [line["became"] for line in got.lines("samples.jsonl")]
+    assert (fates.count("gold"), fates.count("trained"), fates.count("unsolved")) == (5, 4, 1)
+    assert "with the source's own answer: 5" in heard.logs
+
+
+def test_the_instruction_is_sampled_with_and_trained_only_where_asked(
+    run: Any, sums: Any, base: Any
+) -> None:
+    base.answer = Sums(lambda *_: True)
+    asked = {"questions": sums(12), "instruction": "Reason in words."}
+    got = run("a", url=base.url, **asked)
+    assert {system for _, system, _ in base.asked} == {"Reason in words."}
+    assert {len(r["conversations"]) for r in got.lines("training_data.jsonl")} == {2}
+    kept = run("b", url=base.url, train_instruction=True, **asked)
+    for file in ("training_data.jsonl", "validation_data.jsonl"):
+        turns = [r["conversations"][0] for r in kept.lines(file)]
+        assert turns == [{"role": "system", "content": "Reason in words."}] * len(turns)
+
+
+def test_pairs_hold_no_validation_question(run: Any, sums: Any, base: Any) -> None:
+    base.answer = Sums(lambda a, b, n: n % 2 == 0)
+    got = run("a", url=base.url, questions=sums(40), examples=5, validation=4, pairs=60)
+    held = {r["conversations"][0]["content"] for r in got.lines("validation_data.jsonl")}
+    paired = {p["prompt"][0]["content"] for p in got.lines("preference_data.jsonl")}
+    assert len(held) == 4
+    assert len(paired) >= 30
+    assert not held & paired
+    assert got.sampling.pairs == len(got.lines("preference_data.jsonl")) == 60
+
+
+def test_a_question_longer_than_the_context_is_passed_over(
+    run: Any, sums: Any, base: Any, heard: Any
+) -> None:
+    base.answer = Sums(lambda *_: True)
+    base.refuses = lambda body: (
+        "the input length exceeds the context length"
+        if "What is 1 + 1?" in body["messages"][-1]["content"]
+        else None
+    )
+    got = run("a", url=base.url, questions=sums(6), examples=6, per_question=1)
+    assert len(got.rows) == 5
+    assert "1 questions do not fit prepare.source.num_ctx" in heard.logs
+
+
+def test_a_server_that_dies_loses_nothing(run: Any, sums: Any, base: Any) -> None:
+    solve = Sums(lambda *_: True)
+
+    def answer(body: dict[str, Any]) -> tuple[str, str]:
+        if len(base.asked) >= 5:
+            raise ConnectionAbortedError
+        return solve(body)
+
+    asked = {"questions": sums(12), "parallel": 1}
+    base.answer = answer
+    with pytest.raises(OllamaUnavailable) as caught:
+        run("a", url=base.url, **asked)
+    assert caught.value.retryable
+    base.answer = solve = Sums(lambda *_: True)
+    got = run("a", url=base.url, **asked)
+    assert got.sampling.known == 5
+    assert sum(map(len, solve.seeds.values())) == got.sampling.asked - 5

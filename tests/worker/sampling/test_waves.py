@@ -1,0 +1,66 @@
+"""How many questions are asked next, and when it is enough: decided by made answers."""
+
+import pytest
+
+from loco_worker.sampling import waves
+from loco_worker.sampling.tries import Asked, Try
+from loco_worker.sampling.waves import given_up, wave_size
+from loco_worker.sources.questions import question_of
+
+
+def asked(*right: bool, number: int = 1, answers: tuple[str, ...] = ()) -> Asked:
+    question = question_of(number, {"question": f"What is {number} + 0?", "answer": str(number)})
+    texts = answers or tuple(f"way {n}" for n in range(len(right)))
+    tries = [
+        Try(n, text, is_right, None if is_right else "not it", 3, ended=True)
+        for n, (is_right, text) in enumerate(zip(right, texts, strict=True), start=1)
+    ]
+    return Asked(question, tries)
+
+
+@pytest.mark.parametrize(
+    ("missing", "got", "of", "size"),
+    [
+        (232, 0, 0, 232),  # the first one
+        (58, 174, 232, 78),  # 75 % of them were solved
+        (0, 232, 300, 0),
+        (-3, 235, 300, 0),
+        (100, 1, 232, 400),  # a bad start must not ask everything at once
+        (500, 0, 150, 50),  # not more than it takes to give up
+        (10, 0, 150, 10),
+    ],
+)
+def test_a_wave_is_as_large_as_the_yield_says(missing: int, got: int, of: int, size: int) -> None:
+    assert wave_size(missing, got, of) == size
+
+
+def test_two_hundred_in_a_row_without_a_right_answer_are_enough() -> None:
+    solved, unsolved = asked(False, True), asked(False, False)
+    row = [solved] + [unsolved] * (waves.FRUITLESS - 1)
+    assert not given_up(row, 10_000, generated=False, mixed=False)
+    assert given_up([*row, unsolved], 10_000, generated=False, mixed=False)
+
+
+def test_a_base_that_is_always_right_gives_no_pairs() -> None:
+    always = [asked(True, True)] * waves.FRUITLESS
+    assert not given_up(always, 10_000, generated=False, mixed=False)
+    assert given_up(always, 10_000, generated=False, mixed=True)
+
+
+def test_a_generator_is_asked_ten_times_as_much_as_wanted() -> None:
+    some = [asked(True)] * 80
+    assert given_up(some, 8, generated=True, mixed=False)
+    assert not given_up(some, 8, generated=False, mixed=False)
+    assert not given_up(some[1:], 8, generated=True, mixed=False)
+
+
+def test_answers_that_differ_in_spacing_only_are_one() -> None:
+    question = asked(True, True, True, answers=("It is  1.", "It is 1.", "1, of course."))
+    assert [t.number for t in question.rights()] == [1, 3]
+
+
+def test_wrong_answers_that_ended_come_before_cut_ones_and_empty_ones_not_at_all() -> None:
+    question = asked(False, False, False, True, answers=("cut", "", "done", "1"))
+    question.tries[0] = question.tries[0]._replace(ended=False)
+    assert [t.text for t in question.wrongs()] == ["done", "cut"]
+    assert question.mixed
