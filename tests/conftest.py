@@ -51,13 +51,18 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
+class _Server(ThreadingHTTPServer):
+    #: As many may connect at once as a stage asks at once.
+    request_queue_size = 512
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
     """Starts an HTTP server of a handler's class on a free port; gives its address."""
     started: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def start(handler: type[BaseHTTPRequestHandler]) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         started.append((server, thread))

@@ -30,6 +30,7 @@ from loco.stage.gpu_lock import gpu_lock
 from loco.stage.program import Emitter, main
 from loco_trainer.bases import find
 from loco_trainer.data import pairs, rows
+from loco_trainer.data.pairs import Pairs
 from loco_trainer.data.template import Template
 from loco_trainer.engines import choose
 from loco_trainer.gguf import parent as gguf_file
@@ -142,13 +143,13 @@ class _Facts:
     data: rows.Rows
     #: Rows kept out of training; empty where prepare kept none.
     held_out: list[rows.Row]
-    #: Of train.preference; None: not asked for.
-    pairs: pairs.Pairs | None
     lengths: Lengths
     #: The newest that can be gone on from.
     checkpoint: Path | None
     #: What earlier runs of the base, and this one until the checkpoint, teach about memory.
     lessons: Lessons
+    #: Of train.preference; None: not asked for.
+    pairs: Pairs | None = None
 
 
 def _gather(given: _Given) -> _Facts:
@@ -313,9 +314,7 @@ def _validation_rows(inputs: Inputs, template: Template, spec: TrainSpec) -> lis
     return fitting
 
 
-def _pairs(
-    inputs: Inputs, template: Template, spec: TrainSpec, emit: Emitter
-) -> pairs.Pairs | None:
+def _pairs(inputs: Inputs, template: Template, spec: TrainSpec, emit: Emitter) -> Pairs | None:
     """The pairs prepare wrote; None where the recipe trains on none.
 
     Raises:

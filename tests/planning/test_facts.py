@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from loco.contracts.plans import Shape
+from loco.contracts.requests import JobRequest
 from loco.contracts.specs import BaseModelSpec
-from loco.planning.facts import is_here
+from loco.planning.facts import is_here, lengths_of
+from loco.planning.history import History
 from loco.planning.memory import weight_bytes
 from loco.recipes.base_files import (
     missing_weights,
@@ -18,7 +20,10 @@ from loco.recipes.base_files import (
     user_hub_cache,
     with_stored_size,
 )
+from loco.recipes.resolve import resolve
+from loco.settings import Settings
 
+ADAPTERS = Path(__file__).parents[2] / "adapters"
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
 BASE = BaseModelSpec(
     name="toy",
@@ -199,3 +204,18 @@ def test_a_damaged_header_is_one_whatever_it_holds(
     with pytest.raises(ValueError, match="the header"):
         list(tensor_entries(file))
     assert with_stored_size(SHAPE, BASE, tmp_path) == SHAPE
+
+
+def test_pairs_are_taken_to_be_as_long_as_rows(tmp_path: Path) -> None:
+    questions = {"kind": "arithmetic"}
+    source = {"kind": "self", "questions": questions, "pairs": 50}
+    request = {"adapter": "math", "prepare": {"source": source}, "train": {"preference": {}}}
+    spec = resolve(ADAPTERS, JobRequest.model_validate(request))
+    settings = Settings(adapters_dir=tmp_path)
+    lengths, _ = lengths_of(spec, History([]), settings)
+    assert lengths.pairs is not None
+    assert (lengths.rows, lengths.pairs.rows) == (200, 100)
+    assert lengths.pairs.mean == lengths.mean
+    without = spec.train.model_copy(update={"preference": None})
+    lengths, _ = lengths_of(spec.model_copy(update={"train": without}), History([]), settings)
+    assert lengths.pairs is None

@@ -12,7 +12,8 @@ import pytest
 from loco.contracts.errors import InvalidRequest, OutOfMemory
 from loco.contracts.plans import Device, Lengths, Plan, Shape
 from loco.contracts.requests import JobRequest
-from loco.contracts.specs import TrainSpec
+from loco.contracts.specs import PreferenceSpec, TrainSpec
+from loco.planning import batches
 from loco.planning.batches import cut, largest_pass, tokens_a_pass, total_steps
 from loco.planning.memory import trained_parameters, weight_bytes
 from loco.planning.planner import estimates, make_plan, margin_gb, next_rung, peak_memory
@@ -499,3 +500,66 @@ def test_a_dense_model_may_have_the_field(experts: int | list[int] | None) -> No
 def test_layers_of_unequal_width_count_as_the_widest() -> None:
     widths = [QWEN.intermediate_size, 128]
     assert Shape.of(QWEN.model_dump() | {"intermediate_size": widths}) == QWEN
+
+
+PAIRS = Lengths(rows=4000, tokens=1_600_000, answer_tokens=1_200_000, p50=400, p95=620, longest=700)
+
+
+def of_pairs(device: Device, **preference: object) -> tuple[TrainSpec, Plan]:
+    spec = recipe().model_copy(update={"preference": PreferenceSpec.model_validate(preference)})
+    lengths = GSM8K.model_copy(update={"pairs": PAIRS})
+    return spec, make_plan(spec, QWEN, lengths, device, engine="peft")
+
+
+def test_pairs_take_the_largest_pass_that_fits():
+    for name in ("RTX 3070", "RTX 4080", "RTX 4090", "A100 80GB", "H200"):
+        device = card(name)
+        _, chosen = of_pairs(device)
+        assert chosen.pairs is not None
+        assert chosen.memory_gb + margin_gb(chosen.memory_gb, device) <= device.free_gb
+        way = replace(Way.of(chosen), micro_batch=2 * chosen.pairs, cuda_graphs=False)
+        second = batches.of_pairs(recipe(), PreferenceSpec())
+        assert peak_memory(way, second, QWEN, PAIRS, device).peak_gb <= chosen.memory_gb
+    assert of_pairs(card("H200"))[1].pairs == 16
+    small = of_pairs(card("RTX 3070"))[1].pairs or 0
+    assert 1 <= small < 16
+    assert plan(card("H200")).pairs is None
+
+
+def test_pairs_add_their_steps_and_seconds():
+    spec, chosen = of_pairs(card("H200"), epochs=2)
+    lengths = GSM8K.model_copy(update={"pairs": PAIRS})
+    assert batches.all_steps(spec, lengths) == 75 + 2 * 125  # 2,000 pairs, 16 a step
+    alone = plan(card("H200"))
+    assert chosen.preference_seconds > 0 == alone.preference_seconds
+    assert chosen.train_seconds == pytest.approx(
+        alone.train_seconds + chosen.preference_seconds, abs=0.2
+    )
+    once = of_pairs(card("H200"), epochs=1)[1].preference_seconds
+    # two epochs, and one pass for the reference
+    assert chosen.preference_seconds / once == pytest.approx(2.5 / 1.5, rel=0.02)
+
+
+def test_a_shortage_on_pairs_halves_them_then_computes_again_then_takes_4_bits():
+    device = gpu(80)
+    spec, chosen = of_pairs(device)
+    lengths = GSM8K.model_copy(update={"pairs": PAIRS})
+    chosen = chosen.model_copy(update={"precision": "bf16", "gradient_checkpointing": False})
+    seen = []
+    below: Plan | None = chosen
+    while below := next_rung(below, spec, QWEN, lengths, device, on_pairs=True):
+        seen.append((below.pairs, below.gradient_checkpointing, below.precision))
+    halves = []
+    while chosen.pairs and (not halves or halves[-1] > 1):
+        halves.append(((halves[-1] if halves else chosen.pairs) + 1) // 2)
+    expected = [(n, False, "bf16") for n in halves]
+    assert seen == [*expected, (1, True, "bf16"), (1, True, "4bit")]
+
+
+def test_a_shortage_on_rows_leaves_the_pairs_as_they_are():
+    device = gpu(80)
+    spec, chosen = of_pairs(device)
+    lengths = GSM8K.model_copy(update={"pairs": PAIRS})
+    below = next_rung(chosen, spec, QWEN, lengths, device)
+    assert below is not None
+    assert (below.micro_batch, below.pairs) == (chosen.micro_batch // 2, chosen.pairs)

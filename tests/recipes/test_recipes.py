@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -249,6 +250,24 @@ class TestStageLists:
         assert ask(**chosen, stages=("export",)).train.select == "best"
         assert ask(train={"select": "best"}).prepare.validation == 32
         assert ask().train.select == "last"
+
+    def test_pairs_that_prepare_makes_none_of_are_refused(self, ask: Resolve) -> None:
+        def chosen(pairs: int | None) -> dict[str, Any]:
+            questions = {"kind": "arithmetic"}
+            own = {"kind": "self", "questions": questions, "pairs": pairs}
+            source = questions if pairs is None else own
+            return {"prepare": {"source": source}, "train": {"preference": {"beta": 0.2}}}
+
+        for pairs in (None, 0):
+            with pytest.raises(InvalidRequest, match="prepare makes none") as caught:
+                ask(**chosen(pairs))
+            assert caught.value.param == "train.preference"
+            assert "prepare.source.pairs" in str(caught.value.hint)
+        preference = ask(**chosen(50)).train.preference
+        assert preference is not None
+        assert (preference.method, preference.beta, preference.batch_size) == ("dpo", 0.2, 16)
+        # another job's pairs are seen in train
+        assert ask(**chosen(None), stages=("train",)).train.preference is not None
 
     @pytest.mark.parametrize(
         "stages", [("prepare", "export"), ("export", "train"), ("train", "train")]

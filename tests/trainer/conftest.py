@@ -191,6 +191,25 @@ def training_data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def preference_data(tmp_path: Path) -> Path:
+    """12 pairs of answers to sums, as prepare writes them."""
+    path = tmp_path / "preference_data.jsonl"
+    path.write_text("".join(json.dumps(preference_row(i)) + "\n" for i in range(12)))
+    return path
+
+
+def preference_row(i: int) -> dict[str, Any]:
+    """A sum, and an answer that a model of two layers can tell from it."""
+    a, b = 3 * i + 2, 5 * i + 1
+    right, wrong = (
+        [{"role": "assistant", "content": text}]
+        for text in (f"{a} + {b} = {a + b}", f"I do not know about {a}.")
+    )
+    question = f"What is {a} + {b}?" + " Tell me." * (i % 3)
+    return {"prompt": [{"role": "user", "content": question}], "chosen": right, "rejected": wrong}
+
+
 def chat_row(i: int) -> dict[str, Any]:
     a, b = 3 * i + 2, 5 * i + 1
     question = f"What is {a} + {b}?" if i % 2 else f"Ann has {a} apples and gets {b}. How many now?"

@@ -131,7 +131,7 @@ class Fit:
         self._journal.log = [LoggedStep.model_validate(entry) for entry in state["log"]]
         self._attempts = list(checkpoints.attempts_of(checkpoint))
         self._validation.load(checkpoint, state["validation"])
-        if self._pairs:
+        if self._pairs and state["reference"]:
             self._pairs.reference.load(checkpoint)
         if state["plan"]["precision"] != self._plan.precision:
             self._measure_again()
@@ -321,9 +321,8 @@ class Fit:
             "plan": self._plan.model_dump(),
             "attempts": [a.model_dump() for a in (*self._attempts, self._attempt("stopped"))],
             "validation": self._validation.save(folder),
+            "reference": self._pairs is not None and self._pairs.reference.save(folder),
         }
-        if self._pairs:
-            self._pairs.reference.save(folder)
         self._adapter.save(folder, state)
         checkpoints.seal(folder)
         checkpoints.prune(self._folder)

@@ -189,15 +189,15 @@ class Reference:
         """Has it measured again, with the same adapter."""
         self._logs = None
 
-    def save(self, folder: Path) -> None:
-        """Writes it into a checkpoint."""
+    def save(self, folder: Path) -> bool:
+        """Writes it into a checkpoint; False where there is nothing to write."""
         known = {"logs": self._logs, "weights": self.weights}
         tensors = {name: tensor for name, tensor in known.items() if tensor is not None}
         if tensors:
             save_file(tensors, folder / _FILE)
+        return bool(tensors)
 
     def load(self, folder: Path) -> None:
-        """Goes back to what `save` wrote, if it did."""
-        if (folder / _FILE).is_file():
-            tensors = load_file(folder / _FILE)
-            self._logs, self.weights = tensors.get("logs"), tensors["weights"]
+        """Goes back to what `save` wrote."""
+        tensors = load_file(folder / _FILE)
+        self._logs, self.weights = tensors.get("logs"), tensors["weights"]

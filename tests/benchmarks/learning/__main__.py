@@ -19,9 +19,9 @@ from pathlib import Path
 
 import stage_runs
 from answers import read
-from stage_runs import Budget, Skipped
 from table import table
 
+from programs import Budget, Skipped
 from recipes import BASE, RECIPES, ROOT, Study
 
 COMMANDS = ("prepare", "train", "repeat", "answer-hf", "answer-gguf", "table", "all")

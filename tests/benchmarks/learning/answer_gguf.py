@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from answers import MAX_TOKENS, prompt, read, written_to
-from stage_runs import Budget, Skipped, base_folder, export
+from stage_runs import base_folder, export
 from transformers import AutoTokenizer
 
 from loco_trainer.machine.threads import usable_cpus
+from programs import Budget, Skipped
 from recipes import Study
 
 #: Tokens of a sequence: the longest test prompt (218) and answer fit.
@@ -56,15 +58,62 @@ def answer(study: Study, name: str, at_once: int | None, budget: Budget) -> None
     budget.require(30, f"answer-gguf {name}")
     gguf = export(study, name, budget)
     tokenizer = AutoTokenizer.from_pretrained(base_folder(study))
-    started, answered = time.monotonic(), 0
-    model = Batched(gguf, at_once or SLOTS, usable_cpus())
+    started = time.monotonic()
+    answered = answer_problems(
+        gguf,
+        problems,
+        path,
+        lambda question: prompt(question, study.base.system, tokenizer),
+        Sizes(slots=at_once or SLOTS, threads=usable_cpus()),
+        budget,
+    )
+    print(
+        f"answer-gguf {name}: {answered} answers in {time.monotonic() - started:.1f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    if answered < len(problems):
+        raise Skipped(f"answer-gguf {name}: {len(problems) - answered} left, the time is up")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How a GGUF answers."""
+
+    #: Sequences at once.
+    slots: int
+    threads: int
+    #: Tokens of a sequence, prompt and answer, and of an answer.
+    context: int = CONTEXT
+    limit: int = MAX_TOKENS
+
+
+def answer_problems(
+    gguf: Path,
+    problems: Iterable[dict[str, str]],
+    path: Path,
+    render: Callable[[str], str],
+    sizes: Sizes,
+    budget: Budget,
+) -> int:
+    """Answers problems until all are through or the time is up; returns how many.
+
+    Args:
+        gguf: the model.
+        problems: `id`, `question`, `answer` of each.
+        path: where the answers join earlier ones.
+        render: from a question to the text that the model continues.
+        sizes: how much at once.
+        budget: ends between two tokens; what was being answered is left for the next run.
+    """
+    answered = 0
+    model = Batched(gguf, sizes)
     try:
         waiting = iter(problems)
         with written_to(path) as say:
             while budget.seconds_left > 0:
                 for problem in islice(waiting, model.free):
-                    text = prompt(problem["question"], study.base.system, tokenizer)
-                    model.start(problem, text)
+                    model.start(problem, render(problem["question"]))
                 if not model.busy:
                     break
                 for sequence in model.step():
@@ -73,13 +122,7 @@ def answer(study: Study, name: str, at_once: int | None, budget: Budget) -> None
                     answered += 1
     finally:
         model.close()
-    print(
-        f"answer-gguf {name}: {answered} answers in {time.monotonic() - started:.1f} s",
-        file=sys.stderr,
-        flush=True,
-    )
-    if answered < len(problems):
-        raise Skipped(f"answer-gguf {name}: {len(problems) - answered} left, the time is up")
+    return answered
 
 
 @dataclass
@@ -100,7 +143,8 @@ class Sequence:
 class Batched:
     """A GGUF that continues several prompts at once, greedily."""
 
-    def __init__(self, path: Path, slots: int, threads: int) -> None:
+    def __init__(self, path: Path, sizes: Sizes) -> None:
+        self._sizes, slots, threads = sizes, sizes.slots, sizes.threads
         llama_cpp.llama_log_set(_errors_only, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
@@ -109,13 +153,13 @@ class Batched:
         if not self._model:
             raise RuntimeError(f"llama.cpp cannot load {path}")
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = CONTEXT * slots
+        parameters.n_ctx = sizes.context * slots
         parameters.n_seq_max = slots
         parameters.n_batch = BATCH
         parameters.n_threads = parameters.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise RuntimeError(f"no memory for {slots} sequences of {CONTEXT} tokens")
+            raise RuntimeError(f"no memory for {slots} sequences of {sizes.context} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._entries = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
@@ -142,8 +186,10 @@ class Batched:
     def start(self, problem: dict[str, str], text: str) -> None:
         """Takes in a rendered prompt."""
         tokens = self._tokenize(text)
-        if len(tokens) + MAX_TOKENS > CONTEXT:
-            raise RuntimeError(f"problem {problem['id']} has {len(tokens)} tokens: raise CONTEXT")
+        if len(tokens) + self._sizes.limit > self._sizes.context:
+            raise RuntimeError(
+                f"problem {problem['id']} has {len(tokens)} tokens: raise the context"
+            )
         self._running.append(Sequence(problem, self._slots.pop(), tokens))
         # llama.cpp computes neighbouring slots together, and others one after the other
         self._running.sort(key=lambda sequence: sequence.slot)
@@ -172,7 +218,7 @@ class Batched:
             raise RuntimeError(f"llama_decode failed with code {code}")
         for sequence, place in evaluated:
             self._continue(sequence, place)
-        over = [s for s in self._running if s.ended or len(s.tokens) >= MAX_TOKENS]
+        over = [s for s in self._running if s.ended or len(s.tokens) >= self._sizes.limit]
         for sequence in over:
             self._running.remove(sequence)
             self._slots.append(sequence.slot)

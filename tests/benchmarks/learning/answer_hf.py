@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from answers import MAX_TOKENS, Say, prompt, read, written_to
 from peft import PeftModel
-from stage_runs import ADAPTER, Budget, Skipped, base_folder
+from stage_runs import ADAPTER, base_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from programs import Budget, Skipped
 from recipes import BASE, Study
 
 #: Steps between two looks at which rows have ended: a look waits for the GPU.

@@ -209,7 +209,7 @@ def speed(table: Table, place: Place, slots_count: int) -> None:
     started = time.monotonic()
     decoder.start()
     table.say("steps recorded", f"{time.monotonic() - started:.1f} s")
-    waves = [("greedy", 0.0, 2 * slots_count), ("sampled", 0.8, 3 * slots_count)]
+    waves = [("greedy", 0.0, 2 * slots_count), ("sampled", 0.8, 2 * slots_count)]
     for name, temperature, count in waves:
         made = torch.Generator().manual_seed(3)
         starts = []

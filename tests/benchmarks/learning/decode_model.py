@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from decode_ops import Ops, rotated
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig
@@ -258,6 +259,19 @@ class Model:
         angles = torch.outer(torch.arange(self.length).float(), rotary.inv_freq.float())
         table = torch.cat([angles.cos(), angles.sin()], dim=1) * rotary.attention_scaling
         return table.to(self.device)
+
+
+def shapes(file: Path) -> dict[str, tuple[int, int]]:
+    """Weight name to the shape of B @ A of a saved adapter, from its header."""
+    found = {}
+    with safe_open(file, framework="pt") as tensors:
+        keys = set(tensors.keys())
+        for key in keys:
+            layer = key.removesuffix(".lora_A.weight")
+            if layer != key and f"{layer}.lora_B.weight" in keys:
+                a, b = (tensors.get_slice(f"{layer}.lora_{x}.weight").get_shape() for x in "AB")
+                found[layer.removeprefix("base_model.model.") + ".weight"] = (b[0], a[1])
+    return found
 
 
 def _check(config: Any) -> None:

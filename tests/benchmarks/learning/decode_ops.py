@@ -145,6 +145,6 @@ def choose(attention: str, device: torch.device) -> Any:
     """The ops of a device: `triton`, `torch`, or `auto`: Triton on a GPU."""
     if attention == "torch" or (attention == "auto" and device.type != "cuda"):
         return TorchOps()
-    from decode_kernels import TritonOps  # noqa: PLC0415, a CPU-only torch comes without Triton
+    from decode_kernels import TritonOps
 
     return TritonOps()

@@ -89,7 +89,7 @@ class Slots:
         self._seed = full(torch.int64)
         self._made = torch.zeros(whole, model.length, dtype=torch.int32, device=device)
         self.ends = frozenset(ends)
-        self._ends = torch.tensor(sorted(ends), device=device)
+        self._ends = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
         self._rows = full(torch.int64, count)
         self._graphs: dict[tuple[int, bool, int | None], torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
@@ -215,7 +215,9 @@ class Slots:
     def _look(self) -> Look:
         state = (self._ended, self._broken, self._length, self._made)
         if len(self._buffers) < 3:
-            held = tuple(torch.empty_like(s, device="cpu", pin_memory=self._on_gpu) for s in state)
+            held = tuple(
+                torch.empty(s.shape, dtype=s.dtype, pin_memory=self._on_gpu) for s in state
+            )
         else:  # the oldest of three: whoever looks is one behind at most
             held = self._buffers.popleft()
         for target, source in zip(held, state, strict=True):

@@ -8,8 +8,8 @@ from typing import Literal
 from loco.contracts.specs import BaseModelSpec, PrepareSpec, TrainSpec
 from loco.recipes.catalog import load_catalog
 from loco_worker.sources.rows import row_of
+from programs import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 #: The name under which the untrained model answers.
 BASE = "base"

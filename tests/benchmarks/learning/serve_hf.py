@@ -27,14 +27,14 @@ from typing import Any
 import decode_ops
 import torch
 import uvicorn
-from decode_model import Model
+from decode_model import Model, shapes
 from decode_sampling import MOST_CANDIDATES
 from decode_slots import WIDTH, Slots, Start
 from decoder import Decoder, Job, Made, Served
-from safetensors import safe_open
+from safetensors import SafetensorError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import AutoTokenizer
 
@@ -128,10 +128,10 @@ class Service:
         if not file.is_file():
             raise Refusal(400, f"no {_ADAPTER} in {folder}")
         try:
-            adapter = Adapter(folder)
-        except LocoError as error:
-            raise Refusal(400, str(error)) from error
-        if wrong := self.decoder.model.misfit(adapter, _shapes(file)):
+            adapter, changed = Adapter(folder), shapes(file)
+        except (LocoError, OSError, ValueError, KeyError, SafetensorError) as error:
+            raise Refusal(400, f"no adapter in {folder}: {error}") from error
+        if wrong := self.decoder.model.misfit(adapter, changed):
             raise Refusal(400, f"the adapter does not fit {self.base.served.name}: {wrong}")
         template = self.base.template
         if "system" in body:
@@ -236,9 +236,6 @@ def application(service: Service) -> Starlette:
     async def version(_: Request) -> Response:
         return JSONResponse({"version": VERSION})
 
-    async def root(_: Request) -> Response:
-        return PlainTextResponse("Ollama is running")
-
     async def tags(_: Request) -> Response:
         return JSONResponse({"models": service.tags()})
 
@@ -267,7 +264,6 @@ def application(service: Service) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/", root),
             Route("/api/version", version),
             Route("/api/tags", tags),
             Route("/api/chat", chat, methods=["POST"]),
@@ -304,19 +300,6 @@ def _ends(folder: Path) -> list[int]:
     vocabulary = tokenizer.get_vocab()
     named = {vocabulary[token] for token in _ENDS if token in vocabulary}
     return sorted(named | {tokenizer.eos_token_id} - {None})
-
-
-def _shapes(file: Path) -> dict[str, tuple[int, int]]:
-    """Weight name to the shape of B @ A, from the header."""
-    found = {}
-    with safe_open(file, framework="pt") as tensors:
-        keys = set(tensors.keys())
-        for key in keys:
-            layer = key.removesuffix(".lora_A.weight")
-            if layer != key and f"{layer}.lora_B.weight" in keys:
-                a, b = (tensors.get_slice(f"{layer}.lora_{x}.weight").get_shape() for x in "AB")
-                found[layer.removeprefix("base_model.model.") + ".weight"] = (b[0], a[1])
-    return found
 
 
 def _digest_of_folder(folder: Path, name: str, template: Template) -> tuple[str, int]:

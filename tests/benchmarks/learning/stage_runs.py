@@ -5,54 +5,25 @@ adapter in bfloat16 and the results go to `home/NAME/`, a few MB each.
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from loco.contracts.specs import ExportSpec, Inputs, StageRun
+from loco.contracts.specs import ExportSpec, Inputs
 from loco.contracts.stages import Stage
 from loco.stage.program import Emitter
 from loco_trainer.bases import find
-from recipes import BASE, BENCHMARK, RECIPES, ROOT, Study
+from programs import Budget, Skipped, run_program
+from recipes import BASE, BENCHMARK, RECIPES, Study
 
-#: Seconds a program has to leave after it was asked to stop.
-GRACE_SECONDS = 30.0
 ADAPTER = "adapter_model.safetensors"
-
-
-class Skipped(Exception):
-    """Something was left out; the message says what and why."""
-
-
-class Budget:
-    """The time a study may take."""
-
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until the study has to end; infinite without a limit."""
-        return float("inf") if self._end is None else max(0.0, self._end - time.monotonic())
-
-    def require(self, seconds: float, what: str) -> None:
-        """Raises `Skipped` when something that takes so many seconds no longer fits."""
-        if self.seconds_left < seconds:
-            raise Skipped(
-                f"{what}: left out, it takes about {seconds:.0f} s and {self.seconds_left:.0f} s are left"
-            )
 
 
 def prepare(study: Study, budget: Budget) -> dict[str, Any]:
@@ -63,7 +34,9 @@ def prepare(study: Study, budget: Budget) -> dict[str, Any]:
     benchmark.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     folder = study.out / "prepare"
     shutil.rmtree(folder, ignore_errors=True)
-    result = _program(Stage.PREPARE, study.prepare_spec(), _inputs(study, folder), folder, budget)
+    result = run_program(
+        Stage.PREPARE, study.prepare_spec(), _inputs(study, folder), folder, budget
+    )
     _save(study, "prepare", "prepare", result)
     return result
 
@@ -83,7 +56,7 @@ def train(study: Study, name: str, budget: Budget) -> dict[str, Any]:
         result = _train_program(
             study, name, folder, study.max_steps, budget, _validation(study), newest
         )
-        _keep_adapter(folder / "checkpoints", study.home(name))
+        keep_adapter(folder / "checkpoints", study.home(name))
         _save(study, name, "train", result)
     result = json.loads(kept.read_text())
     return dict(result)
@@ -127,7 +100,7 @@ def export(study: Study, name: str, budget: Budget) -> Path:
         shutil.rmtree(adapter, ignore_errors=True)
         adapter.mkdir(parents=True)
         if name == BASE:
-            _zero_adapter(study, adapter)
+            zero_adapter(base_folder(study), adapter)
         else:
             for file in (ADAPTER, "adapter_config.json"):
                 shutil.copyfile(_kept(study, name, file), adapter / file)
@@ -140,7 +113,7 @@ def export(study: Study, name: str, budget: Budget) -> Path:
             inputs = inputs.model_copy(
                 update={"results": {Stage.TRAIN: json.loads(trained.read_text())}}
             )
-        result = _program(Stage.EXPORT, spec, inputs, folder, budget)
+        result = run_program(Stage.EXPORT, spec, inputs, folder, budget)
         _save(study, name, "export", result)
     return folder / str(json.loads(done.read_text())["gguf"])
 
@@ -168,7 +141,7 @@ def _train_program(
     files = {"prepare/training_data.jsonl": study.training_data, **validation}
     inputs = _inputs(study, folder, files).model_copy(update={"resume": tuple(resume)})
     spec = recipe.spec(study.base, study.rows, max_steps)
-    return _program(Stage.TRAIN, spec, inputs, folder, budget)
+    return run_program(Stage.TRAIN, spec, inputs, folder, budget)
 
 
 def _validation(study: Study) -> dict[str, Path]:
@@ -196,51 +169,7 @@ def _inputs(study: Study, folder: Path, files: dict[str, Path] | None = None) ->
     )
 
 
-def _program(
-    stage: Stage, spec: BaseModel, inputs: Inputs, folder: Path, budget: Budget
-) -> dict[str, Any]:
-    """Runs a stage program to its end and returns its result.
-
-    Raises:
-        Skipped: time ran out; training left a checkpoint.
-        RuntimeError: it failed; its log is named.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    run = folder / "spec.json"
-    run.write_text(
-        StageRun(stage=stage, spec=spec.model_dump(), inputs=inputs).model_dump_json(indent=2)
-    )
-    command = [sys.executable, "-m", stage.program, "--spec", str(run), "--out", str(folder)]
-    paths = f"{ROOT / 'shared'}:{ROOT / 'services'}:{os.environ.get('PYTHONPATH', '')}"
-    events, log = folder / "events.jsonl", folder / "log.txt"
-    with (
-        events.open("w") as output,
-        log.open("w") as said,
-        subprocess.Popen(
-            command, stdout=output, stderr=said, env={**os.environ, "PYTHONPATH": paths}
-        ) as child,
-    ):
-        left = budget.seconds_left
-        try:
-            code = child.wait(None if left == float("inf") else max(1.0, left))
-        except subprocess.TimeoutExpired as error:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            raise Skipped(f"{stage}: stopped, the time is up; it goes on from {folder}") from error
-        except BaseException:
-            child.kill()
-            raise
-    if code != 0:
-        last = (events.read_text().splitlines() or ["no event"])[-1]
-        raise RuntimeError(f"{stage} ended with {code}: {last}; see {log}")
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
-
-
-def _keep_adapter(trained: Path, home: Path) -> None:
+def keep_adapter(trained: Path, home: Path) -> None:
     """The adapter in bfloat16: half the size; what it rounds away is 1/256 of an update at most."""
     home.mkdir(parents=True, exist_ok=True)
     tensors = load_file(trained / ADAPTER)
@@ -248,17 +177,16 @@ def _keep_adapter(trained: Path, home: Path) -> None:
     shutil.copyfile(trained / "adapter_config.json", home / "adapter_config.json")
 
 
-def _zero_adapter(study: Study, folder: Path) -> None:
-    """A LoRA adapter whose B is zero: merged, it leaves the base as it is."""
-    config = json.loads((base_folder(study) / "config.json").read_text())
-    hidden = config["hidden_size"]
+def zero_adapter(base: Path, folder: Path) -> None:
+    """A LoRA adapter whose B is zero: merged, it leaves the base in folder `base` as it is."""
+    config = json.loads((base / "config.json").read_text())
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    width = heads * (config.get("head_dim") or hidden // heads)
     tensors = {}
     for layer in range(config["num_hidden_layers"]):
         place = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         tensors[f"{place}.lora_A.weight"] = torch.zeros(1, hidden)
-        tensors[f"{place}.lora_B.weight"] = torch.zeros(
-            config["num_attention_heads"] * config["head_dim"], 1
-        )
+        tensors[f"{place}.lora_B.weight"] = torch.zeros(width, 1)
     save_file(tensors, folder / ADAPTER)
     LoraConfig(r=1, target_modules=["q_proj"], task_type="CAUSAL_LM").save_pretrained(folder)
 

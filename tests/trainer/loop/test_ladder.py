@@ -126,7 +126,7 @@ def test_the_base_is_loaded_again_where_the_next_plan_holds_it_in_4_bits(
     loads: list[Any] = []
 
     def in_four_bits(*_: Any, **__: Any) -> Callable[[Plan], Plan | None]:
-        return lambda plan: plan.model_copy(update={"precision": "4bit"})
+        return lambda plan, _: plan.model_copy(update={"precision": "4bit"})
 
     monkeypatch.setattr(train, "ladder", in_four_bits)
     asked = itertools.count(1)

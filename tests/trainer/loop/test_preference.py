@@ -31,25 +31,11 @@ from loco_trainer.loop.preference import PairPasses
 _ADAPTER = "adapter_model.safetensors"
 
 
-def preference_row(i: int) -> dict[str, Any]:
-    """A sum, and an answer that a model of two layers can tell from it."""
-    a, b = 3 * i + 2, 5 * i + 1
-    right, wrong = (
-        [{"role": "assistant", "content": text}]
-        for text in (f"{a} + {b} = {a + b}", f"I do not know about {a}.")
-    )
-    question = f"What is {a} + {b}?" + " Tell me." * (i % 3)
-    return {"prompt": [{"role": "user", "content": question}], "chosen": right, "rejected": wrong}
-
-
 @pytest.fixture
-def given(inputs: Inputs, tmp_path: Path) -> Inputs:
+def given(inputs: Inputs, preference_data: Path) -> Inputs:
     """24 sums, and 12 pairs."""
-    path = tmp_path / "preference_data.jsonl"
-    path.write_text("".join(json.dumps(preference_row(i)) + "\n" for i in range(12)))
-    return inputs.model_copy(
-        update={"files": {**inputs.files, "prepare/preference_data.jsonl": path}}
-    )
+    files = {**inputs.files, "prepare/preference_data.jsonl": preference_data}
+    return inputs.model_copy(update={"files": files})
 
 
 @pytest.fixture
@@ -228,10 +214,8 @@ def test_the_first_loss_is_that_of_the_reference_itself(
     whole: TrainResult, recipe: TrainSpec, given: Inputs, tmp_path: Path, recorder: Any
 ) -> None:
     """log 2 + nll * the right answers' own loss, with dropout in the recipe; measured on rows apart."""
-    right = [
-        {"conversations": [*row["prompt"], *row["chosen"]]}
-        for row in map(preference_row, range(12))
-    ]
+    lines = given.files["prepare/preference_data.jsonl"].read_text().splitlines()
+    right = [{"conversations": [*row["prompt"], *row["chosen"]]} for row in map(json.loads, lines)]
     path = tmp_path / "right.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in right))
     inputs = given.model_copy(

@@ -306,7 +306,7 @@ def test_losses_of_a_base_held_otherwise_are_not_compared(
     whole = train.run(spec, given, tmp_path / "whole", recorder)
 
     def in_four_bits(*_: Any, **__: Any) -> Callable[[Plan], Plan | None]:
-        return lambda plan: plan.model_copy(update={"precision": "4bit"})
+        return lambda plan, _: plan.model_copy(update={"precision": "4bit"})
 
     monkeypatch.setattr(train, "ladder", in_four_bits)
     load = choose.load

@@ -152,8 +152,11 @@ def test_requests_it_can_not_answer_are_told_why(http, tmp_path):
     assert http.post("/api/chat", content=b"no").status_code == 400
     assert http.post("/study/adapter", json={"name": "a", "path": "/nowhere"}).status_code == 400
     torch.save({}, tmp_path / "adapter_model.safetensors")
-    broken = http.post("/study/adapter", json={"name": "a", "path": str(tmp_path)})
-    assert broken.status_code == 400
+    for config in (None, {"peft_type": "LORA", "r": 4, "lora_alpha": 8}, {"peft_type": "IA3"}):
+        if config:
+            (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        broken = http.post("/study/adapter", json={"name": "a", "path": str(tmp_path)})
+        assert (broken.status_code, broken.json()["error"][:13]) == (400, "no adapter in")
 
 
 def test_unloading_is_answered(http):
