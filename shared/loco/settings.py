@@ -137,7 +137,7 @@ class Settings(Contract):
 
     @property
     def answers_dir(self) -> Path:
-        """Answers of models to eval questions."""
+        """Answers that models have given, to eval and prepare."""
         return self.data_dir / "answers"
 
     @property

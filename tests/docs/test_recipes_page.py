@@ -25,6 +25,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
         specs.PrepareSpec,
         sources.ReasoningGymSource,
         specs.RegisterSpec,
+        sources.SelfSource,
         specs.TrainSpec,
     ],
 )

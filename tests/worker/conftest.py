@@ -145,6 +145,7 @@ class Answering:
         refuses: gives the error of a request that is not answered.
         asked: (model, system, question) of every chat, in order.
         unloaded: models that had to free their memory, in order.
+        unloads: whether it can.
         seconds: how long an answer takes.
     """
 
@@ -154,6 +155,7 @@ class Answering:
         self.refuses: Callable[[dict[str, Any]], str | None] = lambda _: None
         self.asked: list[tuple[str, str | None, str]] = []
         self.unloaded: list[str] = []
+        self.unloads = True
         self.most_at_once = 0
         self.seconds = 0.0
         self.url = ""
@@ -178,7 +180,8 @@ class Answering:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 if not body["messages"]:
                     server.unloaded.append(body["model"])
-                    self._send({"done_reason": "unload"})
+                    status = 200 if server.unloads else 500
+                    self._send({"done_reason": "unload", "error": "it is stuck"}, status=status)
                     return
                 with server._lock:
                     server._now += 1

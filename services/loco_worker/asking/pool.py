@@ -127,6 +127,7 @@ class Pool(Generic[Q]):
             if known is None:
                 unasked.append(question)
             else:
+                self._emit.check_stop()
                 yield known
         self._feed = iter(self.order(unasked))
         with self._changed:

@@ -73,7 +73,7 @@ def own_answers(
         collection = Collecting(questions, sampler, spec, source, emit).run()
         if sampler.counts.asked > sampler.counts.known:
             _unload(host, model, emit)
-    sampling = sampling_of(served, source, collection, sampler.counts)
+    sampling = sampling_of(served, questions.description, collection, sampler.counts)
     _say(spec, source, collection, sampling, emit)
     description = f"own answers of {model} ({digest[:12]}) to {questions.description}"
     if not collection.rows:

@@ -5,23 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 
 from loco.contracts.results import Sampling
-from loco.contracts.sources import SelfSource
+from loco.grading.own_answers import advice
 from loco_worker.sampling.collecting import Collection
 from loco_worker.sampling.samples import Counts, Served
 from loco_worker.sampling.tries import Try
 
-#: A base that solves less at the first try learns more from given answers (docs/learning.md).
-TOO_FEW = 0.1
-
 
 def sampling_of(
-    served: Served, source: SelfSource, collection: Collection, counts: Counts
+    served: Served, description: str, collection: Collection, counts: Counts
 ) -> Sampling:
-    """The figures of a collection."""
+    """The figures of a collection; `description` is the questions' source in words."""
     asked = [q for q in collection.asked if q.tries]
     kinds = Counter(taken.kind for taken in collection.rows)
     tries = Counter(t.answer.number for t in collection.rows if t.kind == "own" and t.answer)
     pass_rate = sum(q.tries[0].right for q in asked) / len(asked) if asked else 0.0
+    said = advice(own=True, solved=pass_rate, what=f"the questions of {description}")
     return Sampling(
         model=served.model,
         digest=served.digest,
@@ -39,7 +37,7 @@ def sampling_of(
         pairs=len(collection.pairs),
         tokens=counts.tokens,
         tokens_per_second=counts.tokens_per_second,
-        advice=_advice(source, pass_rate) if asked else (),
+        advice=(said,) if asked and said else (),
     )
 
 
@@ -80,19 +78,3 @@ def _line(one: Try) -> dict[str, Any]:
         "tokens": one.tokens,
         "ended": one.ended,
     }
-
-
-def _advice(source: SelfSource, pass_rate: float) -> tuple[str, ...]:
-    if pass_rate >= TOO_FEW:
-        return ()
-    questions = source.questions.model_dump(mode="json", exclude_defaults=True)
-    given = ", ".join(
-        f"{name}: {value}"
-        for name, value in {"kind": source.questions.kind, **questions}.items()
-        if not isinstance(value, dict)
-    )
-    return (
-        f"The base solves {pass_rate:.1%} of these questions at the first try: its own answers are too "
-        "few to learn from. Take rows with given answers: profile `gold` where the recipe has one, or "
-        f"--set 'prepare.source={{{given}}}'.",
-    )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from loco.contracts.errors import OllamaRefused
 from loco.contracts.sources import SelfSource
+from loco.grading.answers import without_thinking
 from loco.grading.graders import grade
 from loco.serving.host import Answer, OllamaHost
 from loco.stage.program import Emitter
@@ -166,7 +167,7 @@ class Sampler:
 
     def _graded(self, answered: Answered[Sample]) -> Try:
         sample, answer = answered.question, answered.answer
-        text = answer.text.strip()
+        text = without_thinking(answer.text).strip()  # of servers that take no `think`
         graded = grade(sample.asked.item, text)
         right, why = graded.correct, graded.why
         if answer.done_reason == _TOO_LONG:

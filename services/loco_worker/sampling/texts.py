@@ -12,9 +12,9 @@ Turns = list[dict[str, str]]
 _CLOSING = re.compile(r"\banswer\s*(?:\w+\s+)?(?:is|:)", re.I)
 #: How an answer gives away that it was told the result.
 _OF_THE_HINT = re.compile(
-    r"\bhint|\btold\b|\b(?:given|provided|supplied|stated|expected|known|correct|right) (?:final )?"
+    r"\bhint|\btold\b|\b(?:given|provided|supplied|stated|expected|known) (?:final )?"
     r"(?:answer|result)\b|\b(?:answer|result) (?:that )?(?:you|was|is|were) (?:gave|given|provided|told)"
-    r"|\byou(?:'ve| have)? (?:said|stated|mentioned|provided|gave|given)\b|\bas (?:stated|mentioned)\b",
+    r"|\byou(?:'ve| have)? (?:said|stated|mentioned|provided|gave|given)\b|\bas (?:was )?(?:given|provided|stated|mentioned)\b",
     re.I,
 )
 

@@ -208,7 +208,7 @@ def _sampled(sampling: Sampling) -> str:
         words += f" and {sampling.pairs} pairs"
     words += (
         f" from {sampling.asked} answers of {sampling.model} to {sampling.questions} questions: "
-        f"{share(sampling.pass_rate)} right"
+        f"{share(sampling.pass_rate)} right at the first try"
     )
     if sampling.unfinished:
         words += f", {sampling.unfinished} cut"

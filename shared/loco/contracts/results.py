@@ -43,7 +43,9 @@ class Sampling(Contract):
     known: int = Field(description="Answers that were known from earlier runs.")
     right: int = Field(description="Answers that ended by themselves and are right.")
     unfinished: int = Field(description="Answers that num_predict cut.")
-    pass_rate: float = Field(description="Mean over the questions of right answers by answers.")
+    pass_rate: float = Field(
+        description="Share of the questions whose first answer is right (pass@1)."
+    )
     solved: int = Field(description="Questions with a right answer, hints apart.")
     rows_by_tries: dict[int, int] = Field(
         description="Training rows by the try that gave them, from 1; hinted and gold rows apart."

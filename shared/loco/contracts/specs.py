@@ -312,7 +312,7 @@ class Inputs(Contract):
         (), description="Plans that earlier runs of the base model tried, newest first."
     )
     answers_dir: Path | None = Field(
-        None, description="Answers of models to eval questions; none: a folder where eval writes."
+        None, description="Answers that models have given; none: a folder where the stage writes."
     )
     promoted: PromotedVersion | None = Field(
         None, description="The version that serves now under the model's name; none: nothing does."

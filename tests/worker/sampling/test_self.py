@@ -1,5 +1,6 @@
 """Source self from the spec to the files, against a server whose answers are made up."""
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from loco.contracts.errors import DataError, InvalidRequest
 from loco.contracts.specs import PrepareSpec
+from loco.stage.program import Emitter, Stopped
 from loco_worker import prepare
 
 pytestmark = pytest.mark.redis
@@ -91,8 +93,8 @@ def test_a_base_that_solves_nothing_gets_the_advice(run: Any, sums: Any, base: A
     questions = sums(60)
     with pytest.raises(DataError, match="solved 0 of 60 questions") as caught:
         run("a", url=base.url, questions=questions, samples=1)
-    assert "Take rows with given answers" in str(caught.value.hint)
-    assert "prepare.source={kind: jsonl, path: sums.jsonl}" in str(caught.value.hint)
+    assert "Train on rows that come with answers" in str(caught.value.hint)
+    assert "0 % of the questions of sums.jsonl" in str(caught.value.hint)
     gold = run("b", url=base.url, questions=questions, samples=1, fallback="gold")
     assert len(gold.rows) == gold.sampling.gold == 6
     assert all(answer.startswith("The answer is ") for _, answer in gold.rows)
@@ -112,3 +114,61 @@ def test_a_spec_without_a_base_is_refused(run: Any, base: Any, spec_of: Any, hea
     with pytest.raises(InvalidRequest) as caught:
         prepare.run(spec, None, None, heard.emit)  # type: ignore[arg-type]
     assert caught.value.param == "prepare.base_model"
+
+
+def test_questions_of_the_eval_sets_are_not_asked(
+    run: Any, sums: Any, base: Any, stage_adapters: Any
+) -> None:
+    base.answer = solving(lambda *_: True)
+    items = [{"id": str(n), "question": f"What is 1 + {n}?", "answer": n + 1} for n in range(1, 9)]
+    text = "".join(json.dumps(item) + "\n" for item in items)
+    (stage_adapters / "math" / "held.jsonl").write_text(text)
+    held = {"held": {"source": {"kind": "jsonl", "path": "held.jsonl"}}}
+    got = run("a", url=base.url, questions=sums(21), examples=40, eval_sets=held)
+    assert got.result.dropped.overlap == len(got.result.overlaps) == 6
+    assert not {q for _, _, q in base.asked} & {item["question"] for item in items}
+    assert got.sampling.questions == 15
+
+
+def test_a_base_that_stays_loaded_is_no_failure(run: Any, sums: Any, base: Any, heard: Any) -> None:
+    base.answer = solving(lambda *_: True)
+    base.unloads = False
+    run("a", url=base.url, questions=sums(20))
+    assert "stays in the server's memory" in heard.logs
+    # nothing was asked, so nothing was loaded for it
+    run("b", url=base.url, questions=sums(20))
+    assert len(base.unloaded) == 1
+
+
+def test_progress_says_how_far_it_is(run: Any, sums: Any, base: Any, heard: Any) -> None:
+    base.answer = solving(lambda *_: True)
+    base.seconds = 0.15
+    run("a", url=base.url, questions=sums(20), parallel=1)
+    told = [e["progress"] for e in heard.events if e["type"] == "progress"]
+    told = [p for p in told if (p.get("message") or "").startswith("asked ")]
+    assert len(told) >= 6
+    assert [p["step"] for p in told] == sorted(p["step"] for p in told)
+    assert {p["total_steps"] for p in told} == {8}
+    assert told[-1]["percent"] == 100
+    assert told[3]["tokens_per_second"] > 0
+    assert told[3]["eta_seconds"] > 0
+    assert told[3]["message"] == "asked 4, right 4"
+
+
+def test_a_stop_keeps_what_was_answered(run: Any, sums: Any, base: Any, heard: Any) -> None:
+    solve = solving(lambda *_: True)
+
+    def answer(body: dict[str, Any]) -> tuple[str, str]:
+        if len(base.asked) == 4:
+            heard.emit.request_stop()
+        return solve(body)
+
+    base.answer = answer
+    with pytest.raises(Stopped):
+        run("a", url=base.url, questions=sums(20), parallel=2)
+    stopped_at = len(base.asked)
+    assert 4 <= stopped_at < 8
+    base.answer = solve
+    got = run("a", url=base.url, questions=sums(20), emit=Emitter(io.StringIO()))
+    assert got.sampling.known >= 4
+    assert len(base.asked) <= got.sampling.asked + stopped_at - 4

@@ -69,7 +69,9 @@ def test_an_answer_that_speaks_of_the_hint_is_seen(text: str) -> None:
     assert speaks_of_hint(text, "What is 2 + 5?")
 
 
-@pytest.mark.parametrize("text", ["2 + 5 = 7. The answer is 7.", "So he told 7 jokes."])
+@pytest.mark.parametrize(
+    "text", ["2 + 5 = 7. The answer is 7.", "So he told 7 jokes.", "The correct answer is 7."]
+)
 def test_one_that_does_not_is_not(text: str) -> None:
     assert not speaks_of_hint(text, "Tom told 2 jokes and then 5. How many has he told?")
 
