@@ -17,8 +17,9 @@ from loco.ledger.ledger import Ledger
 from loco.recipes.resolve import resolve
 from loco.settings import Settings, Timings
 
-#: tests/fixtures: a running API with hands that do a worker's part; an NVIDIA driver; names of models.
-pytest_plugins = ["live_api", "fake_nvml", "tags_server"]
+#: tests/fixtures: a running API with hands that do a worker's part; an NVIDIA driver; names of models;
+#: a model host that is watched.
+pytest_plugins = ["live_api", "fake_nvml", "tags_server", "watched_ollama"]
 
 REPOSITORY = Path(__file__).parents[1]
 #: Rooms whose tests need torch or llama.cpp, and so the training venv.

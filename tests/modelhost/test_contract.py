@@ -8,6 +8,7 @@ Runs against the stand-in, and against a real Ollama when LOCO_TEST_OLLAMA names
 import hashlib
 import json
 import re
+import time
 import uuid
 
 import httpx
@@ -22,6 +23,14 @@ def error_of(answer: httpx.Response, status: int) -> str:
     body = answer.json()
     assert list(body) == ["error"]
     return body["error"]
+
+
+def wait_gone(server, model: str) -> None:
+    """Returns once a model is out of memory."""
+    deadline = time.monotonic() + 10
+    while model in {m["name"] for m in server.http.get("/api/ps").json()["models"]}:
+        assert time.monotonic() < deadline, "it is still in memory"
+        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -319,6 +328,19 @@ class TestChat:
         assert model in running
         unloaded = server.post("/api/chat", {**body, "keep_alive": 0}).json()
         assert (unloaded["done"], unloaded["done_reason"]) == (True, "unload")
+
+    @pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+    def test_unloading_needs_no_message_and_no_loaded_model(self, server, model, path):
+        """How a client gives a server's memory back: source self does after its last question."""
+        body = {"model": model, "keep_alive": 0, "stream": False}
+        server.chat(model, "Hi")
+        for _ in range(2):
+            unloaded = server.post(path, body).json()
+            assert (unloaded["done"], unloaded["done_reason"]) == (True, "unload")
+            wait_gone(server, model)
+        unknown = server.post(path, {**body, "model": "nobody"})
+        assert error_of(unknown, 404) == "model 'nobody' not found"
+        assert server.chat(model, "Hi").status_code == 200
 
     def test_running_models(self, server, model):
         server.chat(model, "Hi")

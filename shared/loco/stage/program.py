@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from pydantic import ValidationError
 
-from loco.contracts.errors import LocoError, invalid
+from loco.contracts.errors import InvalidRequest, LocoError, invalid
 from loco.contracts.files import write_text
 from loco.contracts.program_events import (
     CheckpointEvent,
@@ -131,7 +131,10 @@ def main(stage: Stage, run: Run, argv: list[str] | None = None) -> int:
         emit.log("stopped on request")
         return EXIT_STOPPED
     except LocoError as error:
-        traceback.print_exc()
+        if isinstance(error, InvalidRequest):
+            sys.stderr.write(_in_words(error))  # what was asked is at fault, no line of ours
+        else:
+            traceback.print_exc()
         emit.error(error)
         return EXIT_FAILED
     except Exception as error:  # noqa: BLE001 (the boundary: whatever it is, the user is told)
@@ -144,6 +147,10 @@ def main(stage: Stage, run: Run, argv: list[str] | None = None) -> int:
         )
         return EXIT_FAILED
     return 0
+
+
+def _in_words(error: LocoError) -> str:
+    return "\n".join(line for line in (f"{error.code}: {error.message}", error.hint) if line) + "\n"
 
 
 def environment() -> dict[str, Any]:
