@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 from peft import PeftModel
+from tokenizers.normalizers import NFC
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loco.contracts.errors import DiskFull, ExportFailed
@@ -198,6 +199,28 @@ def test_a_gguf_with_another_tokenizer_is_refused(smollm2_dir: Path, weights: Pa
         tokenizer.add_tokens(["locollm"])
         with pytest.raises(ExportFailed, match="they differ at token"):
             reference.prompts(said, template, embedded, model, think=False)
+
+
+def test_a_tokenizer_that_composes_accents_is_no_other_tokenizer(
+    smollm2_dir: Path, weights: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    """As those of Qwen do and llama.cpp never does, so rows with loose accents would make other tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    embedded = served.embedded(tokenizer.chat_template, think=False, title="toy")
+    template = Template.of(tokenizer, None)
+    turns = [
+        {"role": "user", "content": "Wie weit ist es nach Mu\u0308nchen?"},
+        {"role": "assistant", "content": "Nicht weit."},
+    ]
+    rows = tmp_path / "training_data.jsonl"
+    rows.write_text(json.dumps({"conversations": turns}) + "\n")
+    given = inputs.model_copy(update={"files": {"prepare/training_data.jsonl": rows}})
+    said = reference.conversations(given, template, longest=1000)
+    assert {"unicode", "validation-1"} <= set(said)
+    with loaded(weights) as model:
+        found = reference.prompts(said, template, embedded, model, think=False)
+    assert [p.name for p in found] == list(said)
 
 
 @pytest.mark.parametrize(

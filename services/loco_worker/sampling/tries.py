@@ -61,9 +61,11 @@ class Asked:
         return _different(t for t in self.tries if t.right)
 
     def wrongs(self) -> list[Try]:
-        """The wrong answers that differ and say something: those that ended by themselves first."""
-        wrong = [t for t in self.tries if not t.right and t.text]
-        return _different(sorted(wrong, key=lambda t: not t.ended))
+        """The wrong answers that differ, say something and ended by themselves.
+
+        A cut one would be trained on with an end that the model never wrote.
+        """
+        return _different(t for t in self.tries if not t.right and t.text and t.ended)
 
 
 def _different(tries: Iterable[Try]) -> list[Try]:
