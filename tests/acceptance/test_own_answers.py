@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 SEED = 0
 TEMPERATURE = 0.3
-#: The base solves about one question in six so, one in eight at 0.8: few rows are wanted, few steps follow.
+#: The base solves about one question in six so, fewer at 0.8: few rows are wanted, few steps follow.
 OWN: dict[str, Any] = {
     "adapter": "math",
     "profile": "tiny",
