@@ -133,13 +133,14 @@ class Driver:
         needed = arm(name).rows_of or arm(name).as_many_as
         if needed is None:
             return True
+        # what measured it may have failed since
+        if (self.lab.trained_folder(needed, job.seed) / "result.json").is_file():
+            return True
         giving = [j for j in self.jobs if j.seed == job.seed and self.arm_name(j) == needed]
         if any(j.status in ("failed", "left out") for j in giving):
             job.status, job.note = "left out", f"{needed} failed"
             return False
-        if not giving:  # the lab trains it first
-            return True
-        return (self.lab.trained_folder(needed, job.seed) / "result.json").is_file()
+        return not giving  # then the lab trains it first
 
     def arm_name(self, job: Job) -> str | None:
         """The arm a job measures; None: it is not chosen yet."""
@@ -157,18 +158,15 @@ class Driver:
             scores = self._development_scores()
             # what no recipe can say yet is measured where a person names it
             able = {name: n for name, n in scores.items() if arm(name).pairs_of is None}
+            able.pop("strong-sft", None)  # measured anyway: the best one with pairs beside it
             if not able:
                 if not pending:
-                    self._leave_out(CHOSEN, "no variant was measured")
+                    self._leave_out(CHOSEN, "no variant with pairs was measured")
                 return
             self.chosen = max(able, key=lambda name: able[name])
-            if self.chosen == "strong-sft":  # measured anyway: the best one with pairs beside it
-                rest = {name: n for name, n in able.items() if name != "strong-sft"}
-                self.chosen = max(rest, key=lambda name: rest[name]) if rest else None
-        if self.chosen is not None:
-            choice = {"chosen": self.chosen, "development": scores, "seed": EXPLORE_SEED}
-            write_text(self.lab.out / "results" / "choice.json", json.dumps(choice) + "\n")
-            self._say(f"chosen on the development problems: {self.chosen} of {scores}")
+        choice = {"chosen": self.chosen, "development": scores, "seed": EXPLORE_SEED}
+        write_text(self.lab.out / "results" / "choice.json", json.dumps(choice) + "\n")
+        self._say(f"chosen on the development problems: {self.chosen} of {scores}")
 
     def _leave_out(self, name: str, why: str) -> None:
         for job in self.jobs:
