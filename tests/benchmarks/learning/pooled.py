@@ -13,8 +13,8 @@ import numpy as np
 
 from loco.grading.significance import mcnemar_exact
 
-#: Whether each problem was solved, by its ID: one mapping a seed.
-Solved = Sequence[Mapping[str, bool]]
+#: By seed: whether each problem was solved, by its ID.
+Solved = Mapping[int, Mapping[str, bool]]
 _RESAMPLES = 20_000
 
 
@@ -28,8 +28,8 @@ class Pooled(NamedTuple):
     high: float
     #: Exact two-sided sign-flip p of the problems' differences.
     p: float
-    #: McNemar p as if every seed's answers were further problems; only where both have as many seeds, or
-    #: the second has one.
+    #: McNemar p as if every seed's answers were further problems; only where both have the same seeds, or
+    #: the first has one, which then stands against each of the second's.
     naive: float | None
     problems: int
 
@@ -41,12 +41,14 @@ def pooled(first: Solved, second: Solved, seed: int = 0) -> Pooled:
         first, second: their seeds, at least one each.
         seed: of the bootstrap.
     """
-    common = sorted(set.intersection(*({*solved} for solved in (*first, *second))))
+    common = sorted(
+        set.intersection(*({*solved} for solved in (*first.values(), *second.values())))
+    )
     if not common:
         raise ValueError("no problem that all of them answered")
     counts = [
-        len(first) * sum(solved[i] for solved in second)
-        - len(second) * sum(solved[i] for solved in first)
+        len(first) * sum(solved[i] for solved in second.values())
+        - len(second) * sum(solved[i] for solved in first.values())
         for i in common
     ]
     scale = len(first) * len(second)
@@ -93,10 +95,10 @@ def sign_flip(differences: Sequence[int]) -> float:
 
 def _naive(first: Solved, second: Solved, common: Sequence[str]) -> float | None:
     if len(first) == 1:
-        first = [first[0]] * len(second)
-    if len(first) != len(second):
+        first = dict.fromkeys(second, *first.values())
+    if first.keys() != second.keys():
         return None
-    pairs = [(a[i], b[i]) for a, b in zip(first, second, strict=True) for i in common]
+    pairs = [(first[seed][i], second[seed][i]) for seed in second for i in common]
     won = sum(b and not a for a, b in pairs)
     lost = sum(a and not b for a, b in pairs)
     return mcnemar_exact(won, lost)

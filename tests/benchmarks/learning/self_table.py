@@ -15,6 +15,12 @@ from loco.grading.significance import mcnemar_exact
 INSTRUCTED = "instructed"
 #: Seeds measured on the test problems; others chose the variant.
 _SEEDS = range(10)
+#: Seeds of an arm that the study is to measure.
+_PLANNED = 3
+#: What each seed is asked for, by exact McNemar.
+_MOST_P = 0.001
+#: How much lower counts as not below: one point of accuracy.
+_MARGIN = 0.01
 
 
 class Measured(NamedTuple):
@@ -25,7 +31,13 @@ class Measured(NamedTuple):
 
     @property
     def solved(self) -> Solved:
-        return [answers.correct for answers in self.seeds.values()]
+        return {seed: answers.correct for seed, answers in self.seeds.items()}
+
+    @property
+    def one(self) -> Mapping[str, bool]:
+        """The answers of a model that is not trained."""
+        (answers,) = self.seeds.values()
+        return answers.correct
 
 
 def table(results: Path) -> str:
@@ -105,8 +117,8 @@ def _each(base: Measured | None, arm: Measured) -> str:
     """Won / lost and McNemar p of every seed."""
     if base is None or arm.name == base.name or arm.name == BASE:
         return ""
-    before = base.solved[0]
-    return "; ".join("{} / {}, {:.1g}".format(*_pair(before, after)) for after in arm.solved)
+    pairs = (_pair(base.one, after) for after in arm.solved.values())
+    return "; ".join("{} / {}, {:.1g}".format(*pair) for pair in pairs)
 
 
 def _pair(before: Mapping[str, bool], after: Mapping[str, bool]) -> tuple[int, int, float]:
@@ -129,9 +141,7 @@ def _asked(results: Path) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for arm in arms:
         if arm.name in ARMS:
-            each = [_pair(base.solved[0], after) for after in arm.solved]
-            better = all(won > lost and p < 0.001 for won, lost, p in each)
-            yield _line(f"{arm.name} over base", base, arm, f"every seed p < 0.001: {_yes(better)}")
+            yield _line(f"{arm.name} over base", base, arm, _seeds_shown(base, arm))
     instructed = by_name.get(INSTRUCTED)
     if instructed is not None:
         yield _line("instructed base over base", base, instructed, "")
@@ -140,10 +150,7 @@ def _asked(results: Path) -> Iterator[str]:
                 "default over instructed base",
                 instructed,
                 default,
-                lambda found: (
-                    f"not below: {_yes(found.difference >= 0 or found.p >= 0.05)}"
-                    f"{'' if found.difference >= 0 else ', but lower'}"
-                ),
+                _not_below,
             )
     plain = by_name.get("default-plain")
     if default is not None and plain is not None:
@@ -163,6 +170,24 @@ def _asked(results: Path) -> Iterator[str]:
         "exact sign-flip test of the problems' differences, to which seeds that share problems are one "
         "sample; *naive*: McNemar as if every seed's answers were further problems."
     )
+
+
+def _seeds_shown(base: Measured, arm: Measured) -> str:
+    """How many of the seeds show the arm better, of all that were to be measured."""
+    pairs = [_pair(base.one, after) for after in arm.solved.values()]
+    shown = sum(won > lost and p < _MOST_P for won, lost, p in pairs)
+    missing = _PLANNED - len(pairs)
+    words = f"better, p < {_MOST_P:g}: {shown} of {max(_PLANNED, len(pairs))} seeds"
+    return f"{words}, {missing} not measured" if missing > 0 else words
+
+
+def _not_below(found: Pooled) -> str:
+    """Whether it is shown not to be below; a difference too small to be significant shows nothing."""
+    if found.difference >= 0:
+        return "not below: yes"
+    if found.low > -_MARGIN:
+        return f"lower, but by less than {100 * _MARGIN:g} point (low end of the interval): yes"
+    return "not below: not shown"
 
 
 def _shown(most: float) -> Callable[[Pooled], str]:
