@@ -60,7 +60,7 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         who = contest(spec, inputs, host, emit)
         for baseline, why in who.left_out.items():
             emit.log(f"not compared with baseline {baseline}: {why}")
-        asking = _asking(host, spec, inputs.answers_dir or out_dir / "answers", emit)
+        asking = _asking(host, spec, who, inputs.answers_dir or out_dir / "answers", emit)
         verdicts = _verdicts(asking, spec, sets, who, emit)
 
     comparisons = _comparisons(spec, sets, verdicts)
@@ -96,7 +96,9 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
     )
 
 
-def _asking(host: OllamaHost, spec: EvalSpec, answers_dir: Path, emit: Emitter) -> Asking:
+def _asking(
+    host: OllamaHost, spec: EvalSpec, who: Contest, answers_dir: Path, emit: Emitter
+) -> Asking:
     options = {
         "temperature": 0,
         "seed": spec.seed,
@@ -104,7 +106,7 @@ def _asking(host: OllamaHost, spec: EvalSpec, answers_dir: Path, emit: Emitter) 
         "num_predict": spec.num_predict,
     }
     store = AnswerStore(answers_dir, server_version=host.version(), options=options)
-    store.prune()
+    store.prune(*(contestant.digest for contestant in who.contestants))
     parallel = PARALLEL if spec.parallel == "auto" else spec.parallel
     return Asking(host, store, options, parallel=parallel, emit=emit)
 
@@ -196,9 +198,18 @@ def _gate(
         serving.version if serving else None,
         contaminated=contaminated,
         not_compared=who.left_out.get(Baseline.PROMOTED),
-        own=None if prepared is None else prepared.get("sampling") is not None,
+        own=None if prepared is None else _own(prepared),
         adapter=inputs.adapter,
     )
+
+
+def _own(prepared: Mapping[str, Any]) -> bool:
+    """Whether most training rows hold the base's own answers: `fallback: gold` may leave few."""
+    sampling = prepared.get("sampling")
+    if sampling is None:
+        return False
+    own = sum(sampling.get("rows_by_tries", {}).values()) + sampling.get("hinted", 0)
+    return bool(own > sampling.get("gold", 0))
 
 
 def _answer_row(verdict: Verdict) -> dict[str, Any]:

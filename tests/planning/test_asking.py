@@ -10,9 +10,11 @@ from loco.contracts.evaluation import Baseline
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
-from loco.planning.asking import asking_of, notes_on_source
+from loco.planning.asking import FRUITLESS, MOST, asking_of, notes_on_source
 from loco.planning.history import History
+from loco_worker.sampling import waves
 
+HUB = {"kind": "huggingface"}
 OWN = {"kind": "self", "questions": {"kind": "arithmetic"}, "samples": 3}
 
 
@@ -45,7 +47,7 @@ def sampled(**fields: Any) -> dict[str, Any]:
     }
     return {
         "source": "own answers",
-        "read": 400,
+        "read": 7473,
         "kept": 200,
         "dropped": {},
         "overlaps": [],
@@ -175,6 +177,60 @@ def test_a_base_that_solves_nothing_or_all_is_planned_with_an_end(
     assert 200 <= asking.questions <= 2000
     notes = " ".join(notes_on_source(spec, history, asking))
     assert ("profile `gold`" in notes) == (pass_rate < 0.1)
+
+
+@pytest.mark.parametrize(("pass_rate", "questions"), [(0.0, 200), (0.002, 246), (0.005, 345)])
+def test_where_hardly_anything_is_solved_prepare_gives_up(
+    own: Callable[..., JobSpec], pass_rate: float, questions: int
+) -> None:
+    """Mean of 10,000 simulated sequences until 200 questions in a row are unsolved."""
+    few = own(examples=20, questions=HUB, samples=1)
+    asking = asking_of(few, History([prepared(few, pass_rate=pass_rate)]))
+    assert asking is not None
+    assert asking.questions == pytest.approx(questions, rel=0.01)
+    many = own(examples=968, questions=HUB, samples=1)
+    asking = asking_of(many, History([prepared(many, pass_rate=pass_rate)]))
+    assert asking is not None
+    assert asking.questions == 1000, "the first wave asks as many as rows are wanted"
+
+
+def test_a_generator_is_asked_ten_times_the_rows_or_pairs_at_most(
+    own: Callable[..., JobSpec],
+) -> None:
+    for source, questions in (({}, 520), ({"pairs": 100}, 1000)):
+        spec = own(examples=20, samples=1, **source)
+        asking = asking_of(spec, History([prepared(spec, pass_rate=0.04)]))
+        assert asking is not None
+        assert asking.questions == questions
+    assert (FRUITLESS, MOST) == (waves.FRUITLESS, waves.MOST), (
+        "what prepare does is what is planned"
+    )
+
+
+def test_no_more_is_asked_than_an_earlier_run_found(
+    own: Callable[..., JobSpec], spec: Callable[..., JobSpec]
+) -> None:
+    found = {"read": 250, "dropped": {"malformed": 20, "overlap": 10}}
+    wanted = own(questions=HUB)
+    for read_by in (own(questions=HUB, samples=8), spec(prepare={"source": HUB})):
+        earlier = job(read_by, {Stage.PREPARE: sampled() | found})
+        asking = asking_of(wanted, History([prepared(own()), earlier]))
+        assert asking is not None
+        assert asking.questions == asking.all_of == 220
+        [note] = notes_on_source(wanted, History([]), asking)
+        assert "about all 220 usable questions that an earlier run found" in note
+    for enough in (
+        job(own(questions={**HUB, "split": "test"}), {Stage.PREPARE: sampled() | found}),
+        job(own(questions=HUB), {Stage.PREPARE: sampled() | {"read": 7473}}),
+        prepared(own()),
+    ):
+        asking = asking_of(wanted, History([enough]))
+        assert asking is not None
+        assert (asking.questions, asking.all_of) == (round(200 / 0.75), None)
+    generated = job(own(), {Stage.PREPARE: sampled() | found})
+    asking = asking_of(own(), History([generated]))
+    assert asking is not None
+    assert asking.all_of is None
 
 
 def test_runs_that_asked_the_same_come_first_and_known_answers_tell_no_speed(

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from loco.cli.overrides import parse_assignments
 from loco.contracts.errors import (
     InvalidRequest,
     StageGap,
@@ -181,7 +182,32 @@ class TestOverrides:
     ) -> None:
         with pytest.raises(InvalidRequest, match=r"prepare\.source\.split") as caught:
             ask(prepare={"source": {"split": "test"}})
-        assert "prepare.source.questions.split" in str(caught.value.hint)
+        assert "`--set prepare.source.questions.split=test`" in str(caught.value.hint)
+        assert ask(prepare={"source": {"questions": {"split": "test"}}})
+
+    @pytest.mark.parametrize(
+        ("source", "kind", "told"),
+        [
+            ({"path": "mine.jsonl"}, "jsonl", "{kind: jsonl, path: mine.jsonl}"),
+            (
+                {"tasks": {"gsm_symbolic": 2.0}, "samples": 3},
+                "reasoning-gym",
+                "{kind: reasoning-gym, tasks: {gsm_symbolic: 2.0}}",
+            ),
+        ],
+    )
+    def test_a_field_of_questions_of_another_kind_is_told_with_the_kind(
+        self, ask: Resolve, source: dict[str, Any], kind: str, told: str
+    ) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            ask(prepare={"source": source})
+        setting = f"prepare.source.questions={told}"
+        assert f"`--set '{setting}'`" in str(caught.value.hint)
+        # what is told works
+        questions = parse_assignments([setting])["prepare"]["source"]["questions"]
+        own = ask(prepare={"source": {"questions": questions}}).prepare.source
+        assert isinstance(own, SelfSource)
+        assert own.questions.kind == kind
 
     def test_rows_with_answers_are_not_sampled(self, ask: Resolve) -> None:
         with pytest.raises(InvalidRequest, match=r"prepare\.source\.samples") as caught:
@@ -266,6 +292,13 @@ class TestStageLists:
         preference = ask(**chosen(50)).train.preference
         assert preference is not None
         assert (preference.method, preference.beta, preference.batch_size) == ("dpo", 0.2, 16)
+        # a profile that sets it needs no edit
+        rows = {"kind": "jsonl", "path": "mine.jsonl"}
+        with pytest.raises(InvalidRequest, match="prepare makes none") as caught:
+            ask(profile="strong", prepare={"source": rows})
+        assert "`--set train.preference=null`" in str(caught.value.hint)
+        without = parse_assignments(["train.preference=null"])
+        assert ask(profile="strong", prepare={"source": rows}, **without).train.preference is None
         # another job's pairs are seen in train
         assert ask(**chosen(None), stages=("train",)).train.preference is not None
 

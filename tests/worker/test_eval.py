@@ -119,6 +119,10 @@ def test_a_base_too_weak_for_its_own_answers_is_told_to_take_others(
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"id": "h0001", "question": "What is 3 + 4?", "answer": "123456"}\n')
 
+    def sampled(own: int, hinted: int, gold: int) -> dict[str, Any]:
+        rows = {"rows_by_tries": {"1": own - 1, "3": 1}, "hinted": hinted, "gold": gold}
+        return {**registered, Stage.PREPARE: {**told, "sampling": {"pass_rate": 0.0, **rows}}}
+
     def advice(results: dict[Stage, Any]) -> str:
         result = run(
             {"limit": 1, "num_predict": 16},
@@ -132,9 +136,10 @@ def test_a_base_too_weak_for_its_own_answers_is_told_to_take_others(
     proven["checks"] = [check | {"passed": True} for check in proven["checks"]]
     registered = {Stage.REGISTER: proven}
     told = {"eval_sources": {n: s.model_dump() for n, s in tiny.prepare.eval_sets.items()}}
-    assert "profile `gold`" in advice(
-        {**registered, Stage.PREPARE: {**told, "sampling": {"pass_rate": 0.0}}}
-    )
+    assert "profile `gold`" in advice(sampled(own=200, hinted=0, gold=0))
+    assert "profile `gold`" in advice(sampled(own=90, hinted=20, gold=90))
+    # what fallback: gold filled up is no reason to take gold rows
+    assert "gold" not in advice(sampled(own=5, hinted=0, gold=195))
     assert "gold" not in advice({**registered, Stage.PREPARE: {**told, "sampling": None}})
     assert "gold" not in advice({**registered, Stage.PREPARE: told})
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from loco.serving.host import Answer
 
-#: The folder is kept below this; the answers not used for longest go first.
+#: Answers of models that are not asked now are kept below this; those not used for longest go first.
 MOST_BYTES = 512 * 1024 * 1024
 
 
@@ -84,10 +84,21 @@ class AnswerStore:
                     line = b"\n" + line  # a crash cut the last line: it must not spoil this one
             file.write(line)
 
-    def prune(self, most_bytes: int = MOST_BYTES) -> None:
-        """Deletes the files not used for longest until the folder is small enough."""
+    def prune(self, *digests: str, most_bytes: int = MOST_BYTES) -> None:
+        """Deletes the files not used for longest until the folder is small enough.
+
+        Args:
+            digests: of the models about to be asked. Their answers stay however many there are, since
+                a file above the limit would else be lost at each start, and they do not count.
+            most_bytes: what the others may take together.
+        """
+        spared = {self._file(digest) for digest in digests}
         files = sorted(
-            ((stat.st_mtime, stat.st_size, path) for path, stat in _files(self._folder)),
+            (
+                (stat.st_mtime, stat.st_size, path)
+                for path, stat in _files(self._folder)
+                if path not in spared
+            ),
             reverse=True,
         )
         size = 0

@@ -67,7 +67,7 @@ def own_answers(
             server_version=served.server_version,
             options=options(source),
         )
-        store.prune()
+        store.prune(digest)
         progress = _progress(spec, emit)
         sampler = Sampler(host, served, source, store, emit=emit, heard=progress)
         collection = Collecting(questions, sampler, spec, source, emit).run()

@@ -3,19 +3,58 @@
 import re
 
 from loco.contracts.grading import NumericGrader
-from loco.grading.answers import extract, parse, same
+from loco.grading.answers import folded, parse
 from loco.grading.eval_items import EvalItem
+from loco.grading.graders import grade
 from loco_worker.sources.rows import Row
 
 Turns = list[dict[str, str]]
 
 _CLOSING = re.compile(r"\banswer\s*(?:\w+\s+)?(?:is|:)", re.I)
-#: How an answer gives away that it was told the result.
+_HINT = (
+    "(The result is {}. Work it out step by step as if you did not know it, "
+    "and do not mention that it stands here.)"
+)
+#: So many words in a row of the hint are an echo of it; # is a number.
+_ECHO_WORDS = 5
+_WORD = re.compile(r"[^\W\d_]+|\d+(?:[.,/]\d+)*")
+#: Words of the hint that answers use without it: "Let's work it out step by step, as …".
+_COMMON = ("the result is 1 work", "work it out step by step as")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[)*\"]*\s+|\n+")
+_RESULT = r"(?:final |correct |right )?(?:result|answer)"
+_THE_RESULT = rf"(?:that )?the {_RESULT}\b(?! (?:of|to|for|from)\b)"
+_SAID = r"(?:given|provided|supplied|stated|told|mentioned|known|supposed)"
+_YOU = r"you(?:'ve| have)?"
+#: How a sentence gives away that the result was known, in folded text. Tight, since word problems tell, give
+#: and expect, too: "He was told to buy 7", "The answer is given by 3 * 4", "the result of the first step".
 _OF_THE_HINT = re.compile(
-    r"\bhint|\btold\b|\b(?:given|provided|supplied|stated|expected|known) (?:final )?"
-    r"(?:answer|result)\b|\b(?:answer|result) (?:that )?(?:you|was|is|were) (?:gave|given|provided|told)"
-    r"|\byou(?:'ve| have)? (?:said|stated|mentioned|provided|gave|given)\b|\bas (?:was )?(?:given|provided|stated|mentioned)\b",
-    re.I,
+    "|".join(
+        (
+            r"\bhint",
+            r"\b(?:it|as) stands here\b",
+            rf"\b(?:not|without) mention(?:ing)? (?:that it|it here|{_THE_RESULT})",
+            r"\bas if (?:i|we|you) (?:did not|didn't|do not|don't) (?:already )?know\b",
+            rf"\bwithout (?:already )?knowing {_THE_RESULT}",
+            rf"\b{_SAID} {_RESULT}\b",
+            rf"\b(?:i|we|you) (?:already )?know {_THE_RESULT}",
+            rf"\b(?:given|told|informed) (?:me |us )?{_THE_RESULT}",
+            rf"\b{_YOU} (?:gave|provided|mentioned|said|stated) (?:me |us )?{_THE_RESULT}",
+            rf"(?<!if )\b{_YOU} (?:mentioned|said|stated|told (?:me|us)) (?:that )?(?:it (?:is|was) )?\W?\d",
+            rf"\b{_RESULT} (?:that |which )?(?:is|was|has been|we were|i was|we are)(?: already)? {_SAID}\b"
+            r"(?! by (?!you\b)| in (?!the (?:problem|question|prompt|statement|parenthes|bracket)))",
+            rf"\b{_RESULT} (?:that |which )?{_YOU} (?:gave|{_SAID}|said)\b",
+            rf"\b{_RESULT}\b(?:[^.]|\.\d)*\bas (?:was |is |already )?{_SAID}\b",
+            rf"\bas (?:was |is |already )?{_SAID}(?: \w+){{0,3}}, the {_RESULT}\b",
+            r"\b(?:match(?:es|ing)?|agrees? with|consistent with) the (?:expected |desired |required )?"
+            rf"{_RESULT}\b",
+        )
+    )
+)
+#: A first sentence that has the result before any step.
+_KNOWN_FIRST = re.compile(
+    rf"^\W*the {_RESULT} (?:is|=|must be|should be)[ :]*\W{{0,3}}\d[\d.,/]*(?: \w+){{0,2}}\W*$"
+    rf"|\b(?:given|since|because|knowing|as|if|assume|assuming|suppose)(?: that)? the {_RESULT} "
+    r"(?:is|was|must be|should be|equals|=)[ :]*\W{0,3}\d"
 )
 
 
@@ -38,17 +77,32 @@ def asked_turns(row: Row) -> Turns:
 def hinted_turns(row: Row, item: EvalItem) -> Turns:
     """The same with the right answer as a hint at the end."""
     *before, last = asked_turns(row)
-    hint = (
-        f"{last['content']}\n\n(The result is {item.answer}. Work it out step by step as if you did "
-        "not know it, and do not mention that it stands here.)"
-    )
-    return [*before, {"role": "user", "content": hint}]
+    content = f"{last['content']}\n\n{_HINT.format(item.answer)}"
+    return [*before, {"role": "user", "content": content}]
 
 
 def speaks_of_hint(text: str, question: str) -> bool:
-    """Whether an answer speaks of a hint, in words that the question does not use itself."""
-    asked = question.casefold()
-    return any(found[0].casefold() not in asked for found in _OF_THE_HINT.finditer(text))
+    """Whether an answer speaks of a hint, in words that the question does not use itself.
+
+    It does when it names the result as known, begins with it, or echoes the hint.
+    """
+    asked = folded(question)
+    sentences = [folded(part) for part in _SENTENCE_END.split(text.strip()) if part.strip()]
+    if len(sentences) > 1 and _KNOWN_FIRST.search(sentences[0]):
+        return True
+    if (_runs(text) & _ECHOES) - _runs(question):
+        return True
+    found = (match[0] for sentence in sentences for match in _OF_THE_HINT.finditer(sentence))
+    return any(words not in asked for words in found)
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """All runs of `_ECHO_WORDS` words, whatever the numbers among them."""
+    words = ["#" if word[0].isdigit() else word for word in _WORD.findall(folded(text))]
+    return {tuple(words[n : n + _ECHO_WORDS]) for n in range(len(words) - _ECHO_WORDS + 1)}
+
+
+_ECHOES = _runs(_HINT.format(1)).difference(*map(_runs, _COMMON))
 
 
 def prompt(row: Row, trained_instruction: str | None) -> Turns:
@@ -65,13 +119,13 @@ def conversation(row: Row, answer: str, trained_instruction: str | None) -> Turn
 def closed(item: EvalItem, text: str) -> str:
     """A right answer as it is trained on: "The answer is N" closes it where the grader is numeric.
 
-    An answer whose last line says so already stays as it is.
+    An answer whose last line closes it and is right by itself stays as it is: rounded as the grader
+    lets it be, it must not be contradicted.
     """
     number = parse(item.answer)
     if number is None or not isinstance(item.grader, NumericGrader | None):
         return text
     last = text.rpartition("\n")[2]
-    found = extract(last) if _CLOSING.search(last) else None
-    if found is not None and same(number, found):
+    if _CLOSING.search(last) and grade(item, last).correct:
         return text
     return f"{text}\nThe answer is {number.text.replace(',', '')}"

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import expm1, inf, log1p, prod
 
 from loco.contracts.figures import share
-from loco.contracts.sources import SelfSource
+from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSource
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.grading import own_answers
@@ -15,8 +15,12 @@ from loco.planning.history import Answering, History
 #: (docs/learning.md): a beta distribution of this weight and their mean. It gives 78.2 % solved in three
 #: tries for 53.6 % in one; 77.9 % were measured.
 _SPREAD = 2.0
-#: Questions that are asked for a row at most, however few are solved.
-_MOST = 10
+#: Where prepare gives up (loco_worker/sampling/waves.py): after so many questions in a row that brought
+#: nothing, and with a generator at so many times the rows or pairs wanted.
+FRUITLESS = 200
+MOST = 10
+#: Where questions bring something this often, 200 in a row without are never met.
+_NEVER_FRUITLESS = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Asking:
     questions: int
     answers: int
     seconds: float
+    #: Usable questions that there are, all of which it takes; None: there are enough, as far as is known.
+    all_of: int | None
     #: What it is computed from.
     before: Answering
 
@@ -34,17 +40,21 @@ def asking_of(spec: JobSpec, history: History) -> Asking | None:
     """What prepare of source self would ask; None for other sources, and where nothing is known.
 
     Answers that earlier jobs have left count as asked anew: which of them fit is known to prepare alone.
+    Second answers and hints, where the questions run out, are not counted.
     """
     source = spec.prepare.source
     before = history.answering(spec)
     if not isinstance(source, SelfSource) or before is None:
         return None
     rows = spec.prepare.examples + spec.prepare.validation
-    questions = round(_questions(source, rows, before.pass_rate))
+    expected = _questions(source, rows, before.pass_rate)
+    size = history.questions(spec)
+    all_of = size if size is not None and size <= expected else None
+    questions = round(expected) if all_of is None else all_of
     tries = float(source.samples) if source.pairs else _tries(before.pass_rate, source.samples)
     answers = round(questions * tries)
     seconds = answers * before.tokens / before.tokens_per_second
-    return Asking(questions, answers, seconds, before)
+    return Asking(questions, answers, seconds, all_of, before)
 
 
 def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> Iterator[str]:
@@ -74,8 +84,11 @@ def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> I
         )
         return
     before = asking.before
+    questions = f"{asking.questions:,} questions"
+    if asking.all_of is not None:
+        questions = f"all {asking.all_of:,} usable questions that an earlier run found"
     yield (
-        f"prepare asks {model} about {asking.questions:,} questions and takes about {asking.answers:,} "
+        f"prepare asks {model} about {questions} and takes about {asking.answers:,} "
         f"answers: {share(before.pass_rate)} of the first ones were right, answers had {before.tokens:.0f} "
         f"tokens, and {before.tokens_per_second:.0f} tokens came a second when {before.stage} asked. Answers that are known from "
         "earlier jobs are not asked again."
@@ -88,13 +101,36 @@ def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> I
 
 
 def _questions(source: SelfSource, rows: int, pass_rate: float) -> float:
-    """Questions that give so many rows, one each, and the pairs that are wanted."""
+    """Questions until there are so many rows, one each, and the pairs, or until prepare gives up.
+
+    The first wave asks as many questions as rows are wanted, whatever comes of them.
+    """
     never = _moment(1 - pass_rate, source.samples)
     wanted = [(rows, 1 - never)]
     if source.pairs:
         always = _moment(pass_rate, source.samples)
         wanted.append((source.pairs, 1 - never - always))
-    return max(count / max(part, 1 / _MOST) for count, part in wanted)
+    asked = max(min(_over(count, part), _fruitless(part)) for count, part in wanted)
+    if isinstance(source.questions, ArithmeticSource | ReasoningGymSource):
+        asked = min(asked, MOST * max(rows, source.pairs))
+    return max(rows, asked)
+
+
+def _over(count: int, part: float) -> float:
+    return count / part if part > 0 else inf
+
+
+def _fruitless(part: float) -> float:
+    """Mean questions until `FRUITLESS` in a row bring nothing, where each does with probability `part`.
+
+    Of a run of r failures of probability q: (q^-r - 1) / (1 - q), Feller, An Introduction to Probability
+    Theory, vol. 1, XIII.7.
+    """
+    if part <= 0:
+        return FRUITLESS
+    if part > _NEVER_FRUITLESS:
+        return inf
+    return expm1(-FRUITLESS * log1p(-part)) / part
 
 
 def _tries(pass_rate: float, samples: int) -> float:

@@ -11,7 +11,7 @@ from loco.contracts.evaluation import Baseline, Role
 from loco.contracts.jobs import Job, StageStatus
 from loco.contracts.plans import Device, Lengths, PlanAttempt, Shape
 from loco.contracts.results import Comparison, EvalResult, PrepareResult, Score, TrainResult
-from loco.contracts.sources import SelfSource
+from loco.contracts.sources import ArithmeticSource, GivenSource, ReasoningGymSource, SelfSource
 from loco.contracts.specs import JobSpec, PrepareSpec, StageResult, TrainSpec
 from loco.contracts.stages import Stage
 from loco.ledger.reader import LedgerReader
@@ -172,6 +172,24 @@ class History:
         same = [found for asked, found in prepared if _same_rows(asked, spec.prepare)]
         return _median(same or [found for _, found in prepared] or evaluated)
 
+    def questions(self, spec: JobSpec) -> int | None:
+        """Usable questions of the source that a job would ask, as its newest run found them.
+
+        None: there is no end to them, or no run has read them. Rows taken with their answers count, too:
+        of those at most some can't be graded. A file that has grown since is taken for what it was.
+        """
+        wanted = _questions_of(spec.prepare)
+        if isinstance(wanted, ArithmeticSource | ReasoningGymSource):
+            return None
+        for job in self._jobs:
+            if job.adapter != spec.adapter or _questions_of(job.spec.prepare) != wanted:
+                continue
+            result = _result(job, Stage.PREPARE, PrepareResult)
+            if result is not None:
+                dropped: dict[str, int] = result.dropped.model_dump()
+                return result.read - sum(dropped.values())
+        return None
+
     def base_score(self, spec: JobSpec) -> tuple[Score, str, str] | None:
         """The newest score of the base on the primary set of this adapter: score, set, job."""
         for job in self._alike(spec):
@@ -266,6 +284,11 @@ def _median(found: Sequence[Answering]) -> Answering | None:
         stage=newest[0].stage,
         runs=len(newest),
     )
+
+
+def _questions_of(spec: PrepareSpec) -> GivenSource:
+    source = spec.source
+    return source.questions if isinstance(source, SelfSource) else source
 
 
 def _same_rows(a: PrepareSpec, b: PrepareSpec) -> bool:

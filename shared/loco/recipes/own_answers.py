@@ -1,7 +1,10 @@
 """What a person gets wrong who turns a source of given rows into source self, or back."""
 
 from collections.abc import Mapping
-from typing import Any
+from shlex import quote
+from typing import Any, get_args
+
+import yaml
 
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.sources import (
@@ -14,11 +17,12 @@ from loco.contracts.sources import (
 
 _SOURCE = "prepare.source"
 _OWN = frozenset(SelfSource.model_fields)
-_GIVEN = frozenset(
-    field
+#: Fields of the sources of given rows, by kind.
+_FIELDS = {
+    get_args(source.model_fields["kind"].annotation)[0]: frozenset(source.model_fields)
     for source in (HuggingFaceSource, JsonlSource, ReasoningGymSource, ArithmeticSource)
-    for field in source.model_fields
-)
+}
+_GIVEN = frozenset().union(*_FIELDS.values())
 
 
 def check_source(source: Any) -> None:
@@ -47,8 +51,8 @@ def check_source(source: Any) -> None:
             raise InvalidRequest(
                 f"{_SOURCE}.{stray}: source self asks questions, which have this field.",
                 param=f"{_SOURCE}.{stray}",
-                hint=f"Set {_SOURCE}.questions.{stray} for other questions, or {_SOURCE}.kind, too, for "
-                "rows with the answers that they come with.",
+                hint=f"For other questions `--set {_questions(source, stray)}`; for rows with the answers "
+                f"that they come with set {_SOURCE}.kind, too.",
             )
     elif stray := _first(source, _OWN - _GIVEN):
         raise InvalidRequest(
@@ -56,6 +60,29 @@ def check_source(source: Any) -> None:
             param=f"{_SOURCE}.{stray}",
             hint=f"Leave it out, or set {_SOURCE}.kind to self with {_SOURCE}.questions.",
         )
+
+
+def _questions(source: Mapping[str, Any], field: str) -> str:
+    """What sets the field where it belongs: alone where these questions have it, else with their kind.
+
+    Questions of another kind take the place of the recipe's whole.
+    """
+    asked = source["questions"]
+    kind = asked.get("kind") if isinstance(asked, Mapping) else None
+    if field in _FIELDS.get(str(kind), ()):
+        return quote(f"{_SOURCE}.questions.{field}={_written(source[field])}")
+    others = {known: source[known] for known in source if known in _GIVEN - _OWN}
+    kind = next(kind for kind, fields in _FIELDS.items() if field in fields)
+    of_kind = {name: value for name, value in others.items() if name in _FIELDS[kind]}
+    return quote(f"{_SOURCE}.questions={_written({'kind': kind, **of_kind})}")
+
+
+def _written(value: Any) -> str:
+    """A value as `--set` reads it: YAML in a line."""
+    text = yaml.safe_dump(
+        value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True
+    )
+    return text.removesuffix("...\n").strip()
 
 
 def _first(source: Mapping[str, Any], fields: frozenset[str]) -> str | None:

@@ -201,8 +201,8 @@ def _check_preference(job: JobSpec) -> None:
         raise InvalidRequest(
             "train.preference needs pairs of a right and a wrong answer, and prepare makes none.",
             param="train.preference",
-            hint="Take prepare.source.kind: self and set prepare.source.pairs, or leave "
-            "train.preference out.",
+            hint="Take prepare.source.kind: self and set prepare.source.pairs, or train without pairs: "
+            "`--set train.preference=null`.",
         )
 
 

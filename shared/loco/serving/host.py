@@ -7,7 +7,7 @@ fields `truncate` and `_debug_render_only`, and the fields of /api/show that the
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -81,8 +81,7 @@ class OllamaHost:
     def __exit__(self, *_: object) -> None:
         self._closed = True
         self._http.close()
-        for client in self._idle:
-            client.close()
+        self._close_idle()
         self._client.close()  # type: ignore[no-untyped-call]
 
     def version(self) -> str:
@@ -268,10 +267,15 @@ class OllamaHost:
         try:
             yield client
         finally:
+            self._idle.append(client)
             if self._closed:
-                client.close()
-            else:
-                self._idle.append(client)
+                self._close_idle()
+
+    def _close_idle(self) -> None:
+        """Closes one after another: other threads give theirs back meanwhile."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     @contextmanager
     def _speaking(self, doing: str) -> Iterator[None]:

@@ -97,3 +97,16 @@ def test_the_answers_not_used_for_longest_go_first(tmp_path: Path) -> None:
     store(tmp_path).prune(most_bytes=2 * size)
     found = store(tmp_path)
     assert [n for n in range(4) if found.find(f"sha-{n}", "q", None)] == [1, 2]
+
+
+def test_the_answers_about_to_be_used_stay_however_many_there_are(tmp_path: Path) -> None:
+    for age, n in enumerate((0, 1, 2)):
+        store(tmp_path).keep(f"sha-{n}", "q", None, GIVEN)
+        os.utime(store(tmp_path)._file(f"sha-{n}"), (1_000_000 + age, 1_000_000 + age))
+    size = store(tmp_path)._file("sha-0").stat().st_size
+    store(tmp_path).prune("sha-0", "sha-never-asked", most_bytes=size)
+    found = store(tmp_path)
+    assert [n for n in range(3) if found.find(f"sha-{n}", "q", None)] == [0, 2]
+    store(tmp_path).prune("sha-2", most_bytes=0)  # alone above the limit
+    found = store(tmp_path)
+    assert [n for n in range(3) if found.find(f"sha-{n}", "q", None)] == [2]
