@@ -1,11 +1,14 @@
 """What happens when the questions run out: second answers, hints, the source's own."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loco.contracts.errors import OllamaUnavailable
+from loco_worker.sampling import waves
 
 pytestmark = pytest.mark.redis
 
@@ -141,6 +144,53 @@ def test_pairs_hold_no_validation_question(run: Any, sums: Any, base: Any) -> No
     assert len(paired) >= 30
     assert not held & paired
     assert got.sampling.pairs == len(got.lines("preference_data.jsonl")) == 60
+
+
+@pytest.fixture
+def one_template(stage_adapters: Path) -> dict[str, str]:
+    """A source of 1,500 questions that all share a long run of words."""
+    story = "A farmer with a red barn and two old dogs buys"
+    rows = [
+        {"question": f"{story} {n} hens. How many hens are there?", "answer": f"#### {n}"}
+        for n in range(1, 1501)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (stage_adapters / "math" / "farm.jsonl").write_text(text)
+    return {"kind": "jsonl", "path": "farm.jsonl"}
+
+
+def hens(body: dict[str, Any]) -> tuple[str, str]:
+    """Always right, in words that differ with the seed."""
+    number = body["messages"][-1]["content"].partition("buys ")[2].partition(" ")[0]
+    return f"Way {body['options']['seed']} counts {number}.", "stop"
+
+
+def test_validation_rows_that_are_not_to_be_had_are_given_up(
+    run: Any, one_template: dict[str, str], base: Any
+) -> None:
+    base.answer = hens
+    got = run("a", url=base.url, questions=one_template, examples=10, validation=4, overlap_ngram=8)
+    assert (len(got.rows), got.result.validation) == (10, 0)
+    assert got.sampling.questions == 10 + waves.FRUITLESS
+
+
+@pytest.mark.parametrize("validation", [0, 4])
+def test_pairs_of_a_base_that_is_always_right_are_given_up(
+    run: Any, one_template: dict[str, str], base: Any, validation: int
+) -> None:
+    base.answer = hens
+    got = run(
+        "a",
+        url=base.url,
+        questions=one_template,
+        examples=10,
+        validation=validation,
+        pairs=50,
+        samples=2,
+        overlap_ngram=8,
+    )
+    assert (len(got.rows), got.sampling.pairs) == (10, 0)
+    assert waves.FRUITLESS <= got.sampling.questions <= 10 + waves.FRUITLESS
 
 
 def test_a_question_longer_than_the_context_is_passed_over(

@@ -47,7 +47,7 @@ def test_only_verified_answers_become_rows(run: Any, sums: Any, base: Any) -> No
     held = {line["conversations"][0]["content"] for line in got.lines("validation_data.jsonl")}
     assert not asked & held
     assert sum(got.sampling.rows_by_tries.values()) == 10
-    assert 0.3 < got.sampling.pass_rate < 0.7
+    assert 0.2 < got.sampling.pass_rate < 0.8
     assert got.sampling.advice == ()
     assert got.lines("preference_data.jsonl") == []
 
