@@ -1,14 +1,17 @@
 """What happens when the questions run out: second answers, hints, the source's own."""
 
 import json
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loco.contracts.errors import OllamaUnavailable
-from loco_worker.sampling import waves
+from loco.serving.host import OllamaHost
+from loco_worker.sampling import base_answers, waves
 
 pytestmark = pytest.mark.redis
 
@@ -205,6 +208,19 @@ def test_a_question_longer_than_the_context_is_passed_over(
     got = run("a", url=base.url, questions=sums(6), examples=6, per_question=1)
     assert len(got.rows) == 5
     assert "1 questions do not fit prepare.source.num_ctx" in heard.logs
+
+
+def test_a_silent_server_is_told_by_the_field_that_asks_less_at_once(
+    run: Any, sums: Any, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    base.answer = lambda _: (str(release.wait(20)), "stop")
+    monkeypatch.setattr(base_answers, "OllamaHost", partial(OllamaHost, seconds=1.0))
+    with pytest.raises(OllamaUnavailable, match="did not give any answer") as caught:
+        run("a", url=base.url, questions=sums(12))
+    release.set()
+    assert caught.value.param == "prepare.source.parallel"
+    assert "prepare.source.parallel below 16" in str(caught.value.hint)
 
 
 def test_a_server_that_dies_loses_nothing(run: Any, sums: Any, base: Any) -> None:
