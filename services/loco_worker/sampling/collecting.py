@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from loco.contracts.sources import SelfSource
 from loco.contracts.specs import PrepareSpec
 from loco.stage.program import Emitter
+from loco_worker.sampling.progress import Progress
 from loco_worker.sampling.questions import Questions
 from loco_worker.sampling.samples import Sampler
 from loco_worker.sampling.standing import Standing
@@ -41,6 +42,7 @@ class Collecting:
         spec: what is wanted.
         source: how it is come by.
         emit: hears of stop requests.
+        progress: hears how far it is.
     """
 
     def __init__(
@@ -49,10 +51,12 @@ class Collecting:
         sampler: Sampler,
         spec: PrepareSpec,
         source: SelfSource,
+        *,
         emit: Emitter,
+        progress: Progress,
     ) -> None:
         self._questions, self._sampler = questions, sampler
-        self._spec, self._source = spec, source
+        self._spec, self._source, self._progress = spec, source, progress
         self._standing = Standing(spec, source, emit)
         self._asked: list[Asked] = []
 
@@ -81,6 +85,7 @@ class Collecting:
             wave = self._questions.take(size)
             if not wave:
                 return
+            self._progress.wave(self._standing)
             self._sampler.ask(wave, source.samples, until)
             self._asked += wave
             self._standing.add(wave)
@@ -97,6 +102,7 @@ class Collecting:
 
             while able and len(taken) < missing:
                 batch, able = _split(able, missing - len(taken))
+                self._progress.further(self._spec.examples - missing + len(taken), self._standing)
                 short = [q for q in batch if not has(q)]
                 self._sampler.ask(short, self._source.samples, has)
                 taken += [Taken(q, "own", q.rights()[nth - 1]) for q in batch if has(q)]

@@ -169,12 +169,17 @@ def hens(body: dict[str, Any]) -> tuple[str, str]:
 
 
 def test_validation_rows_that_are_not_to_be_had_are_given_up(
-    run: Any, one_template: dict[str, str], base: Any
+    run: Any, one_template: dict[str, str], base: Any, heard: Any
 ) -> None:
     base.answer = hens
     got = run("a", url=base.url, questions=one_template, examples=10, validation=4, overlap_ngram=8)
     assert (len(got.rows), got.result.validation) == (10, 0)
     assert got.sampling.questions == 10 + waves.FRUITLESS
+    said = [e["progress"] for e in heard.events if e["type"] == "progress"]
+    said = [p for p in said if (p.get("message") or "").startswith("asked ")]
+    assert len(said) > 2
+    assert max(p["step"] for p in said) == 10, "a row that does not stand does not count"
+    assert "eta_seconds" not in said[-1]
 
 
 @pytest.mark.parametrize("validation", [0, 4])
