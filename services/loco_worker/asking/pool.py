@@ -2,13 +2,14 @@
 
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from loco.contracts.errors import OllamaRefused
-from loco.serving.host import Answer, OllamaHost
+from loco.serving.host import Answer, OllamaHost, Waiting
 from loco.stage.program import Emitter
 from loco_worker.asking.answers import AnswerStore
 
@@ -63,13 +64,21 @@ class Answered(NamedTuple, Generic[Q]):
 class Pool(Generic[Q]):
     """Threads that ask one list of questions, and those that follow from the answers.
 
+    A server that answers one at a time is waited for as long as it answers something: only one that
+    gives no answer at all for `host.seconds` is given up.
+
     Args:
         host: the server.
         store: answers of earlier runs; new ones join them at once.
         options: of every request.
         parallel: questions at once.
         emit: hears of stop requests.
+
+    Attributes:
+        field: the field of the spec that says `parallel`.
     """
+
+    field = "parallel"
 
     def __init__(
         self,
@@ -81,7 +90,7 @@ class Pool(Generic[Q]):
         emit: Emitter,
     ) -> None:
         self._host, self._store, self._options = host, store, options
-        self._parallel, self._emit = parallel, emit
+        self._waiting, self._emit = Waiting(parallel, self.field), emit
         self._changed, self._over = threading.Condition(), False
         self._feed: Iterator[Q] = iter(())
         #: Questions that follow from answers: asked before what is left of the feed.
@@ -118,7 +127,7 @@ class Pool(Generic[Q]):
 
         Raises:
             Stopped: a stop was asked for.
-            OllamaUnavailable, OllamaRefused: as the server fails; a question longer than the
+            OllamaUnavailable, OllamaRefused: as the server fails or stays silent; a question longer than the
                 context as `too_long` says.
         """
         unasked = []
@@ -152,7 +161,7 @@ class Pool(Generic[Q]):
                     self._emit.check_stop()
                     yield self._known.popleft()
                     continue
-                while len(threads) < min(self._parallel, self._open):
+                while len(threads) < min(self._waiting.at_once, self._open):
                     threads.append(
                         threading.Thread(target=self._work, name=f"ask-{len(threads)}", daemon=True)
                     )
@@ -170,11 +179,15 @@ class Pool(Generic[Q]):
                 thread.join(PATIENCE / len(threads))
 
     def _next(self) -> Answered[Q] | BaseException:
+        since = time.monotonic()
         while True:
             try:
                 return self._done.get(timeout=_LOOK)
             except Empty:
                 self._emit.check_stop()
+            silent = time.monotonic() - since
+            if silent > self._host.seconds:
+                return self._host.slow("give any answer", silent, self._waiting)
 
     def _work(self) -> None:
         try:
@@ -199,7 +212,10 @@ class Pool(Generic[Q]):
         seed = {} if question.seed is None else {"seed": question.seed}
         try:
             answer = self._host.converse(
-                question.model, [*turns, *question.turns], {**self._options, **seed}
+                question.model,
+                [*turns, *question.turns],
+                {**self._options, **seed},
+                waiting=self._waiting,
             )
         except OllamaRefused as error:
             if not _TOO_LONG.search(error.message):

@@ -70,6 +70,8 @@ class Asking(pool.Pool[Question]):
         emit: hears of stop requests.
     """
 
+    field = "eval.parallel"
+
     def __init__(
         self,
         host: OllamaHost,

@@ -1,7 +1,5 @@
 """Source `self`, from the base model in Ollama to the rows of stage prepare."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +12,11 @@ from loco.stage.program import Emitter
 from loco_worker.asking.answers import AnswerStore
 from loco_worker.ollama.bases import served_base
 from loco_worker.sampling.collecting import Collecting, Collection, Taken
+from loco_worker.sampling.progress import Progress
 from loco_worker.sampling.questions import Questions
 from loco_worker.sampling.report import in_words, sample_lines, sampling_of
-from loco_worker.sampling.samples import Counts, Sampler, Served, options
+from loco_worker.sampling.samples import Sampler, Served, options
 from loco_worker.sampling.texts import Turns, closed, conversation
-from loco_worker.sampling.tries import Asked
 from loco_worker.sources.sieve import Sieve
 from loco_worker.sources.sources import open_source
 
@@ -68,10 +66,13 @@ def own_answers(
             options=options(source),
         )
         store.prune(digest)
-        progress = _progress(spec, emit)
-        sampler = Sampler(host, served, source, store, emit=emit, heard=progress)
-        collection = Collecting(questions, sampler, spec, source, emit).run()
-        if sampler.counts.asked > sampler.counts.known:
+        progress = Progress(spec, source.pairs, emit)
+        sampler = Sampler(host, served, source, store, emit=emit, heard=progress.heard)
+        try:
+            collecting = Collecting(questions, sampler, spec, source, emit=emit, progress=progress)
+            collection = collecting.run()
+        finally:
+            # whatever came of it, and if all was known: an attempt before this one may have been cut
             _unload(host, model, emit)
     sampling = sampling_of(served, questions.description, collection, sampler.counts)
     _say(spec, source, collection, sampling, emit)
@@ -97,33 +98,6 @@ def _turns(taken: Taken, instruction: str | None) -> Turns:
     if taken.answer is None:
         return conversation(row, row.conversations[-1]["content"], instruction)
     return conversation(row, closed(taken.asked.item, taken.answer.text), instruction)
-
-
-def _progress(spec: PrepareSpec, emit: Emitter) -> Callable[[Asked, Counts], None]:
-    """Says after an answer how far it is: rows there of those wanted, time left by this run's pace."""
-    wanted = spec.examples + spec.validation
-    solved: set[int] = set()
-    started, at_start = 0.0, 0
-
-    def heard(asked: Asked, counts: Counts) -> None:
-        nonlocal started, at_start
-        if not started and counts.asked > counts.known:
-            started, at_start = time.monotonic(), len(solved)
-        if asked.solved:
-            solved.add(asked.row.number)
-        rows = min(len(solved), wanted)
-        won = rows - at_start
-        left = (time.monotonic() - started) / won * (wanted - rows) if won > 0 else None
-        emit.progress(
-            message=f"asked {counts.asked}, right {counts.right}",
-            step=rows,
-            total_steps=wanted,
-            percent=round(100 * rows / wanted, 1),
-            tokens_per_second=counts.tokens_per_second,
-            eta_seconds=None if left is None else round(left, 1),
-        )
-
-    return heard
 
 
 def _unload(host: OllamaHost, model: str, emit: Emitter) -> None:

@@ -6,13 +6,12 @@ from typing import Any, Literal, NamedTuple
 from loco.contracts.sources import SelfSource
 from loco.contracts.specs import PrepareSpec
 from loco.stage.program import Emitter
-from loco_worker.sampling.pairs import pairs_of
+from loco_worker.sampling.progress import Progress
 from loco_worker.sampling.questions import Questions
 from loco_worker.sampling.samples import Sampler
+from loco_worker.sampling.standing import Standing
 from loco_worker.sampling.tries import Asked, Try
-from loco_worker.sampling.waves import given_up, wave_size
-from loco_worker.sources.overlap import OverlapIndex
-from loco_worker.sources.validation import apart
+from loco_worker.sampling.waves import MOST
 
 
 class Taken(NamedTuple):
@@ -22,15 +21,6 @@ class Taken(NamedTuple):
     kind: Literal["own", "hinted", "gold"]
     #: The answer; None: the source's own.
     answer: Try | None
-
-
-class Standing(NamedTuple):
-    """What the answers so far give."""
-
-    #: One a question, in the order of the questions.
-    trained: list[Asked]
-    validation: list[Asked]
-    pairs: list[dict[str, Any]]
 
 
 class Collection(NamedTuple):
@@ -52,6 +42,7 @@ class Collecting:
         spec: what is wanted.
         source: how it is come by.
         emit: hears of stop requests.
+        progress: hears how far it is.
     """
 
     def __init__(
@@ -60,10 +51,13 @@ class Collecting:
         sampler: Sampler,
         spec: PrepareSpec,
         source: SelfSource,
+        *,
         emit: Emitter,
+        progress: Progress,
     ) -> None:
         self._questions, self._sampler = questions, sampler
-        self._spec, self._source, self._emit = spec, source, emit
+        self._spec, self._source, self._progress = spec, source, progress
+        self._standing = Standing(spec, source, emit)
         self._asked: list[Asked] = []
 
     def run(self) -> Collection:
@@ -72,66 +66,29 @@ class Collecting:
         Raises:
             Stopped, OllamaUnavailable, OllamaRefused: see `Sampler.ask`.
         """
-        standing = self._waves()
+        self._waves()
+        standing = self._standing
         rows = [Taken(asked, "own", asked.rights()[0]) for asked in standing.trained]
         for more in (self._further, self._hinted, self._gold):
             missing = self._spec.examples - len(rows)
             if missing > 0:
                 rows += more(missing)
-        return Collection(self._asked, rows, standing.validation, standing.pairs)
+        return Collection(self._asked, rows, standing.validation, standing.pairs())
 
-    def _waves(self) -> Standing:
+    def _waves(self) -> None:
         spec, source = self._spec, self._source
-        wanted = spec.examples + spec.validation
+        most = MOST * max(spec.examples + spec.validation, source.pairs)
         until: Callable[[Asked], bool] | None = None if source.pairs else _solved
-        while True:
-            standing = self._standing()
-            there = len(standing.trained) + len(standing.validation)
-            pairs = source.pairs - len(standing.pairs) if self._asked else 0
-            size = max(
-                wave_size(wanted - there, there, len(self._asked)),
-                wave_size(pairs, len(standing.pairs), len(self._asked)),
-            )
-            if not size or given_up(
-                self._asked,
-                max(wanted, source.pairs),
-                generated=self._questions.generated,
-                mixed=there >= wanted,
-            ):
-                return standing
+        while size := self._standing.wave():
+            if self._questions.generated:
+                size = min(size, most - len(self._asked))
             wave = self._questions.take(size)
             if not wave:
-                return standing
+                return
+            self._progress.wave(self._standing)
             self._sampler.ask(wave, source.samples, until)
             self._asked += wave
-
-    def _standing(self) -> Standing:
-        spec, source = self._spec, self._source
-        solved = [asked for asked in self._asked if asked.solved]
-        trained, others = solved[: spec.examples], solved[spec.examples :]
-        chosen = apart(
-            iter([asked.row for asked in others]),
-            [asked.row for asked in trained],
-            spec,
-            self._emit,
-        )
-        numbers = {row.number for row in chosen}
-        index = OverlapIndex(spec.overlap_ngram)
-        for row in chosen:
-            index.add(str(row.number), row.question, row.problem)
-        # what the loss is measured on must not be trained on in pairs either
-        paired = [
-            asked
-            for asked in (solved if source.pairs else [])
-            if asked.row.number not in numbers
-            and index.match(asked.row.question, asked.row.problem) is None
-        ]
-        instruction = source.instruction if source.train_instruction else None
-        return Standing(
-            trained,
-            [asked for asked in others if asked.row.number in numbers],
-            pairs_of(paired, source.pairs, source.per_question, instruction),
-        )
+            self._standing.add(wave)
 
     def _further(self, missing: int) -> list[Taken]:
         """A second, third, … answer of questions that have one: first those not always solved."""
@@ -145,6 +102,7 @@ class Collecting:
 
             while able and len(taken) < missing:
                 batch, able = _split(able, missing - len(taken))
+                self._progress.further(self._spec.examples - missing + len(taken), self._standing)
                 short = [q for q in batch if not has(q)]
                 self._sampler.ask(short, self._source.samples, has)
                 taken += [Taken(q, "own", q.rights()[nth - 1]) for q in batch if has(q)]

@@ -41,5 +41,10 @@ def pairs_of(
     return pairs
 
 
+def pair_count(asked: Asked, per_question: int) -> int:
+    """The pairs that a question gives."""
+    return min(len(asked.rights()), len(asked.wrongs()), per_question)
+
+
 def _answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}

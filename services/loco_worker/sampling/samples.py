@@ -204,6 +204,8 @@ def options(source: SelfSource) -> dict[str, Any]:
 
 
 class _Asking(Pool[Sample]):
+    field = "prepare.source.parallel"
+
     def too_long(self, question: Sample, error: OllamaRefused) -> Answer:  # noqa: ARG002
         """An answer that says so: one long question of thousands must not end the job."""
         return Answer("", "", _TOO_LONG, 0, 0, 0.0)

@@ -21,6 +21,8 @@ from loco.contracts.errors import OllamaRefused, OllamaUnavailable
 #: Loading a model of several gigabytes happens inside a request.
 _SECONDS = 600.0
 _CONNECT_SECONDS = 10.0
+#: It is done at once, or not worth waiting for.
+_UNLOAD_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 20
 #: Pauses before a busy server (503) is asked again, in seconds.
 _BUSY_PAUSES = (1, 2, 4, 8)
@@ -43,6 +45,14 @@ class Answer(NamedTuple):
     computed: float = 0.0
 
 
+class Waiting(NamedTuple):
+    """How many chats wait for a server together, and the field that says so."""
+
+    at_once: int
+    #: E.g. `eval.parallel`.
+    field: str
+
+
 class OllamaHost:
     """An Ollama server.
 
@@ -55,8 +65,9 @@ class OllamaHost:
     """
 
     def __init__(self, url: str, *, seconds: float = _SECONDS) -> None:
-        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
+        timeout = _patience(seconds)
         self.url = url.rstrip("/")
+        self.seconds = seconds
         # a proxy must not be asked for this machine's own addresses
         trust_env = urlsplit(self.url).hostname not in _LOOPBACK
         tls = httpx.create_ssl_context(trust_env=trust_env)  # 40 ms: once, not once a client
@@ -186,6 +197,7 @@ class OllamaHost:
         options: Mapping[str, Any],
         *,
         think: bool | None = False,
+        waiting: Waiting | None = None,
     ) -> Answer:
         """The next turn of a conversation, whose prompt is not cut.
 
@@ -194,9 +206,10 @@ class OllamaHost:
             messages: `role` and `content` of the turns so far.
             options: as of /api/chat.
             think: as most clients send it: not at all (None), or as true or false.
+            waiting: the other chats that the server may answer first: patience grows with them.
         """
         started = time.monotonic()
-        body = self._chat(model, messages, options, think)
+        body = self._chat(model, messages, options, think, waiting)
         message = body.get("message", {})
         return Answer(
             text=message.get("content", ""),
@@ -210,20 +223,16 @@ class OllamaHost:
 
     def unload(self, model: str) -> None:
         """Frees the memory that a model takes there, without waiting for it to be idle long."""
+        request = {"model": model, "messages": [], "stream": False, "keep_alive": 0}
         with self._speaking(f"unload {model}"):
-            _json(
-                self._http.post(
-                    "/api/chat",
-                    json={"model": model, "messages": [], "stream": False, "keep_alive": 0},
-                )
-            )
+            _json(self._http.post("/api/chat", json=request, timeout=_UNLOAD_SECONDS))
 
     def rendered(
         self, model: str, messages: Sequence[Mapping[str, str]], *, think: bool | None = False
     ) -> str | None:
         """The text a conversation becomes before the model sees it; None: the server can't say."""
         # num_predict: a server that does not know the field generates, which must stay short
-        body = self._chat(model, messages, {"num_predict": 1}, think, _debug_render_only=True)
+        body = self._chat(model, messages, {"num_predict": 1}, think, None, _debug_render_only=True)
         text = (body.get("_debug_info") or {}).get("rendered_template")
         return str(text) if text is not None else None
 
@@ -233,6 +242,7 @@ class OllamaHost:
         messages: Sequence[Mapping[str, str]],
         options: Mapping[str, Any],
         think: bool | None,
+        waiting: Waiting | None,
         **more: Any,
     ) -> dict[str, Any]:
         request = {
@@ -244,9 +254,11 @@ class OllamaHost:
             "options": dict(options),
             **more,
         }
-        with self._speaking(f"answer with {model}"), self._line() as client:
+        # a server that answers one at a time answers the newest last
+        timeout = _patience(self.seconds * (waiting.at_once if waiting else 1))
+        with self._speaking(f"answer with {model}", waiting), self._line() as client:
             for pause in (*_BUSY_PAUSES, None):
-                response = client.post("/api/chat", json=request)
+                response = client.post("/api/chat", json=request, timeout=timeout)
                 if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
                     break
                 time.sleep(pause)
@@ -278,16 +290,36 @@ class OllamaHost:
                 self._idle.pop().close()
 
     @contextmanager
-    def _speaking(self, doing: str) -> Iterator[None]:
+    def _speaking(self, doing: str, waiting: Waiting | None = None) -> Iterator[None]:
         """Turns the errors of both clients into ours."""
+        started = time.monotonic()
         try:
             yield
+        except httpx.ReadTimeout as error:
+            raise self.slow(doing, time.monotonic() - started, waiting) from error
         except (httpx.TransportError, ConnectionError) as error:
             raise self._unavailable(f"No Ollama answers at {self.url}: {error}") from error
         except httpx.HTTPStatusError as error:
             raise self._refused(doing, error.response.status_code, _said(error.response)) from error
         except ollama.ResponseError as error:
             raise self._refused(doing, error.status_code, error.error) from error
+
+    def slow(self, doing: str, seconds: float, waiting: Waiting | None = None) -> OllamaUnavailable:
+        """The error of a server that took a request and says nothing.
+
+        Args:
+            doing: what it should do, as in "did not …".
+            seconds: for so long.
+            waiting: what else it was asked at the same time.
+        """
+        hint = "It is reached, but stuck or slow: its own log and `ollama ps` say what it does."
+        if waiting is not None and waiting.at_once > 1:
+            hint += f" Asked less at once it may get on: {waiting.field} below {waiting.at_once}."
+        return OllamaUnavailable(
+            f"Ollama at {self.url} did not {doing} within {seconds:.0f} s",
+            param=waiting.field if waiting else None,
+            hint=hint,
+        )
 
     def _refused(self, doing: str, status: int, said: str) -> OllamaUnavailable | OllamaRefused:
         if status == httpx.codes.SERVICE_UNAVAILABLE:
@@ -308,6 +340,10 @@ class OllamaHost:
 def full_name(model: str) -> str:
     """A model name with its tag, as the server lists it."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
+
+
+def _patience(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS))
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:

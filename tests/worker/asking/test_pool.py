@@ -1,5 +1,6 @@
 """Questions that follow from answers, many at once, each sample kept apart."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,10 +8,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from loco.contracts.errors import OllamaUnavailable
 from loco.serving.host import OllamaHost
 from loco.stage.program import Stopped
 from loco_worker.asking.answers import AnswerStore
-from loco_worker.asking.pool import Pool
+from loco_worker.asking.pool import PATIENCE, Pool
 
 pytestmark = pytest.mark.redis
 
@@ -90,3 +92,46 @@ def test_a_stop_request_does_not_wait_for_a_long_answer(
     with pytest.raises(Stopped):
         list(answers)
     assert time.monotonic() - started < 3
+
+
+def test_time_in_the_queue_of_a_slow_server_is_no_failure(
+    answering: Any, tmp_path: Path, heard: Any
+) -> None:
+    turn = threading.Lock()
+
+    def one_at_a_time(_: dict[str, Any]) -> tuple[str, str]:
+        with turn:
+            time.sleep(0.3)
+        return "7", "stop"
+
+    answering.answer = one_at_a_time
+    store = AnswerStore(tmp_path / "answers", server_version="1", options={})
+    with OllamaHost(answering.url, seconds=1.0) as host:
+        pool = Pool[Drawn](host, store, {}, parallel=8, emit=heard.emit)
+        got = list(pool.answers([Drawn(f"{n}?", 1) for n in range(10)]))
+    assert len(got) == len(answering.asked) == 10
+
+
+def test_a_server_that_says_nothing_is_given_up_in_words_of_its_own(
+    answering: Any, tmp_path: Path, heard: Any
+) -> None:
+    release = threading.Event()
+    answering.answer = lambda _: (str(release.wait(20)), "stop")
+    store = AnswerStore(tmp_path / "answers", server_version="1", options={})
+    with OllamaHost(answering.url, seconds=1.0) as host:
+        pool = Pool[Drawn](host, store, {}, parallel=8, emit=heard.emit)
+        started = time.monotonic()
+        with pytest.raises(OllamaUnavailable, match="did not give any answer within") as caught:
+            list(pool.answers([Drawn(f"{n}?", 1) for n in range(8)]))
+        assert time.monotonic() - started < 1.0 + PATIENCE + 2
+        assert "parallel below 8" in str(caught.value.hint)
+        with pytest.raises(
+            OllamaUnavailable, match="did not answer with small:1b within 1 s"
+        ) as one:
+            host.chat("small:1b", "?", {})
+        release.set()
+    for error in (caught.value, one.value):
+        assert error.retryable
+        assert error.hint is not None
+        assert error.hint.startswith("It is reached, but")
+        assert "ollama serve" not in error.hint

@@ -65,6 +65,12 @@ def test_as_many_at_once_as_asked_for(asking: Any, answering: Any) -> None:
     assert answering.most_at_once == 3
 
 
+def test_the_field_that_asks_less_at_once_is_named() -> None:
+    name, _, field = Asking.field.partition(".")
+    assert name == "eval"
+    assert field in EvalSpec.model_fields
+
+
 def test_what_was_answered_is_not_asked_again(asking: Any, answering: Any) -> None:
     questions = [Question(BASE, "s", item) for item in items(4)]
     list(asking().answers(questions[:3]))

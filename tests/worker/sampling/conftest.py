@@ -12,6 +12,9 @@ from loco.contracts.specs import Inputs, JobSpec, PrepareSpec
 from loco.stage.program import Emitter
 from loco_worker import prepare
 
+#: Fields of prepare itself.
+_OF_PREPARE = ("examples", "validation", "seed", "eval_sets", "overlap_ngram")
+
 
 class Prepared:
     """One run of prepare: its result and its files."""
@@ -44,7 +47,7 @@ def spec_of(tiny: JobSpec) -> Callable[..., PrepareSpec]:
     """Makes the spec of a prepare: keywords are of source self, or of prepare where it has them."""
 
     def make(**more: Any) -> PrepareSpec:
-        own = {k: more.pop(k) for k in ("examples", "validation", "seed", "eval_sets") if k in more}
+        own = {k: more.pop(k) for k in _OF_PREPARE if k in more}
         source = {"kind": "self", "questions": {"kind": "arithmetic"}, **more}
         fields = {"source": source, "base_model": tiny.train.base_model.model_dump(), **own}
         return PrepareSpec.model_validate({"examples": 6, "validation": 2, **fields})

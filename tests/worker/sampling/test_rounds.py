@@ -1,11 +1,17 @@
 """What happens when the questions run out: second answers, hints, the source's own."""
 
+import json
+import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loco.contracts.errors import OllamaUnavailable
+from loco.serving.host import OllamaHost
+from loco_worker.sampling import base_answers, waves
 
 pytestmark = pytest.mark.redis
 
@@ -143,6 +149,58 @@ def test_pairs_hold_no_validation_question(run: Any, sums: Any, base: Any) -> No
     assert got.sampling.pairs == len(got.lines("preference_data.jsonl")) == 60
 
 
+@pytest.fixture
+def one_template(stage_adapters: Path) -> dict[str, str]:
+    """A source of 1,500 questions that all share a long run of words."""
+    story = "A farmer with a red barn and two old dogs buys"
+    rows = [
+        {"question": f"{story} {n} hens. How many hens are there?", "answer": f"#### {n}"}
+        for n in range(1, 1501)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (stage_adapters / "math" / "farm.jsonl").write_text(text)
+    return {"kind": "jsonl", "path": "farm.jsonl"}
+
+
+def hens(body: dict[str, Any]) -> tuple[str, str]:
+    """Always right, in words that differ with the seed."""
+    number = body["messages"][-1]["content"].partition("buys ")[2].partition(" ")[0]
+    return f"Way {body['options']['seed']} counts {number}.", "stop"
+
+
+def test_validation_rows_that_are_not_to_be_had_are_given_up(
+    run: Any, one_template: dict[str, str], base: Any, heard: Any
+) -> None:
+    base.answer = hens
+    got = run("a", url=base.url, questions=one_template, examples=10, validation=4, overlap_ngram=8)
+    assert (len(got.rows), got.result.validation) == (10, 0)
+    assert got.sampling.questions == 10 + waves.FRUITLESS
+    said = [e["progress"] for e in heard.events if e["type"] == "progress"]
+    said = [p for p in said if (p.get("message") or "").startswith("asked ")]
+    assert len(said) > 2
+    assert max(p["step"] for p in said) == 10, "a row that does not stand does not count"
+    assert "eta_seconds" not in said[-1]
+
+
+@pytest.mark.parametrize("validation", [0, 4])
+def test_pairs_of_a_base_that_is_always_right_are_given_up(
+    run: Any, one_template: dict[str, str], base: Any, validation: int
+) -> None:
+    base.answer = hens
+    got = run(
+        "a",
+        url=base.url,
+        questions=one_template,
+        examples=10,
+        validation=validation,
+        pairs=50,
+        samples=2,
+        overlap_ngram=8,
+    )
+    assert (len(got.rows), got.sampling.pairs) == (10, 0)
+    assert waves.FRUITLESS <= got.sampling.questions <= 10 + waves.FRUITLESS
+
+
 def test_a_question_longer_than_the_context_is_passed_over(
     run: Any, sums: Any, base: Any, heard: Any
 ) -> None:
@@ -155,6 +213,19 @@ def test_a_question_longer_than_the_context_is_passed_over(
     got = run("a", url=base.url, questions=sums(6), examples=6, per_question=1)
     assert len(got.rows) == 5
     assert "1 questions do not fit prepare.source.num_ctx" in heard.logs
+
+
+def test_a_silent_server_is_told_by_the_field_that_asks_less_at_once(
+    run: Any, sums: Any, base: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    base.answer = lambda _: (str(release.wait(20)), "stop")
+    monkeypatch.setattr(base_answers, "OllamaHost", partial(OllamaHost, seconds=1.0))
+    with pytest.raises(OllamaUnavailable, match="did not give any answer") as caught:
+        run("a", url=base.url, questions=sums(12))
+    release.set()
+    assert caught.value.param == "prepare.source.parallel"
+    assert "prepare.source.parallel below 16" in str(caught.value.hint)
 
 
 def test_a_server_that_dies_loses_nothing(run: Any, sums: Any, base: Any) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from loco_worker.sampling import waves
 from loco_worker.sampling.tries import Asked, Try
-from loco_worker.sampling.waves import given_up, wave_size
+from loco_worker.sampling.waves import fruitless, wave_size
 from loco_worker.sources.questions import question_of
 
 
@@ -27,31 +27,18 @@ def asked(*right: bool, number: int = 1, answers: tuple[str, ...] = ()) -> Asked
         (-3, 235, 300, 0),
         (100, 1, 232, 400),  # a bad start must not ask everything at once
         (500, 0, 150, 50),  # not more than it takes to give up
-        (10, 0, 150, 10),
+        (10, 0, 150, 50),
+        (4, 0, 30, 30),  # twice as many in all
     ],
 )
 def test_a_wave_is_as_large_as_the_yield_says(missing: int, got: int, of: int, size: int) -> None:
     assert wave_size(missing, got, of) == size
 
 
-def test_two_hundred_in_a_row_without_a_right_answer_are_enough() -> None:
-    solved, unsolved = asked(False, True), asked(False, False)
-    row = [solved] + [unsolved] * (waves.FRUITLESS - 1)
-    assert not given_up(row, 10_000, generated=False, mixed=False)
-    assert given_up([*row, unsolved], 10_000, generated=False, mixed=False)
-
-
-def test_a_base_that_is_always_right_gives_no_pairs() -> None:
-    always = [asked(True, True)] * waves.FRUITLESS
-    assert not given_up(always, 10_000, generated=False, mixed=False)
-    assert given_up(always, 10_000, generated=False, mixed=True)
-
-
-def test_a_generator_is_asked_ten_times_as_much_as_wanted() -> None:
-    some = [asked(True)] * 80
-    assert given_up(some, 8, generated=True, mixed=False)
-    assert not given_up(some, 8, generated=False, mixed=False)
-    assert not given_up(some[1:], 8, generated=True, mixed=False)
+def test_two_hundred_in_a_row_that_brought_nothing_are_enough() -> None:
+    assert not fruitless(waves.FRUITLESS, 1)
+    assert fruitless(waves.FRUITLESS, 0)
+    assert fruitless(waves.FRUITLESS + 7, 7)
 
 
 def test_answers_that_differ_in_spacing_only_are_one() -> None:
