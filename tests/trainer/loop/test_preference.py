@@ -371,6 +371,7 @@ def test_a_shortage_on_pairs_goes_on_with_fewer_a_pass(
     result = train.run(wide, given, tmp_path / "short", recorder)
     tried = [(a.plan.pairs, a.first_step, a.last_step, a.outcome) for a in result.attempts]
     assert tried == [(2, 1, 6, "out_of_memory"), (1, 7, 12, "finished")]
+    assert [(a.pairs_from, a.ended_on_pairs) for a in result.attempts] == [(7, True)] * 2
     assert [s.loss for s in result.log] == pytest.approx(
         [s.loss for s in undisturbed.log], rel=1e-2
     )
