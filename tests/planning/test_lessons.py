@@ -1,13 +1,14 @@
 """What earlier tries teach the planner about memory, and that nothing else changes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loco.contracts.errors import OutOfMemory
 from loco.contracts.plans import Device, Lengths, Plan, PlanAttempt, Shape
 from loco.contracts.requests import JobRequest
-from loco.contracts.specs import TrainSpec
+from loco.contracts.specs import PreferenceSpec, TrainSpec
 from loco.planning.lessons import Lessons
 from loco.planning.planner import make_plan, margin_gb, next_rung
 from loco.recipes.catalog import load_catalog
@@ -111,7 +112,7 @@ def test_a_run_out_is_forgotten_once_as_much_has_finished_in_the_memory_of_then(
     assert not Lessons((fine, failed)).ran_out(first, modelled, card(20))
     for since in (
         attempt(first, 21, free_gb=23.0),  # it took what was not free then
-        attempt(first, 5, memory_gb=0.5 * first.memory_gb),
+        attempt(first, 5, rows_gb=0.5 * first.memory_gb),
         fine.model_copy(update={"first_step": 75}),
         fine.model_copy(update={"outcome": "stopped"}),
     ):
@@ -125,14 +126,18 @@ def test_a_run_out_is_recognised_whatever_was_learnt_before(factor: float):
     for thousandths in range(200):
         modelled = first.memory_gb + thousandths / 1000
         expected = round(modelled + round(modelled * (factor - 1), 4), 3)
-        stored = {"memory_gb": expected, "memory_factor": factor}
+        stored = {
+            "memory_gb": expected,
+            "memory_factor": factor,
+            "rows_gb": None,
+        }  # as once recorded
         failed = attempt(first, 0, "out_of_memory", **stored)
         assert Lessons((failed,)).ran_out(first, modelled, card(20))
 
 
 def test_where_everything_ran_out_the_smallest_is_tried_before_a_refusal():
     least = plan(card(4.5), load_in_4bit=True, micro_batch=1, gradient_checkpointing=True)
-    failed = attempt(least, 4, "out_of_memory", memory_gb=0.1, free_gb=20.0)
+    failed = attempt(least, 4, "out_of_memory", rows_gb=0.1, free_gb=20.0)
     assert plan(card(20), failed).gradient_checkpointing
     with pytest.raises(OutOfMemory):
         plan(card(2), failed)
@@ -151,3 +156,86 @@ def test_the_last_rung_of_a_gpu_holds_the_base_in_4_bits():
         next_rung(wide.model_copy(update={"precision": "fp32"}), recipe(), QWEN, ROWS, on_cpu)
         is None
     )
+
+
+FULL = Lengths(rows=200, tokens=200 * 1023, answer_tokens=120_000, p50=1023, p95=1023, longest=1023)
+LONGER = Lengths(rows=600, tokens=180_000, answer_tokens=120_000, p50=300, p95=430, longest=500)
+
+
+def with_pairs(*tried: PlanAttempt, batch_size: int = 4, pairs: Lengths = LONGER) -> Plan:
+    """On an 80 GB card, in 16 bits: rows in passes of 16, pairs in passes of four."""
+    pins = {"load_in_4bit": False, "batch_size": 16, "gradient_accumulation": 1}
+    spec = recipe(**pins).model_copy(
+        update={"preference": PreferenceSpec(batch_size=batch_size, learning_rate=5e-6)}
+    )
+    lengths = LONGER.model_copy(update={"pairs": pairs})
+    device = Device(name="H100", memory_gb=80, free_gb=79, compute_capability=9.0)
+    return make_plan(spec, QWEN, lengths, device, engine="peft", lessons=Lessons(tried))
+
+
+def on_pairs(of: Plan, peak_gb: float, outcome: str = "finished", **steps: int) -> PlanAttempt:
+    steps = {"first_step": 1, "last_step": 249, "pairs_from": 200} | steps
+    return attempt(of, peak_gb, outcome).model_copy(update=steps)
+
+
+def test_a_run_out_on_pairs_teaches_of_pairs_alone():
+    first = with_pairs()
+    assert (first.micro_batch, first.pairs) == (16, 4)
+    assert (first.pairs_gb or 0) < (first.rows_gb or 0)
+    failed = on_pairs(first, 75, "out_of_memory")
+    fewer = first.model_copy(update={"pairs": 2})
+    went_on = on_pairs(fewer, 60, first_step=250, last_step=400)
+    for tried in ([failed], [went_on, failed]):
+        second = with_pairs(*tried)
+        assert (second.micro_batch, second.pairs) == (16, 2)
+        assert second.rows_gb == first.rows_gb
+    third = with_pairs(went_on, on_pairs(second, 75, "out_of_memory"), failed)
+    assert (third.micro_batch, third.pairs) == (16, 1)
+    # the reference, before the first of their steps, is of the pairs; the step before is of the rows
+    reference = on_pairs(first, 75, "out_of_memory", last_step=199)
+    assert (with_pairs(reference).micro_batch, with_pairs(reference).pairs) == (16, 2)
+    rows = with_pairs(on_pairs(first, 75, "out_of_memory", last_step=198))
+    assert rows.micro_batch < 16
+    assert rows.pairs == 4
+
+
+def test_a_run_out_on_rows_is_recognised_where_pairs_are_the_larger():
+    long: dict[str, Any] = {"batch_size": 8, "pairs": FULL}
+    first = with_pairs(**long)
+    assert (first.pairs_gb or 0) > (first.rows_gb or 0) > 0
+    failed = on_pairs(first, 75, "out_of_memory", last_step=20)
+    second = with_pairs(failed, **long)
+    assert second.rows_gb is not None
+    assert second.rows_gb < (first.rows_gb or 0)
+    assert second.pairs == first.pairs
+
+
+def test_pairs_that_ran_out_are_taken_again_once_they_finished_in_the_memory_of_then():
+    first = with_pairs()
+    failed = on_pairs(first, 75, "out_of_memory")
+    fine = on_pairs(first, 70, last_step=400)
+    assert with_pairs(fine, failed).pairs == 4
+    assert with_pairs(on_pairs(first, 70, first_step=250, last_step=400), failed).pairs == 2
+    # rows alone say nothing of it
+    alone = first.model_copy(update={"pairs": None, "pairs_gb": None})
+    assert with_pairs(attempt(alone, 70), failed).pairs == 2
+
+
+def test_what_pairs_took_is_no_lesson_for_rows():
+    first = with_pairs()
+    more = on_pairs(first, 2 * (first.pairs_gb or 0), first_step=200, last_step=400)
+    second = with_pairs(more)
+    assert second.micro_batch == first.micro_batch
+    assert second.rows_gb == first.rows_gb
+    larger = on_pairs(first, 1.5 * first.memory_gb, first_step=200, last_step=400)
+    assert Lessons((larger,)).factor(first, card(79, "H100")) == 1
+    assert Lessons((larger,)).factor(first, card(79, "H100"), on_pairs=True) > 1.5
+
+
+def test_records_of_before_the_parts_were_told_apart_stay_readable():
+    first = plan(card(20))
+    record = attempt(first, 20, "out_of_memory").model_dump(exclude={"pairs_from"})
+    record["plan"] = {k: v for k, v in record["plan"].items() if k not in ("rows_gb", "pairs_gb")}
+    old = PlanAttempt.model_validate(record)
+    assert not old.ended_on_pairs
+    assert plan(card(20), old).memory_gb < first.memory_gb

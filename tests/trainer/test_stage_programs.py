@@ -152,7 +152,7 @@ def test_smollm2_goes_on_with_pairs_and_answers_from_its_gguf(
 def test_a_run_that_was_killed_on_pairs_goes_on_from_its_checkpoint(
     toy_spec: TrainSpec, spec_file: SpecFile, inputs: Inputs, preference_data: Path, tmp_path: Path
 ) -> None:
-    given = PreferenceSpec(learning_rate=1e-4, batch_size=4, epochs=100)  # 300 steps after six
+    given = PreferenceSpec(learning_rate=1e-4, batch_size=4, epochs=7)  # 21 steps after six
     spec = toy_spec.model_copy(update={"epochs": 1, "preference": given})
     files = {**inputs.files, "prepare/preference_data.jsonl": preference_data}
     written: list[Path] = []
@@ -162,15 +162,17 @@ def test_a_run_that_was_killed_on_pairs_goes_on_from_its_checkpoint(
             event = parse_event.validate_json(line)
             if event.type == "checkpoint":
                 written.insert(0, Path(event.path))
-                if event.step > 6:
-                    os.kill(child.pid, signal.SIGKILL)
+            elif event.type == "progress" and (event.progress.step or 0) > 7:
+                child.kill()
         assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "a1" / "result.json").exists()
+    assert "checkpoint-6" in [path.name for path in written]  # it follows the reference
 
     again = spec_file(Stage.TRAIN, spec, files=files, resume=tuple(written))
     result = TrainResult.model_validate(finish(Stage.TRAIN, again, tmp_path / "a2"))
-    assert result.resumed_from_step is not None
-    assert 6 < result.resumed_from_step < 306
-    assert [s.step for s in result.log] == list(range(1, 307))
+    # on a slow machine one more may have been due
+    assert f"checkpoint-{result.resumed_from_step}" == written[0].name
+    assert [s.step for s in result.log] == list(range(1, 28))
     assert result.preference is not None
     assert result.preference.reference_seconds == 0
 

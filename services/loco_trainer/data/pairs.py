@@ -61,7 +61,7 @@ def read(path: Path, template: Template, *, max_length: int) -> Pairs:
             if not line.strip():
                 continue
             try:
-                pair = Pair(*(rows.encode_last(turns, template) for turns in _conversations(line)))
+                pair = _encoded(line, template)
             except DataError as error:
                 raise DataError(
                     f"{path.name}, line {number}: {error.message}",
@@ -84,6 +84,14 @@ def read(path: Path, template: Template, *, max_length: int) -> Pairs:
     return Pairs(pairs, left_out)
 
 
+def _encoded(line: str, template: Template) -> Pair:
+    pair = Pair(*(rows.encode_last(turns, template) for turns in _conversations(line)))
+    if pair.chosen.input_ids == pair.rejected.input_ids:
+        # also where the texts differ: templates strip the space around an answer
+        raise DataError("chosen and rejected are the same.", hint="Leave the pair out.")
+    return pair
+
+
 def _conversations(line: str) -> tuple[list[Message], list[Message]]:
     """The prompt with each of the two answers."""
     try:
@@ -95,8 +103,6 @@ def _conversations(line: str) -> tuple[list[Message], list[Message]]:
             'not a pair {"prompt": [{"role": "user", …}], "chosen": [{"role": "assistant", …}], '
             '"rejected": [{"role": "assistant", …}]}.'
         ) from error
-    if chosen == rejected:
-        raise DataError("chosen and rejected are the same.", hint="Leave the pair out.")
     return [*prompt, chosen], [*prompt, rejected]
 
 

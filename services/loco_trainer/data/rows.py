@@ -279,12 +279,6 @@ def _messages(path: Path, number: int, line: str) -> list[Message]:
         raise DataError(_malformed(path, number)) from error
     if not well_formed:
         raise DataError(_malformed(path, number))
-    if any(map(thoughts.twice, messages)):
-        raise DataError(
-            f"{path.name}, line {number}: an answer has thoughts in `content` and in "
-            "`reasoning_content`.",
-            hint="Keep one of them.",
-        )
     return messages
 
 

@@ -19,11 +19,6 @@ def thinks(message: Message) -> bool:
     return bool(_parts(message)[0])
 
 
-def twice(message: Message) -> bool:
-    """Whether it has thoughts in its content and in a field of their own."""
-    return "reasoning_content" in message and thinks(_without_field(message))
-
-
 def as_read(messages: Sequence[Message], asked: list[int], template: Template) -> list[Message]:
     """The conversation in the form whose thoughts the template reads; empty ones are left out.
 
@@ -33,8 +28,13 @@ def as_read(messages: Sequence[Message], asked: list[int], template: Template) -
         template: the chat template of the training.
 
     Raises:
-        DataError: it reads them in neither form.
+        DataError: it reads them in neither form, or an answer has them in both.
     """
+    if any(map(_twice, messages)):
+        raise DataError(
+            "an answer has thoughts in `content` and in `reasoning_content`.",
+            hint="Keep one of them.",
+        )
     as_given = [_without_empty(message) for message in messages]
     thinking = [place for place in asked if thinks(as_given[place])]
     if not thinking:
@@ -82,6 +82,10 @@ def _parts(message: Message) -> tuple[str, str]:
 
 def _inside(opened: str) -> str:
     return opened.strip().removeprefix("<think>").strip()
+
+
+def _twice(message: Message) -> bool:
+    return "reasoning_content" in message and thinks(_without_field(message))
 
 
 def _without_field(message: Message) -> Message:

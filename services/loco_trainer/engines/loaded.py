@@ -1,7 +1,7 @@
 """What an engine gives: a model with an adapter, and its loss on a batch."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,19 @@ class Loaded:
     recompute: Callable[[], None]
     #: Type autocast computes matrix products in; none: everything is in its type already.
     autocast: "torch.dtype | None" = None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Has all dropout pass everything on; afterwards every layer is as it was before."""
+        training = self.model.training
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            for module, mode in modes:
+                module.training = mode
 
     def computing(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""

@@ -188,6 +188,7 @@ class Fit:
             plan=self._plan,
             first_step=self._first,
             last_step=self._journal.done,
+            pairs_from=self._pairs.first + 1 if self._pairs else None,
             peak_memory_gb=round(peak_gpu_gb(), 3),
             outcome=outcome,
         )

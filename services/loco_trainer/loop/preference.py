@@ -170,17 +170,16 @@ class Reference:
         started = time.monotonic()
         order = sorted(range(len(pairs)), key=lambda n: (pairs[n].longest, n))
         found: list[torch.Tensor] = []
-        loaded.model.eval()
         try:
-            for start in range(0, len(order), size):
-                if emit.stopping:
-                    return False
-                part = [pairs[n] for n in order[start : start + size]]
-                found.append(passes.logs(passes.lay_out(part)))
+            with loaded.evaluating():
+                for start in range(0, len(order), size):
+                    if emit.stopping:
+                        return False
+                    part = [pairs[n] for n in order[start : start + size]]
+                    found.append(passes.logs(passes.lay_out(part)))
             logs = torch.empty(len(pairs), 2)
             logs[order] = torch.cat(found).float().cpu()
         finally:
-            loaded.model.train()
             self.seconds += time.monotonic() - started
         self._logs, self.weights = logs, adapter.copied()
         return True

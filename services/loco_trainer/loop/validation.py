@@ -211,29 +211,33 @@ class Validation:
     ) -> list[float] | None:
         """Mean loss of each row; None where a stop was asked for, or no row fits from here on."""
         started = time.monotonic()
-        loaded.model.eval()
         try:
-            while True:
-                # the words, not the exception: its traceback would keep the tensors alive
-                losses, words = self._try(loaded, micro_batch, insist=insist)
-                if words is None:
-                    return losses
-                fused_lora.forget(loaded.model)
-                give_back()
-                if micro_batch > 1:
-                    micro_batch = (micro_batch + 1) // 2
-                elif self._keeps_best and not self.log:
-                    raise out_of_memory(words)
-                else:
-                    self._rows, self._newest = [], []
-                    self._emit.log(
-                        "Warning: not even one validation row fits in memory beside the training; "
-                        "no validation loss is measured from here on."
-                    )
-                    return None
+            with loaded.evaluating():
+                return self._losses_that_fit(loaded, micro_batch, insist=insist)
         finally:
-            loaded.model.train()
             self.seconds += time.monotonic() - started
+
+    def _losses_that_fit(
+        self, loaded: Loaded, micro_batch: int, *, insist: bool
+    ) -> list[float] | None:
+        while True:
+            # the words, not the exception: its traceback would keep the tensors alive
+            losses, words = self._try(loaded, micro_batch, insist=insist)
+            if words is None:
+                return losses
+            fused_lora.forget(loaded.model)
+            give_back()
+            if micro_batch > 1:
+                micro_batch = (micro_batch + 1) // 2
+            elif self._keeps_best and not self.log:
+                raise out_of_memory(words)
+            else:
+                self._rows, self._newest = [], []
+                self._emit.log(
+                    "Warning: not even one validation row fits in memory beside the training; "
+                    "no validation loss is measured from here on."
+                )
+                return None
 
     def _try(
         self, loaded: Loaded, micro_batch: int, *, insist: bool

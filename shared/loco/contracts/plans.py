@@ -169,6 +169,12 @@ class Plan(Contract):
         gt=0,
         description="What earlier runs have taught, over the model; in memory_gb already.",
     )
+    rows_gb: float | None = Field(
+        None, ge=0, description="Peak on the rows by the model alone, 10^9 bytes."
+    )
+    pairs_gb: float | None = Field(
+        None, ge=0, description="Peak on the pairs by the model alone, 10^9 bytes."
+    )
     device: str = Field("", description="What it was made for: `cpu` or the GPU's name.")
     free_gb: float | None = Field(
         None, description="Memory that was free when it was made, 10^9 bytes."
@@ -189,10 +195,23 @@ class PlanAttempt(Contract):
     last_step: int = Field(
         description="Last optimizer step it finished; one less than the first: none."
     )
+    pairs_from: int | None = Field(
+        None, ge=1, description="First optimizer step of the run on pairs; none: all are on rows."
+    )
     peak_memory_gb: float = Field(
         description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU."
     )
     outcome: Outcome = Field(description="How it ended.")
+
+    @property
+    def began_on_pairs(self) -> bool:
+        """Whether its first step was on pairs: no figure of it is of rows."""
+        return self.pairs_from is not None and self.first_step >= self.pairs_from
+
+    @property
+    def ended_on_pairs(self) -> bool:
+        """Whether what came after its last step was on pairs: what memory ran out for."""
+        return self.pairs_from is not None and self.last_step + 1 >= self.pairs_from
 
 
 class Memory(Contract):

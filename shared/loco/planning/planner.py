@@ -57,7 +57,10 @@ class Estimate:
     memory_factor: float = 1.0
     #: Whether it, or a smaller way, ran out of memory on this device before.
     ran_out: bool = False
-    #: Pairs a pass, and seconds of a step on pairs; None and 0: the rows are all.
+    #: Peak on the rows by the model alone, 10^9 bytes.
+    rows_gb: float = 0.0
+    #: The same on the pairs, pairs a pass, and seconds of a step on pairs; None and 0: the rows are all.
+    pairs_gb: float | None = None
     pairs: int | None = None
     pair_step_seconds: float = 0.0
 
@@ -202,13 +205,14 @@ def estimate(
     splits = (pairs,) if pairs else _pair_splits(way, recipe, lengths.pairs, device)
     for size in splits:
         own = replace(way, micro_batch=2 * size, cuda_graphs=False)
-        alone = _estimate(own, recipe, shape, lengths.pairs, device, lessons=lessons)
+        alone = _estimate(own, recipe, shape, lengths.pairs, device, lessons=lessons, on_pairs=True)
         larger = max(rows, alone, key=lambda e: e.memory.peak_gb)
         found = replace(
             rows,
             memory=larger.memory,
             memory_factor=larger.memory_factor,
             ran_out=rows.ran_out or alone.ran_out,
+            pairs_gb=alone.rows_gb,
             pairs=size,
             pair_step_seconds=alone.step_seconds,
         )
@@ -240,19 +244,21 @@ def _estimate(
     device: Device,
     *,
     lessons: Lessons,
+    on_pairs: bool = False,
 ) -> Estimate:
-    """Of one part alone."""
+    """Of one part alone, as if it were rows."""
     memory = peak_memory(way, spec, shape, lengths, device)
     # whatever was measured (a part of a run, another program's share): weights and adapter are held
     least = (memory.weights_gb + memory.adapter_gb) / memory.peak_gb
-    factor = max(lessons.factor(way, device), least)
+    factor = max(lessons.factor(way, device, on_pairs=on_pairs), least)
     learned = round(memory.peak_gb * (factor - 1), 4)
     return Estimate(
         way=way,
         memory=memory.model_copy(update={"learned_gb": learned}),
         device=device,
         memory_factor=factor,
-        ran_out=lessons.ran_out(way, memory.peak_gb, device),
+        ran_out=lessons.ran_out(way, memory.peak_gb, device, on_pairs=on_pairs),
+        rows_gb=memory.peak_gb,
         step_seconds=step_seconds(way, spec, shape, lengths, device),
         start_seconds=start_seconds(way, shape, device),
     )
@@ -299,6 +305,8 @@ def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pla
         max_length=lengths.longest,
         memory_gb=found.memory.peak_gb,
         memory_factor=found.memory_factor,
+        rows_gb=found.rows_gb,
+        pairs_gb=found.pairs_gb,
         device=found.device.name,
         free_gb=found.device.free_gb,
         step_seconds=round(step, 4),

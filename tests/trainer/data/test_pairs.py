@@ -89,6 +89,26 @@ def test_a_malformed_line_is_named(template: Template, tmp_path: Path, line: Any
         pairs.read(path, template, max_length=128)
 
 
+def test_answers_that_a_template_writes_alike_are_the_same(family: Any, tmp_path: Path) -> None:
+    """Llama 3's strips the space around an answer."""
+    path = written(tmp_path / "p.jsonl", pair("2?", "2", "3"), pair("2?", "2", "2 \n"))
+    with pytest.raises(DataError, match=r"p\.jsonl, line 2: chosen and rejected are the same"):
+        pairs.read(path, Template.of(family("llama3"), None), max_length=128)
+
+
+@pytest.mark.parametrize("name", ["prompt", "chosen", "rejected"])
+def test_thoughts_are_in_one_place_as_in_rows(family: Any, tmp_path: Path, name: str) -> None:
+    line = pair("And 1?", "2", "3", said("user", "2?"), said("assistant", "2"))
+    place = 1 if name == "prompt" else 0
+    line[name][place] |= {"content": "<think>\nA.\n</think>\n\n2", "reasoning_content": "B."}
+    path = written(tmp_path / "p.jsonl", line)
+    with pytest.raises(
+        DataError, match=r"line 1: .*`content` and in `reasoning_content`"
+    ) as caught:
+        pairs.read(path, Template.of(family("qwen3"), None), max_length=128)
+    assert caught.value.hint == "Keep one of them."
+
+
 def test_an_empty_file_says_what_makes_pairs(template: Template, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         pairs.read(written(tmp_path / "p.jsonl"), template, max_length=128)

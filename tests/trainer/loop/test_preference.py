@@ -25,6 +25,7 @@ from loco_trainer.data.rows import IGNORED, Row
 from loco_trainer.engines import choose
 from loco_trainer.engines.loaded import Loaded
 from loco_trainer.fast import attention, forward
+from loco_trainer.loop import checkpoints
 from loco_trainer.loop.adapter_state import AdapterState
 from loco_trainer.loop.preference import PairPasses
 
@@ -276,6 +277,18 @@ def test_a_stop_while_the_reference_is_measured_loses_no_step(
     assert same(tmp_path / "whole", tmp_path / "second")
 
 
+def killed_on_pairs(spec: TrainSpec, given: Inputs, out: Path, recorder: Any) -> None:
+    """A run that ends with its eighth step, the second on pairs, and leaves nothing of it."""
+
+    class Killed(type(recorder)):  # type: ignore[misc]
+        def progress(self, *, last: bool = False, **fields: Any) -> None:
+            if fields.get("step") == 8 and fields.get("loss"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, given, out, Killed())
+
+
 def test_a_kill_goes_on_from_the_reference_at_the_latest(
     whole: TrainResult,
     recipe: TrainSpec,
@@ -283,13 +296,7 @@ def test_a_kill_goes_on_from_the_reference_at_the_latest(
     tmp_path: Path,
     recorder: Any,
 ) -> None:
-    class Killed(type(recorder)):  # type: ignore[misc]
-        def progress(self, *, last: bool = False, **fields: Any) -> None:
-            if fields.get("step") == 8 and fields.get("loss"):
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train.run(recipe, given, tmp_path / "first", Killed())
+    killed_on_pairs(recipe, given, tmp_path / "first", recorder)
     (checkpoint,) = (tmp_path / "first" / "checkpoints").glob("checkpoint-*")
     assert (
         checkpoint.name == "checkpoint-6"
@@ -298,6 +305,28 @@ def test_a_kill_goes_on_from_the_reference_at_the_latest(
     result = train.run(recipe, resumed, tmp_path / "second", recorder)
     assert result.log == whole.log
     assert same(tmp_path / "whole", tmp_path / "second")
+
+
+def test_pairs_have_no_dropout_after_the_losses_were_measured_again(
+    recipe: TrainSpec, given: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    """A checkpoint at the end of the rows, of a base held otherwise: their loss is measured late."""
+    rows = given.files["prepare/training_data.jsonl"].read_text().splitlines(keepends=True)[:5]
+    (tmp_path / "validation.jsonl").write_text("".join(rows))
+    files = {**given.files, "prepare/validation_data.jsonl": tmp_path / "validation.jsonl"}
+    spec = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"dropout": 0.3})})
+    given = given.model_copy(update={"files": files})
+    killed_on_pairs(spec, given, tmp_path / "first", recorder)
+    checkpoint = tmp_path / "first" / "checkpoints" / "checkpoint-6"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    state["plan"] |= {"precision": "bf16", "device": "another"}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    checkpoints.seal(checkpoint)
+    resumed = given.model_copy(update={"resume": (checkpoint,)})
+    result = train.run(spec, resumed, tmp_path / "second", recorder)
+    assert "measured again" in " ".join(e.message for e in recorder.of_type("log"))
+    assert [point.step for point in result.validations] == [0, 6, 12]
+    assert result.log[6].margin == pytest.approx(0, abs=1e-4)
 
 
 @pytest.fixture
@@ -342,6 +371,7 @@ def test_a_shortage_on_pairs_goes_on_with_fewer_a_pass(
     result = train.run(wide, given, tmp_path / "short", recorder)
     tried = [(a.plan.pairs, a.first_step, a.last_step, a.outcome) for a in result.attempts]
     assert tried == [(2, 1, 6, "out_of_memory"), (1, 7, 12, "finished")]
+    assert [(a.pairs_from, a.ended_on_pairs) for a in result.attempts] == [(7, True)] * 2
     assert [s.loss for s in result.log] == pytest.approx(
         [s.loss for s in undisturbed.log], rel=1e-2
     )
