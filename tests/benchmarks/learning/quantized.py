@@ -127,6 +127,7 @@ def run(lab: Lab, driver: Driver, problems: int, processes: int, threads: int) -
             time.sleep(1)
         if job_name == BASE or adapter is not None:
             try:
+                lab.budget.require(1, "export")  # no export is begun to be stopped
                 answer(lab, name, export(lab, name, adapter), problems, processes, threads)
             except (Skipped, RuntimeError) as error:
                 _say(f"{name}: {error}")

@@ -17,6 +17,8 @@ sys.path.append(str(STUDY))
 
 import quantized  # noqa: E402
 import self_study  # noqa: E402
+from lab import Lab  # noqa: E402
+from schedule import Driver  # noqa: E402
 
 from programs import Budget  # noqa: E402
 
@@ -54,6 +56,16 @@ def test_processes_that_are_through_have_their_own_codes():
         subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (0, 3)
     ]
     assert quantized._ended(children, Budget(None)) == [0, 3]
+
+
+def test_no_export_is_begun_when_the_study_has_ended(tmp_path, capsys):
+    budget = Budget(30)
+    budget.over.set()
+    asked = options(tmp_path, "--base", str(tmp_path))
+    lab = Lab(self_study._options(asked), budget)
+    quantized.run(lab, Driver(lab, [], choose_after=0, strong=None), 4, 1, 1)
+    assert "gguf base: export: left out" in capsys.readouterr().out
+    assert not (tmp_path / "export").exists()
 
 
 def test_half_a_line_is_no_answer(tmp_path):
