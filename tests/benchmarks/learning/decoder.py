@@ -103,6 +103,11 @@ class Decoder:
         if self.failure is not None:
             raise RuntimeError(f"the decoder did not start: {self.failure}") from self.failure
 
+    @property
+    def running(self) -> int:
+        """Answers that are being made."""
+        return len(self._running)
+
     def submit(self, job: Job) -> None:
         """Queues a job; `done` is called in any case."""
         self._inbox.put(job)

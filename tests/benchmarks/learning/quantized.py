@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from programs import Budget, Skipped, own_environment
 
 #: Sequences at once of one process (see `answer_gguf.SLOTS`).
 SLOTS = 8
+_LOOK_SECONDS = 0.2
 
 
 def export(lab: Lab, name: str, adapter: Path | None, model: Model = "capable") -> Path:
@@ -79,13 +81,8 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
         )
         for part in range(processes)
     ]
-    try:
-        codes = [child.wait() for child in children]
-    except BaseException:
-        for child in children:
-            child.kill()
-        raise
-    if any(codes):
+    codes = _ended(children, lab.budget)
+    if any(codes) and not lab.budget.over.is_set():
         raise RuntimeError(f"gguf {name}: processes ended with {codes}")
     done = _answered(home, name)
     _say(f"{name}: {done} answers, {time.monotonic() - started:.0f} s")
@@ -93,8 +90,22 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
         raise Skipped(f"gguf {name}: {problems - done} left, the time is up")
 
 
+def _ended(children: Sequence["subprocess.Popen[bytes]"], budget: Budget) -> list[int]:
+    """The exit codes; they know their time, but not that the study ends before it."""
+    try:
+        while any(child.poll() is None for child in children):
+            if budget.over.wait(_LOOK_SECONDS):
+                break
+    finally:
+        for child in children:
+            child.kill()  # every answer is in its file at once
+    return [child.wait() for child in children]
+
+
 def _answered(home: Path, name: str) -> int:
-    return sum(len(path.read_text().splitlines()) for path in home.glob(f"{name}.*.jsonl"))
+    from answers import read  # it imports jinja2
+
+    return len({id_ for path in home.glob(f"{name}.*.jsonl") for id_ in read(path)})
 
 
 def run(lab: Lab, driver: Driver, problems: int, processes: int, threads: int) -> None:
@@ -116,6 +127,7 @@ def run(lab: Lab, driver: Driver, problems: int, processes: int, threads: int) -
             time.sleep(1)
         if job_name == BASE or adapter is not None:
             try:
+                lab.budget.require(1, "export")  # no export is begun to be stopped
                 answer(lab, name, export(lab, name, adapter), problems, processes, threads)
             except (Skipped, RuntimeError) as error:
                 _say(f"{name}: {error}")

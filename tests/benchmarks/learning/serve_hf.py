@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import secrets
 import signal
 import socket
 import sys
@@ -28,10 +27,10 @@ import decode_ops
 import torch
 import uvicorn
 from decode_model import Model, shapes
-from decode_sampling import MOST_CANDIDATES
 from decode_slots import WIDTH, Slots, Start
 from decoder import Decoder, Job, Made, Served
 from safetensors import SafetensorError
+from serve_options import Refusal, start
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -43,19 +42,9 @@ from loco_trainer.data.template import Template
 from loco_trainer.merge.lora import Adapter
 
 VERSION = "0.33.0+study"
-#: Ollama's own defaults.
-DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "num_ctx": 4096, "num_predict": -1}
 #: Tokens that end an answer wherever a vocabulary has them.
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>")
 _ADAPTER = "adapter_model.safetensors"
-
-
-class Refusal(Exception):
-    """A request that gets an error, as Ollama words it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
 
 
 @dataclass(frozen=True)
@@ -163,7 +152,7 @@ class Service:
         if body.get("_debug_render_only"):
             return {**head, "_debug_info": {"rendered_template": text}}
         prompt = listed.template.encode(text)
-        made = await self._answer(request, listed.served, self._start(prompt, body))
+        made = await self._answer(request, listed.served, start(prompt, body, self._length))
         tokens = made.tokens[:-1] if made.ended else made.tokens
         answer = listed.template.tokenizer.decode(tokens, skip_special_tokens=True)
         nanoseconds = round(made.seconds * 1e9)
@@ -181,30 +170,9 @@ class Service:
         }
 
     def state(self) -> dict[str, Any]:
-        """How much has been made."""
-        return {"tokens": self.decoder.tokens, "answers": self.decoder.jobs}
-
-    def _start(self, prompt: list[int], body: Mapping[str, Any]) -> Start:
-        options = {**DEFAULTS, **(body.get("options") or {})}
-        try:
-            context = min(int(options["num_ctx"]), self._length)
-            most = int(options["num_predict"])
-            temperature, top_p = float(options["temperature"]), float(options["top_p"])
-            top_k, seed = int(options["top_k"]), options.get("seed")
-            seed = secrets.randbits(63) if seed is None else int(seed)
-        except (TypeError, ValueError) as error:
-            raise Refusal(400, f"options: {error}") from error
-        if temperature > 0 and not 1 <= top_k <= MOST_CANDIDATES:
-            raise Refusal(400, f"top_k is {top_k}; this server draws from 1 to {MOST_CANDIDATES}")
-        if len(prompt) >= context:
-            raise Refusal(
-                400,
-                f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in "
-                f"{context}: raise num_ctx, or --max-length of the server",
-            )
-        limit = min(context, len(prompt) + most) if most > 0 else context
-        seed = (seed + 2**63) % 2**64 - 2**63  # as an int64
-        return Start(prompt, limit, max(0.0, temperature), max(1, min(top_k, 64)), top_p, seed)
+        """How much has been made, and how many answers are being made."""
+        decoder = self.decoder
+        return {"tokens": decoder.tokens, "answers": decoder.jobs, "running": decoder.running}
 
     async def _answer(self, request: Request, served: Served, start: Start) -> Made:
         loop = asyncio.get_running_loop()

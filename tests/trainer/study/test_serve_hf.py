@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from loco_trainer.bases import smollm2  # noqa: E402
 from loco_trainer.data.template import Template  # noqa: E402
 
+#: Its greedy answer is longer than 200 tokens.
+HUNDRED = "List a hundred animals, one a line."
 NAME = "smollm2:135m"
 QUESTIONS = ["What is the capital of France?", "What is 12 plus 30?", "Name a colour."]
 
@@ -149,6 +152,11 @@ def test_requests_it_can_not_answer_are_told_why(http, tmp_path):
     assert long.status_code == 400
     assert "raise num_ctx" in long.json()["error"]
     assert ask(http, "?", temperature=1, top_k=1000).status_code == 400
+    unheard = ask(http, "?", min_p=0.1, stop=["."])
+    assert unheard.status_code == 400
+    assert "no min_p, stop on this server" in unheard.json()["error"]
+    listed = {"messages": [{"role": "user", "content": "?"}], "stream": False, "options": [1]}
+    assert http.post("/api/chat", json={"model": NAME, **listed}).status_code == 400
     assert http.post("/api/chat", content=b"no").status_code == 400
     assert http.post("/study/adapter", json={"name": "a", "path": "/nowhere"}).status_code == 400
     torch.save({}, tmp_path / "adapter_model.safetensors")
@@ -190,10 +198,33 @@ def test_a_client_that_leaves_frees_its_place(http, process):
     assert made < 4 * 200
 
 
-def test_sigterm_ends_it(process, http):
+def test_sigterm_ends_it_while_it_answers(process, http):
     child, _ = process
-    asking = threading.Thread(target=lambda: ask(http, "Say a lot."))
+    came = []
+
+    def running():
+        return http.get("/study/state").json()["running"]
+
+    def wait_until(there, what):
+        until = time.monotonic() + 30
+        while not there():
+            assert time.monotonic() < until, what
+            time.sleep(0.01)
+
+    def long_answer():
+        try:
+            with httpx.Client(base_url=process[1]["url"], timeout=60, trust_env=False) as other:
+                came.append(ask(other, HUNDRED, num_predict=200).status_code)
+        except httpx.TransportError as error:
+            came.append(error)
+
+    wait_until(lambda: not running(), "an earlier answer does not end")
+    asking = threading.Thread(target=long_answer)
     asking.start()
-    asking.join()
+    wait_until(running, "the answer is not begun")
     child.send_signal(signal.SIGTERM)
     assert child.wait(30) == 0
+    asking.join(30)
+    assert not asking.is_alive()
+    [end] = came  # an error, or a closed connection: no half of an answer
+    assert isinstance(end, httpx.TransportError) or end >= 400
