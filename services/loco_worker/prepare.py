@@ -43,6 +43,8 @@ Conversation = list[dict[str, str]]
 
 #: Overlapping rows listed in the result; all are counted.
 OVERLAPS_LISTED = 1000
+#: Why rows are missing where the answers of the source itself are taken.
+_NO_MORE = "the source has no more usable ones"
 
 
 def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> PrepareResult:
@@ -132,13 +134,15 @@ def _given(
 
 def _say(data: _Data, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> None:
     """What came of the source, and what is missing, in the log."""
+    solved_only = isinstance(spec.source, SelfSource) and spec.source.fallback == "drop"
     if len(data.rows) < spec.examples:
-        why = "too few questions were solved" if data.own else "the source has no more usable ones"
+        why = "too few questions were solved" if solved_only else _NO_MORE
         emit.log(f"{len(data.rows)} rows instead of {spec.examples}: {why}")
     if len(data.validation) < spec.validation:
+        why = "too few other questions were solved" if solved_only else _NO_MORE
         emit.log(
-            f"{len(data.validation)} validation rows instead of {spec.validation}: the source has no "
-            "more rows that are usable and overlap no training row"
+            f"{len(data.validation)} validation rows instead of {spec.validation}: {why} that overlap "
+            "no training row"
         )
     emit.log(
         f"{len(data.rows)} rows of {data.description}, {len(data.validation)} for validation; "

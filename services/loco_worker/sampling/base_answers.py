@@ -83,10 +83,7 @@ def own_answers(
     return OwnAnswers(
         description,
         [_turns(taken, instruction) for taken in collection.rows],
-        [
-            _turns(Taken(asked, "own", asked.rights()[0]), instruction)
-            for asked in collection.validation
-        ],
+        [_turns(taken, instruction) for taken in collection.validation],
         collection.pairs,
         list(sample_lines(collection)),
         sampling,

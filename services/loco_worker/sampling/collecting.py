@@ -1,6 +1,7 @@
 """From questions to training rows, validation rows and pairs: waves, further rounds, hints, fallback."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from loco.contracts.sources import SelfSource
@@ -12,10 +13,12 @@ from loco_worker.sampling.samples import Sampler
 from loco_worker.sampling.standing import Standing
 from loco_worker.sampling.tries import Asked, Try
 from loco_worker.sampling.waves import MOST
+from loco_worker.sources.rows import Row
+from loco_worker.sources.validation import apart
 
 
 class Taken(NamedTuple):
-    """A training row: a question and the answer that was taken."""
+    """A training or validation row: a question and the answer that was taken."""
 
     asked: Asked
     kind: Literal["own", "hinted", "gold"]
@@ -29,7 +32,7 @@ class Collection(NamedTuple):
     #: The questions that were asked, in order, then those taken with the source's own answer unasked.
     asked: list[Asked]
     rows: list[Taken]
-    validation: list[Asked]
+    validation: list[Taken]
     pairs: list[dict[str, Any]]
 
 
@@ -56,7 +59,7 @@ class Collecting:
         progress: Progress,
     ) -> None:
         self._questions, self._sampler = questions, sampler
-        self._spec, self._source, self._progress = spec, source, progress
+        self._spec, self._source, self._emit, self._progress = spec, source, emit, progress
         self._standing = Standing(spec, source, emit)
         self._asked: list[Asked] = []
 
@@ -73,7 +76,9 @@ class Collecting:
             missing = self._spec.examples - len(rows)
             if missing > 0:
                 rows += more(missing)
-        return Collection(self._asked, rows, standing.validation, standing.pairs())
+        validation = [Taken(asked, "own", asked.rights()[0]) for asked in standing.validation]
+        validation += self._gold_validation(rows)
+        return Collection(self._asked, rows, validation, standing.pairs())
 
     def _waves(self) -> None:
         spec, source = self._spec, self._source
@@ -126,20 +131,39 @@ class Collecting:
         """The source's own answers: of questions never solved, then of others."""
         if self._source.fallback != "gold":
             return []
-        taken = [
-            Taken(q, "gold", None)
-            for q in self._asked
-            if not q.solved and not _solved_with_hint(q) and has_gold(q)
-        ][:missing]
+        taken = [Taken(q, "gold", None) for q in self._asked if _only_gold(q)][:missing]
         while len(taken) < missing and (more := self._questions.take(missing - len(taken))):
             self._asked += more
-            taken += [Taken(q, "gold", None) for q in more if has_gold(q)]
+            taken += [Taken(q, "gold", None) for q in more if _only_gold(q)]
         return taken
 
+    def _gold_validation(self, rows: Sequence[Taken]) -> list[Taken]:
+        """Validation rows with the source's own answers, of questions that no row was taken from."""
+        missing = self._spec.validation - len(self._standing.validation)
+        if self._source.fallback != "gold" or missing <= 0:
+            return []
+        trained = {id(taken.asked) for taken in rows}
+        met: dict[int, Asked] = {}
+        unasked = iter(lambda: self._questions.take(1), [])
 
-def has_gold(asked: Asked) -> bool:
-    """Whether the source has an answer of its own to train on."""
-    return bool(asked.row.conversations[-1]["content"])
+        def candidates() -> Iterator[Row]:
+            for asked in chain(list(self._asked), chain.from_iterable(unasked)):
+                if id(asked) not in trained and _only_gold(asked):
+                    met[asked.row.number] = asked
+                    yield asked.row
+
+        chosen = apart(candidates(), [t.asked.row for t in rows], self._spec, self._emit)[:missing]
+        held = [met[row.number] for row in chosen]
+        known = {id(asked) for asked in self._asked}
+        self._asked += [asked for asked in held if id(asked) not in known]
+        self._standing.hold_out(held)
+        return [Taken(asked, "gold", None) for asked in held]
+
+
+def _only_gold(asked: Asked) -> bool:
+    """Whether the source has the only right answer that there is to train on."""
+    given = asked.row.conversations[-1]["content"]
+    return bool(given) and not asked.solved and not _solved_with_hint(asked)
 
 
 def _solved(asked: Asked) -> bool:

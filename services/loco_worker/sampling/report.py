@@ -53,7 +53,7 @@ def in_words(sampling: Sampling) -> str:
 def sample_lines(collection: Collection) -> Iterator[dict[str, Any]]:
     """A line a question: its answers, and what became of it."""
     became = {id(t.asked): "trained" if t.kind == "own" else t.kind for t in collection.rows}
-    validation = {id(asked) for asked in collection.validation}
+    validation = {id(taken.asked) for taken in collection.validation}
     for asked in collection.asked:
         fate: str = became.get(id(asked), "spare" if asked.solved else "unsolved")
         if id(asked) in validation:

@@ -157,9 +157,11 @@ class Sampler:
             self._count(answered, now - since)
             since = now
             asked.of(hint=hint).append(self._graded(answered))
-            asked.too_long |= answered.answer.done_reason == _TOO_LONG
+            too_long = answered.answer.done_reason == _TOO_LONG
+            # a question that only its hint makes too long is one that can be answered
+            asked.too_long |= too_long and not hint
             self._heard(asked, self.counts)
-            over = enough is None or enough(asked) or asked.too_long
+            over = enough is None or enough(asked) or too_long
             if not over and sample.number < sample.last:
                 pool.add(sample._replace(number=sample.number + 1))
         for asked in questions:
@@ -171,7 +173,8 @@ class Sampler:
         graded = grade(sample.asked.item, text)
         right, why = graded.correct, graded.why
         if answer.done_reason == _TOO_LONG:
-            right, why = False, "the question does not fit prepare.source.num_ctx"
+            what = "question and hint do" if sample.hint else "the question does"
+            right, why = False, f"{what} not fit prepare.source.num_ctx"
         elif answer.done_reason != "stop":
             right, why = False, "cut at num_predict"
         elif right and sample.hint and speaks_of_hint(text, sample.asked.row.question):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_gold_rows_fill_up_and_say_so(run: Any, sums: Any, base: Any, heard: Any
     got = run("a", url=base.url, questions=sums(10), examples=9, per_question=1, fallback="gold")
     assert (len(got.rows), got.sampling.gold) == (9, 5)
     fates = [line["became"] for line in got.lines("samples.jsonl")]
-    assert (fates.count("gold"), fates.count("trained"), fates.count("unsolved")) == (5, 4, 1)
+    assert Counter(fates) == {"gold": 5, "trained": 4, "validation": 1}
     assert "with the source's own answer: 5" in heard.logs
 
 
@@ -213,6 +214,89 @@ def test_a_question_longer_than_the_context_is_passed_over(
     got = run("a", url=base.url, questions=sums(6), examples=6, per_question=1)
     assert len(got.rows) == 5
     assert "1 questions do not fit prepare.source.num_ctx" in heard.logs
+
+
+def test_a_hint_that_does_not_fit_says_nothing_of_the_question(
+    run: Any, sums: Any, base: Any, heard: Any
+) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1)
+    base.refuses = lambda body: (
+        "the input length exceeds the context length"
+        if "What is 2 + 1?\n\n" in str(body["messages"][-1]["content"])
+        else None
+    )
+    got = run("a", url=base.url, questions=sums(10), examples=10, per_question=1, hints=True)
+    assert (len(got.rows), got.sampling.hinted) == (9, 5)
+    assert "do not fit prepare.source.num_ctx" not in heard.logs
+    (line,) = [x for x in got.lines("samples.jsonl") if x["question"] == "What is 2 + 1?"]
+    assert [t["why"] for t in line["hinted"]] == [
+        "question and hint do not fit prepare.source.num_ctx"
+    ]
+
+
+def test_gold_rows_get_validation_rows_that_pairs_keep_away_from(
+    run: Any, sums: Any, base: Any, heard: Any
+) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1 and n > 1)
+    asked = {"examples": 20, "validation": 4, "per_question": 1, "samples": 2, "pairs": 4}
+    got = run("a", url=base.url, questions=sums(60), fallback="gold", **asked)
+    assert (len(got.rows), got.result.validation) == (20, 4)
+    assert got.sampling.gold > 0
+    held = {r["conversations"][0]["content"] for r in got.lines("validation_data.jsonl")}
+    assert all(
+        r["conversations"][-1]["content"].startswith("The answer is ")
+        for r in got.lines("validation_data.jsonl")
+    )
+    became = [x["question"] for x in got.lines("samples.jsonl") if x["became"] == "validation"]
+    assert len(became) == len(held) == 4
+    assert set(became) == held
+    assert not held & {question for question, _ in got.rows}
+    assert not held & {p["prompt"][0]["content"] for p in got.lines("preference_data.jsonl")}
+    assert "validation rows instead" not in heard.logs
+
+
+def test_unasked_questions_are_validated_on_where_gold_is_taken(
+    run: Any,
+    one_template: dict[str, str],
+    sums: Any,
+    base: Any,
+    stage_adapters: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waves, "FRUITLESS", 18)
+    farm, few = (
+        (stage_adapters / "math" / source["path"]).read_text().splitlines()[:30]
+        for source in (one_template, sums(30))
+    )
+    (stage_adapters / "math" / "both.jsonl").write_text("\n".join(farm + few))
+    base.answer = lambda _: ("no idea", "stop")
+    got = run(
+        "a",
+        url=base.url,
+        questions={"kind": "jsonl", "path": "both.jsonl"},
+        examples=10,
+        validation=8,
+        samples=1,
+        overlap_ngram=8,
+        fallback="gold",
+    )
+    assert (got.sampling.gold, got.result.validation) == (10, 8)
+    assert all("farmer" not in str(r) for r in got.lines("validation_data.jsonl"))
+    assert got.sampling.questions == 18
+    fates = [(bool(x["tries"]), x["became"]) for x in got.lines("samples.jsonl")]
+    assert (False, "validation") in fates
+    assert (False, "unsolved") not in fates
+
+
+def test_missing_rows_are_not_laid_on_a_source_that_has_more(
+    run: Any, sums: Any, base: Any, heard: Any
+) -> None:
+    base.answer = Sums(lambda a, b, n: a == 1)
+    run("a", url=base.url, questions=sums(40), examples=30, per_question=1, samples=1)
+    assert "0 validation rows instead of 2: too few other questions were solved" in heard.logs
+    assert "the source has no more" not in heard.logs
+    run("b", url=base.url, questions=sums(40), examples=50, samples=1, fallback="gold")
+    assert "rows instead of 50: the source has no more usable ones" in heard.logs
 
 
 def test_a_silent_server_is_told_by_the_field_that_asks_less_at_once(

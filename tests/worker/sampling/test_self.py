@@ -1,7 +1,9 @@
 """Source self from the spec to the files, against a server whose answers are made up."""
 
+import hashlib
 import io
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,14 +71,32 @@ def test_the_questions_are_those_that_gold_rows_have(
 
 
 def test_timing_decides_nothing(run: Any, sums: Any, base: Any) -> None:
-    base.answer = solving(lambda a, b, seed: seed % 3 == 0)
-    asked = {"questions": sums(80), "examples": 12, "validation": 2, "pairs": 8}
-    first = run("a", url=base.url, answers="one", parallel=1, **asked)
-    base.seconds = 0.002
-    second = run("b", url=base.url, answers="two", parallel=16, **asked)
-    assert first.content == second.content
-    assert second.sampling.known == 0
-    assert run("c", url=base.url, answers="two", seed=5, **asked).content != first.content
+    """Answers overtake each other, in waves, second answers and hints."""
+    solve = solving(lambda a, b, seed: a % 3 > 0 and seed % 3 == 0)
+
+    def answer(body: dict[str, Any]) -> tuple[str, str]:
+        question, _, hint = body["messages"][-1]["content"].partition("\n\n")
+        of = f"{question} {body['options']['seed']}".encode()
+        time.sleep(hashlib.sha256(of).digest()[0] / 255 * 0.02)
+        if hint:  # told the result, it is right by chance all the same
+            return solving(lambda a, b, seed: seed % 2 == 0)(body)
+        return solve(body)
+
+    base.answer = answer
+    asked = {"questions": sums(24), "examples": 40}
+    for more in ({"hints": True}, {"pairs": 12, "hints": True, "fallback": "gold"}):
+        kind = "pairs" if "pairs" in more else "rows"
+        first = run(f"{kind}1", url=base.url, answers=f"{kind}1", parallel=1, **asked, **more)
+        second = run(f"{kind}16", url=base.url, answers=f"{kind}16", parallel=16, **asked, **more)
+        assert first.content == second.content
+        assert first.sampling.known == second.sampling.known == 0
+        assert len({q for q, _ in first.rows}) < len(first.rows), "second answers were asked for"
+        assert first.sampling.hinted, "and hints"
+        assert base.most_at_once > 8
+    other = run("other", url=base.url, answers="rows16", seed=5, hints=True, **asked)
+    assert other.lines("training_data.jsonl") != run(
+        "again", url=base.url, answers="rows16", hints=True, **asked
+    ).lines("training_data.jsonl")
 
 
 def test_a_second_job_with_more_examples_goes_on(run: Any, sums: Any, base: Any) -> None:
