@@ -48,8 +48,9 @@ class Questions:
 def _ordered(rows: list[Row], spec: PrepareSpec) -> Iterator[Row]:
     """First those that the source's own answers would be trained on, with this seed and number.
 
-    The others follow in an order that does not depend on how many rows are wanted, so that a second
-    job with more of them meets the questions of the first.
+    The others follow in an order that does not depend on how many rows are wanted. Which are first does:
+    `Random.sample` of 400 begins with that of 200 where it draws both in the same way, which of 1,046 to
+    4,117 usable rows it does not. A second job with more rows takes over the answers of those it meets again.
     """
     check_gradable(row.item for row in rows if row.item)
     if len(rows) <= spec.examples:
