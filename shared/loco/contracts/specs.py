@@ -128,7 +128,7 @@ class TrainSpec(Contract):
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the training data.")
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after so many optimizer steps, of preference too."
+        None, ge=1, description="At most so many optimizer steps of each part, rows and preference."
     )
     batch_size: int = Field(
         2, ge=1, description="Rows a step, divided by gradient_accumulation; see micro_batch."
