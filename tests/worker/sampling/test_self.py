@@ -77,7 +77,8 @@ def test_timing_decides_nothing(run: Any, sums: Any, base: Any) -> None:
     def answer(body: dict[str, Any]) -> tuple[str, str]:
         question, _, hint = body["messages"][-1]["content"].partition("\n\n")
         of = f"{question} {body['options']['seed']}".encode()
-        time.sleep(hashlib.sha256(of).digest()[0] / 255 * 0.02)
+        # one in ten takes long: with 16 at once later tries of the same question are there before it
+        time.sleep(0.12 * (hashlib.sha256(of).digest()[0] % 10 == 0))
         if hint:  # told the result, it is right by chance all the same
             return solving(lambda a, b, seed: seed % 2 == 0)(body)
         return solve(body)
@@ -92,7 +93,7 @@ def test_timing_decides_nothing(run: Any, sums: Any, base: Any) -> None:
         assert first.sampling.known == second.sampling.known == 0
         assert len({q for q, _ in first.rows}) < len(first.rows), "second answers were asked for"
         assert first.sampling.hinted, "and hints"
-        assert base.most_at_once > 8
+        assert base.most_at_once > 1
     other = run("other", url=base.url, answers="rows16", seed=5, hints=True, **asked)
     assert other.lines("training_data.jsonl") != run(
         "again", url=base.url, answers="rows16", hints=True, **asked
