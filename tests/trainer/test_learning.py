@@ -70,7 +70,7 @@ def test_llama_cpp_s_batch_answers_like_the_model_host(smollm2_dir: Path) -> Non
     ]
     engine.close()
 
-    model = answer_gguf.Batched(path, 2, 2)
+    model = answer_gguf.Batched(path, answer_gguf.Sizes(slots=2, threads=2))
     waiting, texts = dict(enumerate(prompts)), {}
     while waiting or model.busy:
         while waiting and model.free:
