@@ -11,7 +11,7 @@ GPU_STAMP := .venv-train/.gpu
 QUICK := tests --ignore=tests/acceptance --ignore=tests/faults --ignore=tests/trainer --ignore=tests/modelhost
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo up test test-fast check format bench gpu-bench
+.PHONY: help setup setup-gpu demo up test test-fast test-study check format bench gpu-bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,10 +50,13 @@ demo: setup ## Fine-tune, export, serve and measure a real small model on this m
 up: setup ## Start everything on this machine (the same as `loco up`)
 	$(RUN)/loco up
 
-test: setup ## The whole test suite
+test: setup ## The whole test suite, but for that of the learning study's server
 	$(RUN)/python -m pytest $(QUICK) -n auto
 	$(RUN)/python -m pytest tests/acceptance tests/faults
-	.venv-train/bin/python -m pytest tests/trainer tests/modelhost
+	.venv-train/bin/python -m pytest tests/trainer tests/modelhost -m "not study"
+
+test-study: setup ## The learning study's server and trainings on the CPU: minutes, after changes to them
+	.venv-train/bin/python -m pytest tests/trainer/study
 
 test-fast: setup ## What runs in under two minutes: the tests of every room that needs no model
 	$(RUN)/python -m pytest $(QUICK) -n auto -m "not slow"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.study]
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parents[3] / "tests" / "benchmarks" / "learning"))

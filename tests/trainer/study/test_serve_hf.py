@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.train, pytest.mark.slow]
+pytestmark = [pytest.mark.train, pytest.mark.study]
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[3]
