@@ -118,7 +118,7 @@ def test_the_files_and_the_figures(
         "FROM ./gguf/unsloth.Q8_0.gguf\n"
         "PARAMETER temperature 0.5\n"
         "PARAMETER num_ctx 512\n"
-        "PARAMETER num_predict 512\n"
+        "PARAMETER num_predict 1024\n"
         'PARAMETER stop "<|im_end|>"\n'
         'SYSTEM """You answer sums."""\n'
     )
