@@ -10,9 +10,8 @@ from loco.contracts.evaluation import Baseline
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
-from loco.planning.asking import FRUITLESS, MOST, asking_of, notes_on_source
+from loco.planning.asking import asking_of, notes_on_source
 from loco.planning.history import History
-from loco_worker.sampling import waves
 
 HUB = {"kind": "huggingface"}
 OWN = {"kind": "self", "questions": {"kind": "arithmetic"}, "samples": 3}
@@ -202,9 +201,6 @@ def test_a_generator_is_asked_ten_times_the_rows_or_pairs_at_most(
         asking = asking_of(spec, History([prepared(spec, pass_rate=0.04)]))
         assert asking is not None
         assert asking.questions == questions
-    assert (FRUITLESS, MOST) == (waves.FRUITLESS, waves.MOST), (
-        "what prepare does is what is planned"
-    )
 
 
 def test_no_more_is_asked_than_an_earlier_run_found(

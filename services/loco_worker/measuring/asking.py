@@ -82,7 +82,6 @@ class Asking(pool.Pool[Question]):
         emit: Emitter,
     ) -> None:
         super().__init__(host, store, options, parallel=parallel, emit=emit)
-        self._num_ctx = options.get("num_ctx")
         #: Tokens of a problem's answer, by whoever gave one last: how long the next may be.
         self._lengths: dict[tuple[str, str], int] = {}
 
@@ -102,7 +101,7 @@ class Asking(pool.Pool[Question]):
         raise OllamaRefused(
             f"Problem {question.item.id!r} of eval.sets.{question.set} is too long for "
             f"{contestant.role} {contestant.model}: its prompt does not fit into eval.num_ctx, "
-            f"{self._num_ctx} tokens. {error.message}",
+            f"{self._options.get('num_ctx')} tokens. {error.message}",
             param="eval.num_ctx",
             hint="Raise eval.num_ctx (`--set eval.num_ctx=8192`) as far as the model goes, or take "
             "the problem out of the set. What was answered before is kept.",

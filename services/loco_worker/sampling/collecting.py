@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
-from loco.contracts.sources import SelfSource
+from loco.contracts.sources import MOST_TIMES, SelfSource
 from loco.contracts.specs import PrepareSpec
 from loco.stage.program import Emitter
 from loco_worker.sampling.progress import Progress
@@ -12,7 +12,6 @@ from loco_worker.sampling.questions import Questions
 from loco_worker.sampling.samples import Sampler
 from loco_worker.sampling.standing import Standing
 from loco_worker.sampling.tries import Asked, Try
-from loco_worker.sampling.waves import MOST
 from loco_worker.sources.rows import Row
 from loco_worker.sources.validation import apart
 
@@ -82,7 +81,7 @@ class Collecting:
 
     def _waves(self) -> None:
         spec, source = self._spec, self._source
-        most = MOST * max(spec.examples + spec.validation, source.pairs)
+        most = MOST_TIMES * max(spec.examples + spec.validation, source.pairs)
         until: Callable[[Asked], bool] | None = None if source.pairs else _solved
         while size := self._standing.wave():
             if self._questions.generated:

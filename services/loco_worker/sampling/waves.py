@@ -5,10 +5,8 @@ Within a wave nothing is decided, so it does not matter in which order answers c
 
 from math import ceil
 
-#: After so many questions in a row that brought nothing no more are asked.
-FRUITLESS = 200
-#: Of a generator at most so many times the wanted number are asked.
-MOST = 10
+from loco.contracts.sources import FRUITLESS
+
 #: A wave asks at most so many questions for one missing row, however little came so far.
 STEEPEST = 4
 

@@ -50,6 +50,12 @@ GivenSource = Annotated[
 ]
 
 
+#: Source self asks no more questions after so many in a row that brought nothing…
+FRUITLESS = 200
+#: …and those of a generator, which have no end, at most so many times the rows or pairs wanted.
+MOST_TIMES = 10
+
+
 class SelfSource(Contract):
     """The base model's own answers, as it is served, to questions whose right answer is known.
 

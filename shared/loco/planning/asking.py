@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from math import expm1, inf, log1p, prod
 
 from loco.contracts.figures import share
-from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSource
+from loco.contracts.sources import (
+    FRUITLESS,
+    MOST_TIMES,
+    ArithmeticSource,
+    ReasoningGymSource,
+    SelfSource,
+)
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.grading import own_answers
@@ -15,10 +21,6 @@ from loco.planning.history import Answering, History
 #: (docs/learning.md): a beta distribution of this weight and their mean. It gives 78.2 % solved in three
 #: tries for 53.6 % in one; 77.9 % were measured.
 _SPREAD = 2.0
-#: Where prepare gives up (loco_worker/sampling/waves.py): after so many questions in a row that brought
-#: nothing, and with a generator at so many times the rows or pairs wanted.
-FRUITLESS = 200
-MOST = 10
 #: Where questions bring something this often, 200 in a row without are never met.
 _NEVER_FRUITLESS = 0.5
 
@@ -112,7 +114,7 @@ def _questions(source: SelfSource, rows: int, pass_rate: float) -> float:
         wanted.append((source.pairs, 1 - never - always))
     asked = max(min(_over(count, part), _fruitless(part)) for count, part in wanted)
     if isinstance(source.questions, ArithmeticSource | ReasoningGymSource):
-        asked = min(asked, MOST * max(rows, source.pairs))
+        asked = min(asked, MOST_TIMES * max(rows, source.pairs))
     return max(rows, asked)
 
 

@@ -24,18 +24,12 @@ from loco_trainer.loop.schedule import rate_factor
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
 
 
-def trl_losses(spec: TrainSpec, data: list[rows.Row], base: Path, folder: Path) -> list[Any]:
-    """Loss and gradient norm of each step of SFTTrainer."""
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+def in_our_order(
+    trainer: type[Any], spec: TrainSpec, lengths: list[int], *, step_rows: int, steps: int
+) -> type[Any]:
+    """A trainer of TRL with our order of rows and our learning rate."""
     from torch.optim.lr_scheduler import LambdaLR
     from torch.utils.data import Sampler
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
-
-    steps_per_epoch = -(-len(data) // spec.step_rows)
-    steps = int(spec.epochs * steps_per_epoch)
-    lengths = [len(row.input_ids) for row in data]
 
     class Order(Sampler):
         epoch = 0
@@ -47,11 +41,9 @@ def trl_losses(spec: TrainSpec, data: list[rows.Row], base: Path, folder: Path) 
             return len(lengths)
 
         def __iter__(self) -> Any:
-            return iter(
-                epoch_order(lengths, step_rows=spec.step_rows, seed=spec.seed, epoch=self.epoch)
-            )
+            return iter(epoch_order(lengths, step_rows=step_rows, seed=spec.seed, epoch=self.epoch))
 
-    class Trainer(SFTTrainer):
+    class Ordered(trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Any:
             return Order()
 
@@ -59,6 +51,22 @@ def trl_losses(spec: TrainSpec, data: list[rows.Row], base: Path, folder: Path) 
             rate = functools.partial(rate_factor, spec, steps)
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
             return self.lr_scheduler
+
+    return Ordered
+
+
+def trl_losses(spec: TrainSpec, data: list[rows.Row], base: Path, folder: Path) -> list[Any]:
+    """Loss and gradient norm of each step of SFTTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    steps_per_epoch = -(-len(data) // spec.step_rows)
+    steps = int(spec.epochs * steps_per_epoch)
+    lengths = [len(row.input_ids) for row in data]
+
+    trainer_class = in_our_order(SFTTrainer, spec, lengths, step_rows=spec.step_rows, steps=steps)
 
     def pad(batch: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in batch)
@@ -82,7 +90,7 @@ def trl_losses(spec: TrainSpec, data: list[rows.Row], base: Path, folder: Path) 
             task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules="all-linear"
         ),
     )
-    trainer = Trainer(
+    trainer = trainer_class(
         model=model,
         args=SFTConfig(
             output_dir=str(folder),
@@ -149,8 +157,6 @@ def dpo_losses(
     """What DPOTrainer logs of each step, going on with an adapter, which is its reference."""
     from datasets import Dataset
     from peft import PeftModel
-    from torch.optim.lr_scheduler import LambdaLR
-    from torch.utils.data import Sampler
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
@@ -159,31 +165,12 @@ def dpo_losses(
     lengths = [pair.longest for pair in data]
     steps = int(given.epochs * -(-len(data) // given.batch_size))
 
-    class Order(Sampler):
-        epoch = 0
-
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-        def __len__(self) -> int:
-            return len(lengths)
-
-        def __iter__(self) -> Any:
-            return iter(
-                epoch_order(lengths, step_rows=given.batch_size, seed=spec.seed, epoch=self.epoch)
-            )
-
-    class Trainer(DPOTrainer):
+    class Tokenized(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset  # tokenized already
+            return dataset
 
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return Order()
-
-        def create_scheduler(self, *_: Any, optimizer: Any = None, **__: Any) -> Any:
-            rate = functools.partial(rate_factor, spec, steps)
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
-            return self.lr_scheduler
+    rows_a_step = given.batch_size
+    trainer_class = in_our_order(Tokenized, spec, lengths, step_rows=rows_a_step, steps=steps)
 
     def columns(pair: Pair) -> dict[str, list[int]]:
         begins = next(n for n, label in enumerate(pair.chosen.labels) if label != rows.IGNORED)
@@ -195,7 +182,7 @@ def dpo_losses(
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    trainer = Trainer(
+    trainer = trainer_class(
         model=model,
         args=DPOConfig(
             output_dir=str(folder),
