@@ -56,7 +56,7 @@ class Client:
 
     Args:
         server: base URL; none: LOCO_SERVER, the `loco up` of this folder, or 127.0.0.1:8321.
-        api_key: none: LOCO_API_KEY.
+        api_key: none: LOCO_API_KEY, else what the file LOCO_API_KEY_FILE holds.
         timeout: seconds for a connection and for each answer.
         patience: seconds that `wait` and `events` bear a server that does not answer.
     """
@@ -69,7 +69,7 @@ class Client:
         *,
         patience: float = 120.0,
     ) -> None:
-        key = api_key or os.environ.get("LOCO_API_KEY")
+        key = api_key or default_key()
         self._transport = Transport(server or default_server(), key, timeout=timeout)
         self._patience = patience
 
@@ -417,6 +417,41 @@ class Client:
                 hint="Say which: " + " or ".join(a.full_name for a in found) + ".",
             )
         return found[0]
+
+
+def default_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The API key of LOCO_API_KEY, or of the file that LOCO_API_KEY_FILE names.
+
+    Raises:
+        InvalidRequest: that file cannot be read.
+    """
+    if key := environment.get("LOCO_API_KEY"):
+        return key
+    path = environment.get("LOCO_API_KEY_FILE")
+    return key_of(Path(path)) if path else None
+
+
+def key_of(path: Path) -> str:
+    """The API key a file holds.
+
+    Raises:
+        InvalidRequest: it cannot be read, or holds no single line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"The API key cannot be read: {error}.",
+            param="LOCO_API_KEY_FILE",
+            hint="Name a file that holds the key and nothing else, readable for you alone.",
+        ) from error
+    if len(text.split()) != 1 or not text.isascii():
+        raise InvalidRequest(
+            f"{path} holds no API key.",
+            param="LOCO_API_KEY_FILE",
+            hint="Put the key into it as one line, as `loco keys create` printed it.",
+        )
+    return text
 
 
 def default_server(environment: Mapping[str, str] = os.environ) -> str:
