@@ -12,7 +12,19 @@ from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
-from loco_api import adapters, artifacts, diff, errors, events, health, jobs, plan, tasks, versions
+from loco_api import (
+    adapters,
+    artifacts,
+    diff,
+    errors,
+    events,
+    health,
+    jobs,
+    keys,
+    plan,
+    tasks,
+    versions,
+)
 from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.context import Context
@@ -48,7 +60,7 @@ def create_app(context: Context) -> FastAPI:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.include_router(health.open_router)
-    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, health):
+    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
         app.include_router(module.router, dependencies=[READ])
     return app
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 
 from loco.contracts.errors import RedisUnavailable
+from loco.contracts.keys import AuditEvent
 from loco.ledger.audit import Audit
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,11 @@ class Trail:
             del self._refused[address]
             if entry.count:
                 await self._write(address, entry, count=entry.count)
+
+    async def page(self, *, after: str | None, limit: int) -> tuple[list[AuditEvent], bool]:
+        """A page of the trail, see `Audit.page`, with the counts whose time is over."""
+        await self.settle()
+        return await run_in_threadpool(self._audit.page, after=after, limit=limit)
 
     async def _write(self, address: str, entry: _Refused, *, count: int) -> None:
         await self._record(
