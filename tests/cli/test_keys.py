@@ -1,37 +1,44 @@
-"""`loco keys`, and how the command line gets its own key, as a user runs it."""
+"""`loco keys`, and how the command line gets its own key."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 
+from loco.cli.main import main
+
 pytestmark = pytest.mark.redis
 
-LOCO = Path(sys.executable).with_name("loco")
+
+@dataclass
+class Ended:
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture
-def loco(live_api, tmp_path):
+def loco(live_api, tmp_path, monkeypatch, capsys):
     """Runs the command line: `loco("keys", "list", LOCO_API_KEY=...)`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LOCO_")}
     settings = live_api.settings
-    kept |= {"LOCO_SERVER": live_api.url, "LOCO_DATA_DIR": str(tmp_path / "data")}
-    kept |= {"LOCO_REDIS_URL": settings.redis_url, "LOCO_NAMESPACE": settings.namespace}
+    for name, value in {
+        "LOCO_SERVER": live_api.url,
+        "LOCO_DATA_DIR": str(tmp_path / "data"),
+        "LOCO_REDIS_URL": settings.redis_url,
+        "LOCO_NAMESPACE": settings.namespace,
+    }.items():
+        monkeypatch.setenv(name, value)
 
     def run(*arguments, code=0, **environment):
-        ended = subprocess.run(
-            [LOCO, *arguments],
-            env={**kept, **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ended.returncode == code, ended.stderr
-        return ended
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            ended = main(list(arguments))
+        printed = capsys.readouterr()
+        assert ended == code, printed.err
+        return Ended(printed.out, printed.err)
 
     return run
 

@@ -12,7 +12,7 @@ import typer
 from loco.cli import admin, compare, jobs, keys, plan, versions
 from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
-from loco.client.client import key_of
+from loco.client.target import key_of
 from loco.contracts.errors import InvalidRequest, LocoError
 
 INTERRUPTED = 130

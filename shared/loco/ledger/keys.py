@@ -115,17 +115,17 @@ class Keys:
         """
         digest = _digest(plaintext)
         with self._connection.client() as client:
-            pipeline = client.pipeline(transaction=False)
-            pipeline.time()
-            pipeline.hget(self._table, digest)
-            answered, value = pipeline.execute()
+            value = client.hget(self._table, digest)
             if value is None:
                 return None
-            info, now = _key(digest, value, {}), _now(answered)
-            if info.expires_at is not None and info.expires_at <= now:
-                return None
+            info = _key(digest, value, {})
             noted = self._noted.get(info.id)
-            if noted is None or time.monotonic() - noted >= _USED_SECONDS:
+            due = noted is None or time.monotonic() - noted >= _USED_SECONDS
+            if due or info.expires_at is not None:
+                now = _now(client.time())
+                if info.expires_at is not None and info.expires_at <= now:
+                    return None
+            if due:
                 self._noted[info.id] = time.monotonic()
                 client.hset(self._used, info.id, round(now.timestamp() * 1000))
         return info
