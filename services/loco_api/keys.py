@@ -89,12 +89,16 @@ def revoke_key(
 )
 async def list_audit(
     request: Request,
+    *,
+    refused: Annotated[
+        bool, Query(description="Requests without a valid key, counted by address, instead.")
+    ] = False,
     after: Annotated[
         str | None, Query(description="Go on after this entry, the last of a page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Entries a page.")] = 100,
 ) -> AuditPage:
-    """Every change that was asked for, newest first, and refused requests, counted by address."""
+    """Every change that was asked for, newest first; or the requests that were let in by nothing."""
     trail: Trail = request.app.state.trail
-    events, more = await trail.page(after=after, limit=limit)
+    events, more = await trail.page(refused=refused, after=after, limit=limit)
     return AuditPage(data=tuple(events), has_more=more)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 
 from loco.contracts.errors import RedisUnavailable
-from loco.contracts.keys import AuditEvent
+from loco.contracts.keys import REFUSED, AuditEvent
 from loco.ledger.audit import Audit
 
 log = logging.getLogger(__name__)
@@ -68,14 +68,14 @@ class Trail:
             if entry.count:
                 await self._write(address, entry, count=entry.count)
 
-    async def page(self, *, after: str | None, limit: int) -> tuple[list[AuditEvent], bool]:
+    async def page(self, **asked: Any) -> tuple[list[AuditEvent], bool]:
         """A page of the trail, see `Audit.page`, with the counts whose time is over."""
         await self.settle()
-        return await run_in_threadpool(self._audit.page, after=after, limit=limit)
+        return await run_in_threadpool(self._audit.page, **asked)
 
     async def _write(self, address: str, entry: _Refused, *, count: int) -> None:
         await self._record(
-            action="refused",
+            action=REFUSED,
             target=entry.target,
             outcome="refused",
             status=entry.status,

@@ -110,12 +110,16 @@ def open_server(
 
 @app.command()
 def audit(
+    *,
+    refused: Annotated[
+        bool, typer.Option("--refused", help="Requests without a valid key, by address, instead.")
+    ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List who did what, newest first."""
     with _keys() as keys:
-        events, _ = keys.audit.page(limit=limit)
+        events, _ = keys.audit.page(refused=refused, limit=limit)
     if as_json:
         show_json(events)
         return
@@ -127,7 +131,7 @@ def audit(
         by, address = event.by or "", event.address or "here"
         row = (by, event.owner or "", address, event.action, target, outcome + times)
         rows.add_row(_time(event.at), *row)
-    show(rows) if events else note("Nothing was done yet.")
+    show(rows) if events else note("Nothing yet.")
 
 
 def _record(keys: "Keys", action: str, info: KeyInfo) -> None:

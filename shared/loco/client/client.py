@@ -402,11 +402,18 @@ class Client:
         answer = self._transport.request("DELETE", path_of("keys", key_id), repeatable=False)
         return KeyInfo.model_validate(answer, extra="ignore")
 
-    def audit(self, *, page_size: int = 100) -> Iterator[AuditEvent]:
-        """Who did what, newest first; pages are fetched as they are needed. Needs scope admin."""
+    def audit(self, *, refused: bool = False, page_size: int = 100) -> Iterator[AuditEvent]:
+        """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
+
+        Args:
+            refused: requests without a valid key, counted by address, instead.
+            page_size: entries a page, at most 1,000.
+        """
         after: str | None = None
         while True:
-            page = self._transport.get("/audit", after=after, limit=page_size)
+            page = self._transport.get(
+                "/audit", refused=str(refused).lower(), after=after, limit=page_size
+            )
             events = [AuditEvent.model_validate(e, extra="ignore") for e in page["data"]]
             yield from events
             if not page["has_more"] or not events:

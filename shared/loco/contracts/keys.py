@@ -12,6 +12,8 @@ from loco.contracts.errors import InvalidRequest
 
 #: Owner of what is done where no key is needed.
 LOCAL = "local"
+#: What the audit trail calls a request without a valid key.
+REFUSED = "refused"
 LONGEST_NAME = 100
 #: Ten years; what shall hold longer needs no end.
 LONGEST_LIFETIME = timedelta(days=3650)
@@ -76,7 +78,7 @@ class NewKey(KeyInfo):
 
 
 class AuditEvent(Contract):
-    """Who did what. Kept apart from jobs; the newest 10,000 stay."""
+    """Who did what. The newest 10,000 stay, of refused requests the newest 1,000."""
 
     id: str = Field(description="Its place in the trail.")
     at: datetime = Field(description="When it was recorded.")
