@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loco.client.client import default_server
+from loco.client.target import default_server
 from loco.contracts.errors import InvalidRequest
 from loco.settings import Settings, ollama_url, variables_here
 

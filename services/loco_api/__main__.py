@@ -86,6 +86,7 @@ def server(context: Context) -> Server:
         host=context.settings.host,
         port=context.settings.port,
         server_header=False,
+        proxy_headers=False,  # see LOCO_TRUSTED_PROXIES
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )

@@ -4,18 +4,33 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
-from loco_api import adapters, artifacts, diff, errors, events, health, jobs, plan, tasks, versions
-from loco_api.auth import authorize
+from loco_api import (
+    adapters,
+    artifacts,
+    diff,
+    errors,
+    events,
+    health,
+    jobs,
+    keys,
+    plan,
+    tasks,
+    versions,
+)
+from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.context import Context
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
+from loco_api.rates import Rate
+from loco_api.trail import Trail
 
 
 def create_app(context: Context) -> FastAPI:
@@ -34,11 +49,19 @@ def create_app(context: Context) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = context
+    settings = context.settings
+    app.state.submits = Rate(settings.submits_per_minute)
+    app.state.trail = Trail(context.keys.audit)
     errors.install(app)
+    # the last one added sees a request first
     app.add_middleware(BodyLimit)
+    app.add_middleware(Authentication, context=context, trail=app.state.trail)
+    if settings.trusted_proxies:
+        proxies = [str(network) for network in settings.trusted_proxies]
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.include_router(health.open_router)
-    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, health):
-        app.include_router(module.router, dependencies=[Depends(authorize)])
+    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
+        app.include_router(module.router, dependencies=[READ])
     return app
 
 
@@ -54,6 +77,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reaper.start()
     yield
     context.streams.close()
+    await app.state.trail.settle(everything=True)
     await run_in_threadpool(reaper.stop)
     context.ledger.close()
     context.keys.close()

@@ -20,6 +20,7 @@ from loco.contracts.errors import (
     InvalidRequest,
     LocoError,
     RedisUnavailable,
+    TooManyRequests,
     Unauthorized,
 )
 
@@ -40,6 +41,7 @@ Responses = dict[int | str, dict[str, Any]]
 _OF_EVERY_ROUTE: tuple[type[LocoError], ...] = (
     Unauthorized,
     Forbidden,
+    TooManyRequests,
     LocoError,
     RedisUnavailable,
 )
@@ -91,6 +93,11 @@ def answer(error: ErrorBody, status: int, headers: Mapping[str, str] | None = No
 
 async def _on_loco_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, LocoError)
+    return answer_to(error)
+
+
+def answer_to(error: LocoError) -> Response:
+    """The answer an error of ours means."""
     headers: dict[str, str] = dict(getattr(error, "headers", {}))
     if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)

@@ -7,6 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from loco.contracts.errors import InvalidRequest, NotFound, TooManyStreams
 from loco.contracts.jobs import JobEvent
+from loco_api.auth import Who
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import EventPage, JobId
@@ -31,7 +32,7 @@ _EXAMPLE = (
     responses={
         200: {
             "description": "A page; or, with `Accept: text/event-stream`, the events as they"
-            " happen, a comment every 15 s of silence, until the job has ended.",
+            " happen, a comment every 15 s of silence, until the job has ended or the key no longer opens.",
             "content": {
                 _SSE: {
                     "schema": {
@@ -54,6 +55,7 @@ async def list_events(
     *,
     job_id: JobId,
     here: Here,
+    who: Who,
     after: Annotated[
         str, Query(description="Only events after this ID.", examples=["1795444642000-0"])
     ] = "0",
@@ -70,7 +72,7 @@ async def list_events(
     if _SSE in accept:
         if last_event_id:
             after = checked_id(last_event_id, param="Last-Event-ID")
-        return await here.streams.open(job_id, after) or Response(status_code=204)
+        return await here.streams.open(job_id, after, who.welcome) or Response(status_code=204)
     events = await run_in_threadpool(_page, here, job_id, after, limit)
     return EventPage(data=tuple(events[:limit]), has_more=len(events) > limit)
 

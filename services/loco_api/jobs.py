@@ -23,6 +23,7 @@ from loco.ledger.ledger import Hint
 from loco.queue.celery_app import send_hint
 from loco.queue.replay import replay
 from loco.queue.submission import submit
+from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobPage
@@ -33,7 +34,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         description="Sent again with the same body, it answers the same job instead of making"
-        " another. 1 to 255 characters.",
+        " another. Each owner has their own. 1 to 255 characters.",
         examples=["nightly-2026-11-22"],
     ),
 ]
@@ -58,6 +59,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {
     status_code=202,
     operation_id="submitJob",
     summary="Submit a job",
+    dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
         **_ACCEPTED,
@@ -80,11 +82,17 @@ def submit_job(
     request: JobRequest,
     response: Response,
     here: Here,
+    who: Who,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Accepts a job and answers at once; a worker does the work."""
     job, created = submit(
-        here.ledger, here.queue, here.settings, request, idempotency_key=idempotency_key
+        here.ledger,
+        here.queue,
+        here.settings,
+        request,
+        idempotency_key=idempotency_key,
+        owner=who.owner,
     )
     return _accepted(job, response, created=created)
 
@@ -124,10 +132,12 @@ def get_job(job_id: JobId, here: Here) -> Job:
     "/jobs/{job_id}/cancel",
     operation_id="cancelJob",
     summary="Cancel a job",
+    dependencies=[SUBMIT],
     responses=responses(NotFound, InvalidRequest),
 )
-def cancel_job(job_id: JobId, here: Here) -> Job:
+def cancel_job(job_id: JobId, here: Here, who: Who) -> Job:
     """Stops a job in any state. A running stage leaves a checkpoint; an ended job stays as it is."""
+    who.check_may_change(here.ledger.job(job_id))
     return here.ledger.cancel(job_id)
 
 
@@ -135,10 +145,12 @@ def cancel_job(job_id: JobId, here: Here) -> Job:
     "/jobs/{job_id}/retry",
     operation_id="retryJob",
     summary="Retry a job",
+    dependencies=[SUBMIT],
     responses=responses(NotFound, Conflict, InvalidRequest),
 )
-def retry_job(job_id: JobId, here: Here) -> Job:
+def retry_job(job_id: JobId, here: Here, who: Who) -> Job:
     """A failed or cancelled job goes on from the stage that did not commit."""
+    who.check_may_change(here.ledger.job(job_id))
     job = here.ledger.retry(job_id)
     for task in job.stages:
         if task.status is StageStatus.QUEUED:
@@ -151,6 +163,7 @@ def retry_job(job_id: JobId, here: Here) -> Job:
     status_code=202,
     operation_id="replayJob",
     summary="Run a job once more",
+    dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
         **_ACCEPTED,
@@ -166,9 +179,11 @@ def retry_job(job_id: JobId, here: Here) -> Job:
     },
 )
 def replay_job(
+    *,
     job_id: JobId,
     response: Response,
     here: Here,
+    who: Who,
     request: ReplayRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
@@ -183,6 +198,7 @@ def replay_job(
         job_id,
         request or ReplayRequest(),
         idempotency_key=idempotency_key,
+        owner=who.owner,
     )
     return _accepted(job, response, created=created)
 

@@ -35,6 +35,7 @@ TAGS = [
         "name": "adapters",
         "description": "The recipes of this server, and the versions built from them.",
     },
+    {"name": "keys", "description": "API keys, and who did what with them: for admins."},
     {"name": "service", "description": "Health, workers and version."},
 ]
 

@@ -13,6 +13,7 @@ from loco.contracts.errors import (
 )
 from loco.contracts.previews import PlanRequest, Preview
 from loco.planning.preview import preview
+from loco_api.auth import COUNTED, SUBMIT
 from loco_api.context import Here
 from loco_api.errors import responses
 
@@ -23,6 +24,7 @@ router = APIRouter(tags=["jobs"])
     "/plan",
     operation_id="planJob",
     summary="Plan a job",
+    dependencies=[SUBMIT, COUNTED],
     response_description="The plan with its memory and time; nothing was started.",
     responses=responses(
         UnknownAdapter,

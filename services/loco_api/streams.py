@@ -2,7 +2,7 @@
 
 Each stream holds one Redis connection and reads the job's event stream from there, at the pace at
 which its client takes it: a slow client holds back nothing but itself, and is given up after
-`SEND_SECONDS`. A stream ends after the event that ends its job.
+`SEND_SECONDS`. A stream ends after the event that ends its job, or when its key no longer opens.
 """
 
 import logging
@@ -19,7 +19,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
-from loco.contracts.errors import InvalidRequest, TooManyStreams
+from loco.contracts.errors import InvalidRequest, RedisUnavailable, TooManyStreams
 from loco.contracts.jobs import JobEvent, JobStatus
 from loco.ledger.ledger import Ledger, parse_event
 
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LIMIT = 200
 #: A comment leaves after so long without an event, so that proxies keep the connection.
 HEARTBEAT_SECONDS = 15.0
+#: So often (seconds) an open stream looks whether its key still opens.
+WELCOME_SECONDS = 5.0
 #: A client that takes no byte for so long is given up.
 SEND_SECONDS = 60.0
 
@@ -53,8 +55,15 @@ class Streams:
         """Ends every stream within a second; clients reconnect with the last ID they saw."""
         self._closing = True
 
-    async def open(self, job_id: str, after: str) -> "EventStream | None":
+    async def open(
+        self, job_id: str, after: str, welcome: Callable[[], bool]
+    ) -> "EventStream | None":
         """A response that streams a job's events after an ID; None when there will be no more.
+
+        Args:
+            job_id: the job.
+            after: ID of the last event the client has.
+            welcome: whether the client may still listen; asked in a thread every `WELCOME_SECONDS`.
 
         Raises:
             NotFound: there is no such job.
@@ -76,12 +85,14 @@ class Streams:
         if job.is_terminal and not newer:
             self._closed()
             return None
-        return EventStream(self._events(job_id, after), on_close=self._closed)
+        return EventStream(self._events(job_id, after, welcome), on_close=self._closed)
 
     def _closed(self) -> None:
         self._open -= 1
 
-    async def _events(self, job_id: str, after: str) -> AsyncGenerator[bytes]:
+    async def _events(
+        self, job_id: str, after: str, welcome: Callable[[], bool]
+    ) -> AsyncGenerator[bytes]:
         # Any: redis-py types an entry as anything any of its protocols may answer
         client: Any = redis.asyncio.Redis.from_url(
             self._redis_url, decode_responses=True, single_connection_client=True, protocol=2
@@ -89,7 +100,7 @@ class Streams:
         try:
             if missed := await run_in_threadpool(self._snapshot, job_id, after):
                 yield encode(missed)
-            spoken = time.monotonic()
+            spoken = asked = time.monotonic()
             while not self._closing:
                 entries = await client.xread(
                     {self._ledger.events_key(job_id): after},
@@ -102,10 +113,14 @@ class Streams:
                     after, spoken = entry_id, time.monotonic()
                     if event.type in _ENDS and await run_in_threadpool(self._over, job_id, after):
                         return
+                if time.monotonic() - asked >= WELCOME_SECONDS:
+                    if not await run_in_threadpool(welcome):
+                        return
+                    asked = time.monotonic()
                 if time.monotonic() - spoken >= HEARTBEAT_SECONDS:
                     yield KEEPALIVE_COMMENT
                     spoken = time.monotonic()
-        except redis.exceptions.RedisError:
+        except (redis.exceptions.RedisError, RedisUnavailable):
             return  # the client reconnects where it stopped and is told what is wrong
         finally:
             with anyio.CancelScope(shield=True):

@@ -25,7 +25,7 @@ from loco.contracts.versions import Pointer, Restored, Version
 from loco.recipes.resolve import adapter_names, load_recipe
 from loco.running.registry_file import export
 from loco.serving import promotion
-from loco_api.auth import Caller
+from loco_api.auth import SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import AdapterName, Page
@@ -112,6 +112,7 @@ def list_promoted(
     "/adapters/{name}/promote",
     operation_id="promoteVersion",
     summary="Promote a version",
+    dependencies=[SUBMIT],
     response_description="The version, which `MODEL:latest` was seen to be.",
     responses=responses(
         UnknownAdapter,
@@ -125,10 +126,11 @@ def list_promoted(
         OllamaRefused,
     ),
 )
-def promote_version(
-    name: AdapterName, request: PromoteRequest, here: Here, caller: Caller
-) -> Version:
-    """Has a version serve as `MODEL:latest`. What the gate refused takes `force`."""
+def promote_version(name: AdapterName, request: PromoteRequest, here: Here, who: Who) -> Version:
+    """Has a version serve as `MODEL:latest`. What the gate refused takes `force`, and an admin key."""
+    who.detail = f"version {request.version}{', force' if request.force else ''}"
+    if request.force:
+        who.check_is_admin("force overrules the gate")
     _check_adapter(here, name)
     with _readable_copy(here):
         return promotion.promote(
@@ -136,7 +138,7 @@ def promote_version(
             here.settings,
             name,
             request.version,
-            by=caller,
+            by=who.name,
             reason=request.reason,
             force=request.force,
         )
@@ -146,6 +148,7 @@ def promote_version(
     "/adapters/{name}/rollback",
     operation_id="rollbackVersion",
     summary="Roll back",
+    dependencies=[SUBMIT],
     response_description="The version that serves again, which `MODEL:latest` was seen to be.",
     responses=responses(
         UnknownAdapter,
@@ -158,15 +161,16 @@ def promote_version(
     ),
 )
 def rollback_version(
-    name: AdapterName, here: Here, caller: Caller, request: RollbackRequest | None = None
+    name: AdapterName, here: Here, who: Who, request: RollbackRequest | None = None
 ) -> Version:
     """Has what was promoted before the present version serve again; none is skipped."""
     _check_adapter(here, name)
     asked = request or RollbackRequest()
     model = promotion.model_of(here.ledger, name, asked.model, _usual_model(here, name))
+    who.detail = model
     with _readable_copy(here):
         return promotion.rollback(
-            here.ledger, here.settings, name, model, by=caller, reason=asked.reason
+            here.ledger, here.settings, name, model, by=who.name, reason=asked.reason
         )
 
 
@@ -174,6 +178,7 @@ def rollback_version(
     "/adapters/{name}/versions/{version}/restore",
     operation_id="restoreVersion",
     summary="Make a version again in Ollama",
+    dependencies=[SUBMIT],
     responses=responses(
         UnknownAdapter,
         NotFound,
@@ -190,7 +195,7 @@ def restore_version(
     name: AdapterName,
     version: Annotated[int, Path(ge=1, description="Number of a version.")],
     here: Here,
-    caller: Caller,
+    who: Who,
     request: RestoreRequest | None = None,
 ) -> Restored:
     """Creates the version's model in an Ollama that lacks it, from its GGUF, under the same name.
@@ -201,7 +206,7 @@ def restore_version(
     _check_adapter(here, name)
     anew = request.anew if request else False
     with _readable_copy(here):
-        return promotion.restore(here.ledger, here.settings, name, version, by=caller, anew=anew)
+        return promotion.restore(here.ledger, here.settings, name, version, by=who.name, anew=anew)
 
 
 def _check_adapter(here: Context, name: str) -> None:

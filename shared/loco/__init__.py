@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Task,
         WorkerInfo,
     )
+    from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
     from loco.contracts.previews import Preview
     from loco.contracts.program_events import Progress
     from loco.contracts.stages import Stage
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Artifact",
+    "AuditEvent",
     "Client",
     "Conflict",
     "Failure",
@@ -48,12 +50,15 @@ __all__ = [
     "JobDiff",
     "JobEvent",
     "JobStatus",
+    "KeyInfo",
     "LocoError",
+    "NewKey",
     "NotFound",
     "Overrides",
     "Preview",
     "Progress",
     "Restored",
+    "Scope",
     "ServerUnreachable",
     "Stage",
     "StageStatus",
@@ -82,6 +87,7 @@ _HOME = {
         "Task",
         "WorkerInfo",
     ),
+    "contracts.keys": ("AuditEvent", "KeyInfo", "NewKey", "Scope"),
     "contracts.previews": ("Preview",),
     "contracts.program_events": ("Progress",),
     "contracts.stages": ("Stage",),

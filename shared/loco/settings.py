@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, IPvAnyNetwork, ValidationError
 
 from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest
@@ -24,7 +24,7 @@ UP_FILE = "up.json"
 ENV_FILE = ".env"
 #: Fields of `Settings` that no LOCO_FIELD gives as it is. LOCO_OLLAMA_HOST in a `.env` is Compose's, and
 #: names a host that only its containers know.
-_NAMED_OTHERWISE = ("timings", "dataset_dirs", "ollama_host")
+_NAMED_OTHERWISE = ("timings", "dataset_dirs", "ollama_host", "trusted_proxies")
 
 
 class Timings(Contract):
@@ -69,6 +69,16 @@ class Settings(Contract):
     gpu: str | None = Field(
         None, description="CUDA_VISIBLE_DEVICES of the trainer; none: as found."
     )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Proxies whose X-Forwarded-For is believed: addresses or networks."
+    )
+    requests_per_minute: int = Field(1200, ge=1, le=1_000_000, description="Of an API key.")
+    submits_per_minute: int = Field(
+        60, ge=1, le=1_000_000, description="Jobs, replays and plans of an API key."
+    )
+    refusals_per_minute: int = Field(
+        10, ge=1, le=1_000_000, description="Answers 401 and 403 to an address; then 429."
+    )
     timings: Timings = Timings()
 
     @classmethod
@@ -90,6 +100,8 @@ class Settings(Contract):
                 values[field] = raw
         if raw := environment.get("LOCO_DATASET_DIRS"):
             values["dataset_dirs"] = [Path(p).absolute() for p in raw.split(os.pathsep) if p]
+        if raw := environment.get("LOCO_TRUSTED_PROXIES"):
+            values["trusted_proxies"] = raw.replace(",", " ").split()
         if raw := environment.get("OLLAMA_HOST"):
             values["ollama_host"] = ollama_url(raw)
         values["timings"] = {
@@ -125,6 +137,7 @@ class Settings(Contract):
             if name not in _NAMED_OTHERWISE
         }
         variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
+        variables["LOCO_TRUSTED_PROXIES"] = ",".join(str(n) for n in self.trusted_proxies)
         variables["OLLAMA_HOST"] = self.ollama_host
         for name, field in Timings.model_fields.items():
             variables[_timing_variable(name, field.annotation)] = str(getattr(self.timings, name))

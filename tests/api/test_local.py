@@ -1,10 +1,15 @@
 """Which requests a server without keys takes for those of its own machine."""
 
 import pytest
+from starlette.datastructures import Headers
 
 from loco.contracts.addresses import is_loopback
 from loco.contracts.errors import Forbidden
 from loco_api.auth import check_local
+
+
+def headers(host: str, origin: str | None) -> Headers:
+    return Headers({"Host": host, **({"Origin": origin} if origin is not None else {})})
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.1", "::1"])
@@ -39,7 +44,7 @@ def test_not_loopback(host):
     ],
 )
 def test_programs_of_this_machine_are_let_in(host, origin):
-    check_local(host, origin)
+    check_local(headers(host, origin))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +60,6 @@ def test_programs_of_this_machine_are_let_in(host, origin):
 )
 def test_web_pages_are_not(host, origin, header):
     with pytest.raises(Forbidden) as caught:
-        check_local(host, origin)
+        check_local(headers(host, origin))
     assert caught.value.param == header
     assert "loco keys create" in str(caught.value.hint)

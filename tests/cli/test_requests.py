@@ -8,8 +8,8 @@ import pytest
 from loco.cli.jobs import _below, _stages
 from loco.cli.main import global_options_first
 from loco.cli.overrides import parse_assignments, parse_metadata
-from loco.client.client import default_server
 from loco.client.http import checked_server, path_of
+from loco.client.target import default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.stages import Stage

@@ -129,7 +129,7 @@ def jobs(
         show_json(found)
         return
     rows = table(
-        *("job", "adapter", "profile", "status", "stage", "gate", "age", "took"),
+        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took"),
         right=("age", "took"),
     )
     for entry in found:
@@ -137,6 +137,7 @@ def jobs(
             entry.id,
             entry.adapter,
             entry.profile,
+            entry.owner or "",
             Text(entry.status.value, style=STYLES[entry.status]),
             _current_stage(entry),
             Text(said := verdict(entry), style=VERDICTS.get(said, "default")),

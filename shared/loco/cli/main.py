@@ -4,23 +4,25 @@ Exit codes: 0 done, 1 the job or the server failed, 2 the request or a setting i
 """
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loco.cli import admin, compare, jobs, keys, plan, versions
-from loco.cli.console import Target, show_error
+from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
+from loco.client.target import key_of
 from loco.contracts.errors import InvalidRequest, LocoError
 
 INTERRUPTED = 130
 
-_GLOBAL_OPTIONS = ("--server", "--api-key")
+_GLOBAL_OPTIONS = ("--server", "--api-key", "--api-key-file")
 
 app = typer.Typer(
     name="loco",
     help="Builds LoRA adapters for small language models and puts them to work.",
-    epilog="--server and --api-key may stand anywhere on the line.",
+    epilog="--server, --api-key and --api-key-file may stand anywhere on the line.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,10 +46,21 @@ def options(
         ),
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="LOCO_API_KEY", help="Key, see `loco keys`.")
+        str | None,
+        typer.Option(
+            help="Key, see `loco keys`. Other users of this machine can see it on the line: better"
+            " LOCO_API_KEY or a file."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File that holds the key (LOCO_API_KEY_FILE).")
     ] = None,
 ) -> None:
     """Builds LoRA adapters for small language models and puts them to work."""
+    if api_key is not None:
+        note("Other users of this machine can see --api-key: set LOCO_API_KEY or --api-key-file.")
+    elif api_key_file is not None:
+        api_key = key_of(api_key_file)
     context.obj = Target(server, api_key)
 
 

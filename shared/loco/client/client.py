@@ -10,7 +10,6 @@ Every method raises the classes of `loco.contracts.errors` that the server raise
 when none answers.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +19,15 @@ from typing import Any, Self, TypedDict, Unpack
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import Transport, path_of
-from loco.contracts.addresses import hostname, is_loopback
+from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
+from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
 from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Restored, Version
-from loco.settings import DEFAULT_PORT, Settings, read_up_file, variables_here
 
 #: Seconds: a copy in Ollama waits for others; a GGUF of several gigabytes is uploaded.
 _COPY_SECONDS = 180.0
@@ -56,7 +55,7 @@ class Client:
 
     Args:
         server: base URL; none: LOCO_SERVER, the `loco up` of this folder, or 127.0.0.1:8321.
-        api_key: none: LOCO_API_KEY.
+        api_key: none: LOCO_API_KEY, else what the file LOCO_API_KEY_FILE holds.
         timeout: seconds for a connection and for each answer.
         patience: seconds that `wait` and `events` bear a server that does not answer.
     """
@@ -69,7 +68,7 @@ class Client:
         *,
         patience: float = 120.0,
     ) -> None:
-        key = api_key or os.environ.get("LOCO_API_KEY")
+        key = api_key or default_key()
         self._transport = Transport(server or default_server(), key, timeout=timeout)
         self._patience = patience
 
@@ -373,6 +372,54 @@ class Client:
         page = self._transport.get("/workers")
         return [WorkerInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
 
+    def api_keys(self) -> list[KeyInfo]:
+        """The API keys of the server, oldest first, never their texts. Needs scope admin."""
+        page = self._transport.get("/keys")
+        return [KeyInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
+
+    def create_key(
+        self,
+        name: str,
+        *,
+        scope: Scope | str = Scope.SUBMIT,
+        owner: str | None = None,
+        expires: str | None = None,
+    ) -> NewKey:
+        """Makes an API key; its `key` is not shown again. Needs scope admin.
+
+        Args:
+            name: what it is for.
+            scope: `read`, `submit` or `admin`; each includes the ones before.
+            owner: whose jobs its jobs are; none: the name.
+            expires: how long it works, like `90d` or `12h`; none: until it is revoked.
+        """
+        body = {"name": name, "scope": str(scope), "owner": owner, "expires": expires}
+        answer = self._transport.request("POST", "/keys", body=body, repeatable=False)
+        return NewKey.model_validate(answer, extra="ignore")
+
+    def revoke_key(self, key_id: str) -> KeyInfo:
+        """Makes an API key worthless, at once. Needs scope admin."""
+        answer = self._transport.request("DELETE", path_of("keys", key_id), repeatable=False)
+        return KeyInfo.model_validate(answer, extra="ignore")
+
+    def audit(self, *, refused: bool = False, page_size: int = 100) -> Iterator[AuditEvent]:
+        """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
+
+        Args:
+            refused: requests without a valid key, counted by address, instead.
+            page_size: entries a page, at most 1,000.
+        """
+        after: str | None = None
+        while True:
+            page = self._transport.get(
+                "/audit", refused=str(refused).lower(), after=after, limit=page_size
+            )
+            events = [AuditEvent.model_validate(e, extra="ignore") for e in page["data"]]
+            yield from events
+            if not page["has_more"] or not events:
+                return
+            after = events[-1].id
+
     def ready(self) -> dict[str, Any]:
         """Whether the server can take and run jobs, part by part (also when it cannot)."""
         answers = frozenset({503})
@@ -417,31 +464,6 @@ class Client:
                 hint="Say which: " + " or ".join(a.full_name for a in found) + ".",
             )
         return found[0]
-
-
-def default_server(environment: Mapping[str, str] = os.environ) -> str:
-    """The server meant when none is named.
-
-    LOCO_SERVER, else the address a running `loco up` left in the data folder, else the default
-    port of this machine. A `.env` may name the data folder, but no server: keys of the environment
-    would follow it there.
-
-    Raises:
-        InvalidRequest: the left address is not on this machine; a key must not follow it there.
-    """
-    if server := environment.get("LOCO_SERVER"):
-        return server
-    up = read_up_file(Settings.from_environment(variables_here(environment)).data_dir)
-    server = up.get("server")
-    if not server:
-        return f"http://127.0.0.1:{DEFAULT_PORT}"
-    if not is_loopback(hostname(server)):
-        raise InvalidRequest(
-            f"The `loco up` of this folder listens at {server}.",
-            param="server",
-            hint=f"If that is right: export LOCO_SERVER={server}",
-        )
-    return str(server)
 
 
 def _job(answer: Any) -> Job:

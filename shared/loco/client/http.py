@@ -1,8 +1,8 @@
 """How the client talks HTTP: addresses, keys, repeats, and errors as the server raised them.
 
 What may be repeated is repeated: a request that never reached a server, an answer that was cut
-off, and a 502, 503 or 504, with growing pauses. What may not (a POST without an idempotency key) is
-repeated only when no connection came about at all.
+off, a 429 once its Retry-After is over, and a 502, 503 or 504, with growing pauses. What may not (a
+POST without an idempotency key) is repeated only when no connection came about at all.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -27,8 +28,11 @@ CONNECT_SECONDS = 5.0
 #: Answers of a proxy or of a server that is starting: the same request may work in a moment.
 PASSING = frozenset({502, 503, 504})
 
-#: A server's Retry-After is followed up to so many seconds.
+#: A server's Retry-After is followed up to so many seconds; where the key asks too often, longer.
 LONGEST_RETRY_AFTER = 5.0
+LONGEST_TURN = 60.0
+
+TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 
 Params = Mapping[str, str | int | None]
 
@@ -109,7 +113,7 @@ class Transport:
             status = response.status_code
             if status in answers:
                 return self._json(response)
-            if pause is not None and repeatable and status in PASSING:
+            if pause is not None and repeatable and status in (*PASSING, TOO_MANY):
                 time.sleep(max(pause, _retry_after(response)))
                 continue
             return self._decoded(response)
@@ -132,11 +136,16 @@ class Transport:
         """
         timeout = self._patient(read_timeout)
         try:
-            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
-                if not response.is_success:
-                    response.read()
-                    raise self._error(response)
-                yield response
+            for pause in (*PAUSES, None):
+                with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                    if pause is not None and response.status_code == TOO_MANY:
+                        time.sleep(max(pause, _retry_after(response)))
+                        continue
+                    if not response.is_success:
+                        response.read()
+                        raise self._error(response)
+                    yield response
+                    return
         except httpx.HTTPError as error:
             raise self.unreachable(error) from error
 
@@ -227,4 +236,5 @@ def checked_server(server: str) -> str:
 
 def _retry_after(response: httpx.Response) -> float:
     value = response.headers.get("Retry-After", "")
-    return min(float(value), LONGEST_RETRY_AFTER) if value.isdigit() else 0.0
+    longest = LONGEST_TURN if response.status_code == TOO_MANY else LONGEST_RETRY_AFTER
+    return min(float(value), longest) if value.isdigit() else 0.0

@@ -143,11 +143,19 @@ class Unauthorized(LocoError):
 
 
 class Forbidden(LocoError):
-    """The server answers only its own machine until an API key exists."""
+    """The key may not do this, or no key was made yet and the request is not of this machine."""
 
     code = "forbidden"
     status = 403
     user_fault = True
+
+
+class TooManyRequests(LocoError):
+    """The key or address asks more often than it may: wait as long as Retry-After says."""
+
+    code = "too_many_requests"
+    status = 429
+    retryable = True
 
 
 class RangeNotSatisfiable(LocoError):

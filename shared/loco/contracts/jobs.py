@@ -115,6 +115,11 @@ class Job(Contract):
     object: str = Field("job", description="Always `job`.")
     adapter: Name = Field(description="The adapter that is built.")
     profile: str = Field(description="The profile of its recipe.")
+    owner: str | None = Field(
+        None,
+        description="Owner of the API key it came with; `local`: none was needed; "
+        "none: accepted by a release that kept no owners.",
+    )
     status: JobStatus = Field(description="Where it is.")
     priority: int = Field(0, description="Higher runs first.")
     metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")

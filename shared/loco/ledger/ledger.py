@@ -17,6 +17,7 @@ from loco.contracts.artifacts import Artifact
 from loco.contracts.base import Contract
 from loco.contracts.errors import Conflict, IdempotencyConflict, UnreadableRecord
 from loco.contracts.jobs import Checkpoint, Failure, Job, WorkerInfo
+from loco.contracts.keys import LOCAL
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
@@ -112,6 +113,7 @@ class Ledger(LedgerReader):
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         request_digest: str = "",
+        owner: str = LOCAL,
     ) -> tuple[Job, bool]:
         """Accepts a job and queues its first stage.
 
@@ -119,8 +121,9 @@ class Ledger(LedgerReader):
             spec: what to do, resolved.
             priority: higher runs first, -100 to 100.
             metadata: kept with the job, not interpreted.
-            idempotency_key: the same key gives the same job for 7 days.
+            idempotency_key: the same key of the same owner gives the same job for 7 days.
             request_digest: tells a repeated request from another one under the same key.
+            owner: whose job it is.
 
         Returns:
             The job, and whether this call created it.
@@ -129,7 +132,7 @@ class Ledger(LedgerReader):
             IdempotencyConflict: the key came with another digest before.
         """
         nonce = uuid.uuid4().hex
-        key = f"key:{idempotency_key}" if idempotency_key else f"call:{nonce}"
+        key = _idempotency(idempotency_key, owner) if idempotency_key else f"call:{nonce}"
         lifetime = _IDEMPOTENCY_SECONDS if idempotency_key else _REPEAT_SECONDS
         job_id, outcome = self._run(
             "submit",
@@ -145,19 +148,22 @@ class Ledger(LedgerReader):
             priority,
             json.dumps(dict(metadata or {})),
             spec.model_dump_json(by_alias=True),
+            owner,
         )
         if outcome == "conflict":
             raise _key_conflict(job_id)
         return self.job(job_id), outcome == "created"
 
-    def accepted(self, idempotency_key: str, request_digest: str) -> Job | None:
-        """The job this key was accepted for, if any.
+    def accepted(
+        self, idempotency_key: str, request_digest: str, *, owner: str = LOCAL
+    ) -> Job | None:
+        """The job this key of an owner was accepted for, if any.
 
         Raises:
             IdempotencyConflict: the key came with another digest.
         """
         with self._connection.client() as client:
-            known = client.hgetall(self._key("idem", f"key:{idempotency_key}"))
+            known = client.hgetall(self._key("idem", _idempotency(idempotency_key, owner)))
         if not known:
             return None
         if known["digest"] != request_digest:
@@ -346,6 +352,14 @@ class Ledger(LedgerReader):
 
 def _json(document: Contract) -> str:
     return document.model_dump_json(exclude_none=True)
+
+
+def _idempotency(key: str, owner: str) -> str:
+    """Names the record of an idempotency key: two owners' `nightly-1` are two.
+
+    That of `local` is named as it was before there were owners.
+    """
+    return f"key:{key}" if owner == LOCAL else f"by:{json.dumps([owner, key])}"
 
 
 def _key_conflict(job_id: str) -> IdempotencyConflict:

@@ -59,6 +59,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         id=fields["id"],
         adapter=fields["adapter"],
         profile=fields["profile"],
+        owner=fields.get("owner"),
         status=JobStatus(fields["status"]),
         priority=int(fields["priority"]),
         metadata=json.loads(fields["metadata"]),

@@ -7,6 +7,7 @@ from celery import Celery
 
 from loco.contracts.errors import Conflict
 from loco.contracts.jobs import Job
+from loco.contracts.keys import LOCAL
 from loco.contracts.requests import ReplayRequest
 from loco.contracts.specs import JobSpec
 from loco.ledger.ledger import Ledger
@@ -28,6 +29,7 @@ def replay(
     request: ReplayRequest,
     *,
     idempotency_key: str | None = None,
+    owner: str = LOCAL,
 ) -> tuple[Job, bool]:
     """Accepts a job with the spec and inputs of another; every stage runs anew.
 
@@ -38,6 +40,7 @@ def replay(
         job_id: the job to run once more, ended or not.
         request: what may be chosen.
         idempotency_key: the same key and request give the same job again.
+        owner: whose job it is; each has idempotency keys of its own.
 
     Returns:
         The new job, and whether this call created it.
@@ -57,6 +60,7 @@ def replay(
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
+        owner=owner,
         digest=digest,
     )
 

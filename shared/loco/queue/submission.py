@@ -10,6 +10,7 @@ from loco.contracts.artifacts import FrozenFile
 from loco.contracts.errors import Conflict, DataError, InvalidRequest, NotFound, StageGap
 from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job
+from loco.contracts.keys import LOCAL
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.ledger.ledger import Hint, Ledger
@@ -31,6 +32,7 @@ def submit(
     request: JobRequest,
     *,
     idempotency_key: str | None = None,
+    owner: str = LOCAL,
 ) -> tuple[Job, bool]:
     """Accepts a job; no work is done here.
 
@@ -40,6 +42,7 @@ def submit(
         settings: adapters and dataset folders.
         request: what is asked for.
         idempotency_key: the same key and request give the same job again.
+        owner: whose job it is; each has idempotency keys of its own.
 
     Returns:
         The job, and whether this call created it.
@@ -58,6 +61,7 @@ def submit(
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
+        owner=owner,
         digest=request_digest(request),
     )
 
@@ -70,6 +74,7 @@ def accept(
     priority: int,
     metadata: Mapping[str, str],
     idempotency_key: str | None,
+    owner: str,
     digest: str,
 ) -> tuple[Job, bool]:
     """Records a job, unless its key has made it before, and hints at its first stage.
@@ -81,11 +86,12 @@ def accept(
         priority: higher runs first.
         metadata: kept with the job.
         idempotency_key: the same key and digest give the same job again.
+        owner: whose job it is; each has idempotency keys of its own.
         digest: of what was asked for.
     """
     if idempotency_key is not None:
         _check_key(idempotency_key)
-        if job := ledger.accepted(idempotency_key, digest):
+        if job := ledger.accepted(idempotency_key, digest, owner=owner):
             return job, False
     job, created = ledger.submit(
         make(),
@@ -93,6 +99,7 @@ def accept(
         metadata=metadata,
         idempotency_key=idempotency_key,
         request_digest=digest,
+        owner=owner,
     )
     if created:
         send_hint(app, Hint(job_id=job.id, stage=job.spec.stages[0]))

@@ -1,7 +1,7 @@
 -- namespace, idempotency key, its lifetime (ms), request digest, nonce of the call, random suffix (0..16^6-1), adapter, profile,
--- stages (comma list), queues (comma list), priority, metadata JSON, spec JSON
+-- stages (comma list), queues (comma list), priority, metadata JSON, spec JSON, owner
 -- Answers {job id, 'created' | 'exists' | 'conflict'}; the same call again after a lost reply is 'created'.
-local _, idem_key, idem_ms, digest, nonce, suffix, adapter, profile, stages, queues, priority, metadata, spec = unpack(ARGV)
+local _, idem_key, idem_ms, digest, nonce, suffix, adapter, profile, stages, queues, priority, metadata, spec, owner = unpack(ARGV)
 
 local idem = key('idem', idem_key)
 local known, known_digest, known_nonce = unpack(redis.call('HMGET', idem, 'job', 'digest', 'nonce'))
@@ -37,7 +37,7 @@ local seq = redis.call('INCR', key('seq'))
 redis.call('HSET', idem, 'job', job_id, 'digest', digest, 'nonce', nonce)
 redis.call('PEXPIRE', idem, idem_ms)
 redis.call('HSET', key('job', job_id), 'id', job_id, 'seq', seq, 'place', seq, 'adapter', adapter,
-  'profile', profile, 'stages', stages, 'priority', priority, 'metadata', metadata, 'spec', spec,
+  'profile', profile, 'stages', stages, 'priority', priority, 'metadata', metadata, 'spec', spec, 'owner', owner,
   'cancel_requested', '0', 'created_at', int(now))
 redis.call('ZADD', key('jobs'), seq, job_id)
 redis.call('ZADD', key('jobs', 'adapter', adapter), seq, job_id)

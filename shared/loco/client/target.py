@@ -1,0 +1,69 @@
+"""Which server a client speaks to, and with which key, where nobody says so."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from loco.contracts.addresses import hostname, is_loopback
+from loco.contracts.errors import InvalidRequest
+from loco.settings import DEFAULT_PORT, Settings, read_up_file, variables_here
+
+
+def default_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The API key of LOCO_API_KEY, or of the file that LOCO_API_KEY_FILE names.
+
+    Raises:
+        InvalidRequest: that file cannot be read.
+    """
+    if key := environment.get("LOCO_API_KEY"):
+        return key
+    path = environment.get("LOCO_API_KEY_FILE")
+    return key_of(Path(path)) if path else None
+
+
+def key_of(path: Path) -> str:
+    """The API key a file holds.
+
+    Raises:
+        InvalidRequest: it cannot be read, or holds no single line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(
+            f"The API key cannot be read: {error}.",
+            param="LOCO_API_KEY_FILE",
+            hint="Name a file that holds the key and nothing else, readable for you alone.",
+        ) from error
+    if len(text.split()) != 1 or not text.isascii():
+        raise InvalidRequest(
+            f"{path} holds no API key.",
+            param="LOCO_API_KEY_FILE",
+            hint="Put the key into it as one line, as `loco keys create` printed it.",
+        )
+    return text
+
+
+def default_server(environment: Mapping[str, str] = os.environ) -> str:
+    """The server meant when none is named.
+
+    LOCO_SERVER, else the address a running `loco up` left in the data folder, else the default
+    port of this machine. A `.env` may name the data folder, but no server: keys of the environment
+    would follow it there.
+
+    Raises:
+        InvalidRequest: the left address is not on this machine; a key must not follow it there.
+    """
+    if server := environment.get("LOCO_SERVER"):
+        return server
+    up = read_up_file(Settings.from_environment(variables_here(environment)).data_dir)
+    server = up.get("server")
+    if not server:
+        return f"http://127.0.0.1:{DEFAULT_PORT}"
+    if not is_loopback(hostname(server)):
+        raise InvalidRequest(
+            f"The `loco up` of this folder listens at {server}.",
+            param="server",
+            hint=f"If that is right: export LOCO_SERVER={server}",
+        )
+    return str(server)

@@ -1,0 +1,113 @@
+"""API keys, what each may do, and the audit trail of what was done with them."""
+
+import re
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.errors import InvalidRequest
+
+#: Owner of what is done where no key is needed.
+LOCAL = "local"
+#: What the audit trail calls a request without a valid key.
+REFUSED = "refused"
+LONGEST_NAME = 100
+#: Ten years; what shall hold longer needs no end.
+LONGEST_LIFETIME = timedelta(days=3650)
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Scope(StrEnum):
+    """What a key may do; each includes the ones before."""
+
+    #: Look at everything.
+    READ = "read"
+    #: Submit jobs and change one's own; move `latest` as far as the gate lets it.
+    SUBMIT = "submit"
+    #: Everything: other owners' jobs, overruling the gate, keys, the audit trail.
+    ADMIN = "admin"
+
+    def includes(self, needed: "Scope") -> bool:
+        """Whether this scope is enough where `needed` is asked for."""
+        order = list(Scope)
+        return order.index(self) >= order.index(needed)
+
+
+class KeyInfo(Contract):
+    """What is known about a key, never the key itself."""
+
+    id: str = Field(description="Names the key for `revoke`.")
+    name: str = Field(description="What the key is for, in the words of who made it.")
+    owner: str = Field(description="Whose jobs its jobs are; several keys may have one owner.")
+    scope: Scope = Field(description="What it may do.")
+    created_at: datetime = Field(description="When it was made.")
+    expires_at: datetime | None = Field(
+        None, description="When it stops working; none: when revoked."
+    )
+    last_used_at: datetime | None = Field(
+        None, description="When it was last seen, to the minute; none: never."
+    )
+
+
+class KeyRequest(Contract):
+    """The key to make."""
+
+    name: str = Field(
+        min_length=1, max_length=LONGEST_NAME, description="What it is for.", examples=["laptop"]
+    )
+    scope: Scope = Field(Scope.SUBMIT, description="What it may do.")
+    owner: str | None = Field(
+        None, min_length=1, max_length=LONGEST_NAME, description="Whose it is; none: its name."
+    )
+    expires: str | None = Field(
+        None,
+        max_length=8,
+        description="How long it works: a number and m, h, d or w; none: until it is revoked.",
+        examples=["90d"],
+    )
+
+
+class NewKey(KeyInfo):
+    """A key that was just made, with its text, which is not shown again."""
+
+    key: str = Field(description="The text to send as `Authorization: Bearer KEY`.")
+
+
+class AuditEvent(Contract):
+    """Who did what. The newest 10,000 stay, of refused requests the newest 1,000."""
+
+    id: str = Field(description="Its place in the trail.")
+    at: datetime = Field(description="When it was recorded.")
+    action: str = Field(description="The operation, as in /openapi.json, or `refused`.")
+    target: str = Field(description="Path of what it was done to.")
+    detail: str = Field("", description="More about it, for people.")
+    outcome: Literal["ok", "refused", "failed"] = Field(
+        description="Whether it was done, refused (4xx), or failed (5xx)."
+    )
+    status: int | None = Field(None, description="HTTP status; none: done on the server's machine.")
+    key: str | None = Field(None, description="ID of the key; none: no key, or no valid one.")
+    by: str | None = Field(None, description="Name of the key; `local`: none was needed.")
+    owner: str | None = Field(None, description="Its owner.")
+    address: str | None = Field(None, description="Where it came from; none: this machine's CLI.")
+    count: int = Field(1, description="How many refusals of that address this entry stands for.")
+
+
+def lifetime_of(text: str) -> timedelta:
+    """How long `90d`, `12h`, `30m` or `2w` is.
+
+    Raises:
+        InvalidRequest: it says no such time, or one over ten years.
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([mhdw])", text)
+    lifetime = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
+    if lifetime is None or lifetime > LONGEST_LIFETIME:
+        raise InvalidRequest(
+            f"expires: {text!r:.80} is no time up to ten years.",
+            param="expires",
+            hint="Write a number and m, h, d or w: 12h, 90d, 26w.",
+        )
+    return lifetime

@@ -1,0 +1,75 @@
+"""The audit trail: who did what, in capped Redis streams apart from the jobs.
+
+Refused requests have a stream of their own, so that no flood of them drives out what was done.
+"""
+
+import json
+import re
+from typing import Any
+
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.keys import REFUSED, AuditEvent
+from loco.ledger.connection import Connection
+from loco.ledger.views import moment
+
+#: Entries kept; older ones go. An entry is under 1 kB.
+KEPT = 10_000
+REFUSALS_KEPT = 1000
+_ID = re.compile(r"\d{1,19}-\d{1,19}", re.ASCII)
+
+
+class Audit:
+    """The trail of one namespace. Every method raises `RedisUnavailable`, see `Connection`."""
+
+    def __init__(self, connection: Connection, *, namespace: str) -> None:
+        self._connection = connection
+        self._changes = f"{namespace}:audit"
+        self._refusals = f"{namespace}:audit:refused"
+
+    def record(self, **fields: Any) -> None:
+        """Appends an entry: the fields of `AuditEvent` but `id` and `at`, which the server gives."""
+        AuditEvent.model_validate({**fields, "id": "0-0", "at": 0})
+        refused = fields["action"] == REFUSED
+        stream, kept = (self._refusals, REFUSALS_KEPT) if refused else (self._changes, KEPT)
+        with self._connection.client() as client:
+            client.xadd(stream, {"event": json.dumps(fields)}, maxlen=kept, approximate=True)
+
+    def page(
+        self, *, refused: bool = False, after: str | None = None, limit: int = 100
+    ) -> tuple[list[AuditEvent], bool]:
+        """Entries, newest first, and whether there are more.
+
+        Args:
+            refused: requests without a valid key, instead of changes.
+            after: ID of the last entry of the page before.
+            limit: entries on a page, at least 1.
+
+        Raises:
+            InvalidRequest: `after` is no ID of an entry.
+        """
+        below = "+" if after is None else f"({_checked(after)}"
+        with self._connection.client() as client:
+            stream = self._refusals if refused else self._changes
+            entries = client.xrevrange(stream, max=below, count=limit + 1)
+        events = [
+            AuditEvent.model_validate(
+                {
+                    **json.loads(fields["event"]),
+                    "id": entry,
+                    "at": moment(entry.partition("-")[0]),
+                },
+                extra="ignore",
+            )
+            for entry, fields in entries
+        ]
+        return events[:limit], len(events) > limit
+
+
+def _checked(entry_id: str) -> str:
+    if _ID.fullmatch(entry_id):
+        return entry_id
+    raise InvalidRequest(
+        f"after: {entry_id!r:.80} is not the ID of an entry.",
+        param="after",
+        hint="Send the `id` of the last entry of the page before, or leave it out.",
+    )
