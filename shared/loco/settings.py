@@ -24,7 +24,7 @@ UP_FILE = "up.json"
 ENV_FILE = ".env"
 #: Fields of `Settings` that no LOCO_FIELD gives as it is. LOCO_OLLAMA_HOST in a `.env` is Compose's, and
 #: names a host that only its containers know.
-_NAMED_OTHERWISE = ("timings", "dataset_dirs", "ollama_host")
+_NAMED_OTHERWISE = ("timings", "dataset_dirs", "pass_env", "ollama_host")
 
 
 class Timings(Contract):
@@ -60,6 +60,9 @@ class Settings(Contract):
     dataset_dirs: tuple[Path, ...] = Field(
         (), description="More folders a jsonl source may lie in."
     )
+    pass_env: tuple[str, ...] = Field(
+        (), description="More variables that services and stage programs inherit."
+    )
     redis_url: str | None = Field(None, description="None: `loco up` starts a server.")
     namespace: str = Field("loco", description="Prefix of every Redis key.")
     ollama_host: str = Field(DEFAULT_OLLAMA, description="Base URL of Ollama (OLLAMA_HOST).")
@@ -90,6 +93,8 @@ class Settings(Contract):
                 values[field] = raw
         if raw := environment.get("LOCO_DATASET_DIRS"):
             values["dataset_dirs"] = [Path(p).absolute() for p in raw.split(os.pathsep) if p]
+        if raw := environment.get("LOCO_PASS_ENV"):
+            values["pass_env"] = [name.strip() for name in raw.split(",") if name.strip()]
         if raw := environment.get("OLLAMA_HOST"):
             values["ollama_host"] = ollama_url(raw)
         values["timings"] = {
@@ -125,6 +130,7 @@ class Settings(Contract):
             if name not in _NAMED_OTHERWISE
         }
         variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
+        variables["LOCO_PASS_ENV"] = ",".join(self.pass_env)
         variables["OLLAMA_HOST"] = self.ollama_host
         for name, field in Timings.model_fields.items():
             variables[_timing_variable(name, field.annotation)] = str(getattr(self.timings, name))
