@@ -24,6 +24,7 @@ def test_variables_are_read() -> None:
             "LOCO_DATA_DIR": "/data",
             "LOCO_REDIS_URL": "redis://r:1",
             "LOCO_DATASET_DIRS": "/a:/b",
+            "LOCO_PASS_ENV": "WANDB_MODE, JAX_PLATFORMS,",
             "LOCO_LEASE_SECONDS": "2.5",
             "LOCO_CRASH_BUDGET": "5",
             "OLLAMA_HOST": "gpu:1234",
@@ -32,6 +33,8 @@ def test_variables_are_read() -> None:
     assert (settings.port, settings.data_dir) == (9000, Path("/data"))
     assert settings.redis_url == "redis://r:1"
     assert settings.dataset_dirs == (Path("/a"), Path("/b"))
+    assert settings.pass_env == ("WANDB_MODE", "JAX_PLATFORMS")
+    assert Settings.from_environment(settings.environment()) == settings
     assert (settings.timings.lease, settings.timings.crash_budget) == (2.5, 5)
     assert settings.ollama_host == "http://gpu:1234"
     assert settings.models_dir == Path("/data/models")

@@ -24,7 +24,7 @@ UP_FILE = "up.json"
 ENV_FILE = ".env"
 #: Fields of `Settings` that no LOCO_FIELD gives as it is. LOCO_OLLAMA_HOST in a `.env` is Compose's, and
 #: names a host that only its containers know.
-_NAMED_OTHERWISE = ("timings", "dataset_dirs", "ollama_host", "trusted_proxies")
+_NAMED_OTHERWISE = ("timings", "dataset_dirs", "pass_env", "ollama_host", "trusted_proxies")
 
 
 class Timings(Contract):
@@ -59,6 +59,9 @@ class Settings(Contract):
     adapters_dir: Path = Field(Path("adapters"), description="Recipes and what is built from them.")
     dataset_dirs: tuple[Path, ...] = Field(
         (), description="More folders a jsonl source may lie in."
+    )
+    pass_env: tuple[str, ...] = Field(
+        (), description="More variables that services and stage programs inherit."
     )
     redis_url: str | None = Field(None, description="None: `loco up` starts a server.")
     namespace: str = Field("loco", description="Prefix of every Redis key.")
@@ -102,6 +105,8 @@ class Settings(Contract):
             values["dataset_dirs"] = [Path(p).absolute() for p in raw.split(os.pathsep) if p]
         if raw := environment.get("LOCO_TRUSTED_PROXIES"):
             values["trusted_proxies"] = raw.replace(",", " ").split()
+        if raw := environment.get("LOCO_PASS_ENV"):
+            values["pass_env"] = [name.strip() for name in raw.split(",") if name.strip()]
         if raw := environment.get("OLLAMA_HOST"):
             values["ollama_host"] = ollama_url(raw)
         values["timings"] = {
@@ -138,6 +143,7 @@ class Settings(Contract):
         }
         variables["LOCO_DATASET_DIRS"] = os.pathsep.join(str(p) for p in self.dataset_dirs)
         variables["LOCO_TRUSTED_PROXIES"] = ",".join(str(n) for n in self.trusted_proxies)
+        variables["LOCO_PASS_ENV"] = ",".join(self.pass_env)
         variables["OLLAMA_HOST"] = self.ollama_host
         for name, field in Timings.model_fields.items():
             variables[_timing_variable(name, field.annotation)] = str(getattr(self.timings, name))

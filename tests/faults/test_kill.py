@@ -88,6 +88,7 @@ class Farm:
 def farm(redis_url: str, namespace: str, adapters_dir: Path, tmp_path: Path) -> Iterator[Farm]:
     (adapters_dir / "math" / "eval_dataset.jsonl").write_text("{}\n")
     settings = Settings(
+        pass_env=("LOOP_STEP_SECONDS",),
         data_dir=tmp_path / "data",
         adapters_dir=adapters_dir,
         redis_url=redis_url,

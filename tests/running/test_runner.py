@@ -85,7 +85,11 @@ def bench(
     ledger = Ledger.connect(redis_url, namespace=namespace, timings=TIMINGS)
     (adapters_dir / "math" / "eval_dataset.jsonl").write_text('{"id": "1"}\n')
     settings = Settings(
-        data_dir=tmp_path / "data", adapters_dir=adapters_dir, redis_url=redis_url, timings=TIMINGS
+        data_dir=tmp_path / "data",
+        adapters_dir=adapters_dir,
+        redis_url=redis_url,
+        timings=TIMINGS,
+        pass_env=("LOOP_FAULT", "LOOP_STEP_SECONDS"),
     )
     yield Bench(ledger, settings)
     ledger.close()

@@ -71,7 +71,9 @@ def worker(
 ) -> Worker:
     monkeypatch.setenv("LOOP_VERDICT", "better")
     monkeypatch.setenv("LOOP_STEP_SECONDS", "0")
-    settings = settings.model_copy(update={"ollama_host": tags.url})
+    settings = settings.model_copy(
+        update={"ollama_host": tags.url, "pass_env": ("LOOP_VERDICT", "LOOP_STEP_SECONDS")}
+    )
     return Worker(ledger, settings, tags)
 
 

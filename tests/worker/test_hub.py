@@ -8,9 +8,9 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from small_hub import hub_of
 
 from loco.contracts.specs import Inputs, StageRun
 from loco.contracts.stages import Stage
@@ -18,7 +18,6 @@ from loco.contracts.stages import Stage
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """---
 configs:
 - config_name: main
@@ -44,72 +43,10 @@ FILES = {
 }
 
 
-class Hub(BaseHTTPRequestHandler):
-    """The routes of a hub that `datasets` uses for one data set, team/sums."""
-
-    def do_HEAD(self) -> None:
-        self._file(send=False)
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        base = "/api/datasets/team/sums"
-        if url.path in (base, f"{base}/revision/main", f"{base}/revision/{COMMIT}"):
-            siblings = [{"rfilename": name} for name in FILES]
-            self._json({"id": "team/sums", "sha": COMMIT, "siblings": siblings, "private": False})
-        elif url.path.startswith(f"{base}/tree/"):
-            self._json(self._tree(url.path.removeprefix(f"{base}/tree/").partition("/")[2]))
-        else:
-            self._file(send=True)
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
-        asked = (
-            json.loads(body)["paths"] if body.startswith("{") else parse_qs(body).get("paths", [])
-        )
-        self._json([entry for entry in self._entries() if entry["path"] in asked])
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-    def _entries(self) -> list[dict[str, Any]]:
-        files = [
-            {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-            for name, content in FILES.items()
-        ]
-        return [*files, {"type": "directory", "path": "main", "oid": "1" * 40, "size": 0}]
-
-    def _tree(self, folder: str) -> list[dict[str, Any]]:
-        prefix = f"{folder}/" if folder else ""
-        return [entry for entry in self._entries() if entry["path"].startswith(prefix)]
-
-    def _file(self, *, send: bool) -> None:
-        head, _, name = urlsplit(self.path).path.partition(f"/resolve/{COMMIT}/")
-        if not name:
-            head, _, name = urlsplit(self.path).path.partition("/resolve/main/")
-        content = FILES.get(name) if head == "/datasets/team/sums" else None
-        self.send_response(200 if content is not None else 404)
-        if content is None:
-            self.send_header("X-Error-Code", "EntryNotFound" if "sums" in head else "RepoNotFound")
-        self.send_header("ETag", f'"{len(content or b"")}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content or b"")))
-        self.end_headers()
-        if send:
-            self.wfile.write(content or b"")
-
-    def _json(self, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
 @pytest.fixture
 def hub(serve: Callable[[type[BaseHTTPRequestHandler]], str]) -> str:
     """The hub's address."""
-    return serve(Hub)
+    return serve(hub_of({"team/sums": FILES}))
 
 
 def prepare(

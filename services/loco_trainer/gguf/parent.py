@@ -18,6 +18,7 @@ from typing import Any
 
 from loco.contracts.errors import DiskFull, ExportFailed, TrainingFailed
 from loco.stage.deathsig import dying_with_us
+from loco.stage.environment import child_environment
 from loco.stage.program import Emitter
 
 _POLL_SECONDS = 0.1
@@ -107,12 +108,16 @@ def write(job: Job, emit: Emitter) -> Written:
     log, description = target.with_suffix(".log"), target.with_suffix(".json")
     description.write_text(json.dumps(asdict(job)))
     paths = (str(converter), *(p for p in (os.environ.get("PYTHONPATH"),) if p))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **child_environment(),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+    }
     said: dict[str, Any] = {}
     with (
         log.open("wb") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "loco_trainer.gguf.child", str(description)],
+            [sys.executable, "-P", "-m", "loco_trainer.gguf.child", str(description)],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

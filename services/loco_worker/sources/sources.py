@@ -1,13 +1,11 @@
 """Where rows come from: a hub data set, a file, or a generator."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Protocol
 
-from loco.contracts.errors import DataError, InvalidRequest, SourceUnreachable
+from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
 from loco.contracts.sources import (
     ArithmeticSource,
@@ -20,14 +18,9 @@ from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
 from loco.recipes.datasets import data_file
 from loco_worker.sources import arithmetic, gym
+from loco_worker.sources.hub import hub_table
 from loco_worker.sources.questions import question_of, with_item
 from loco_worker.sources.rows import Row, bare_row, row_of, worked_row
-
-OFFLINE_CHOICES = (
-    "Sources that need no hub: jsonl (a file here), reasoning-gym and arithmetic (generated); "
-    'e.g. "prepare": {"source": {"kind": "reasoning-gym"}}.'
-)
-_DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class Record(Protocol):
@@ -145,66 +138,6 @@ def _file(source: JsonlSource, inputs: Inputs, reader: Reader) -> Records:
 
 def _value_record(number: int, value: Any, reader: Reader) -> Record:
     return lambda: reader(number, value)
-
-
-@dataclass(frozen=True)
-class HubTable:
-    """A data set of the hub."""
-
-    rows: Iterable[Any]
-    columns: list[str]
-    #: Name and fingerprint.
-    description: str
-
-
-def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTable:
-    """A data set of the hub.
-
-    Args:
-        source: its spec.
-        param: the field of the request that names it, for errors.
-
-    Raises:
-        SourceUnreachable: the hub cannot be reached, or has no such data set.
-        InvalidRequest: no id of a data set, or one without that configuration or split.
-    """
-    name = source.dataset
-    if not _DATASET_ID.fullmatch(name) or Path(name).exists():
-        raise InvalidRequest(
-            f"{name!r} is not the id of a hub data set.",
-            param=f"{param}.dataset",
-            hint='Ids look like "openai/gsm8k"; for a file use source kind jsonl.',
-        )
-    # imported here: the package takes seconds to load and offline jobs don't need it
-    import datasets  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
-
-    try:
-        table = datasets.load_dataset(
-            name, source.config, split=source.split, revision=source.revision
-        )
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise SourceUnreachable(
-            f"The hub has no data set {name!r} that may be read from here: {error}",
-            param=f"{param}.dataset",
-            hint=f"Check the id; private ones need HF_TOKEN. {OFFLINE_CHOICES}",
-        ) from error
-    except (OSError, HfHubHTTPError) as error:
-        # ConnectionError, timeouts and the hub's offline mode are all OSErrors
-        raise SourceUnreachable(
-            f"Could not read data set {name!r} from the hub: {error}",
-            param=param,
-            hint=f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {OFFLINE_CHOICES}",
-        ) from error
-    except ValueError as error:
-        # an unknown configuration or split: the message lists those there are
-        raise InvalidRequest(
-            f"Data set {name!r}: {error}",
-            param=param,
-            hint="Set source.config and source.split to what the data set has.",
-        ) from error
-    description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
-    return HubTable(table, table.column_names, f"{description} (fingerprint {table._fingerprint})")
 
 
 def table_records(

@@ -332,7 +332,7 @@ def _probe(python: Path, wanted: dict[str, Requirement]) -> dict[str, Any]:
     # unsloth patches the others before they load, and unsloth_zoo refuses to come before it
     names = sorted(wanted, key=lambda each: each != "unsloth")
     modules = {each: _MODULES.get(each, each.replace("-", "_")) for each in names}
-    done = _run([str(python), "-c", _PROBE, json.dumps(modules)], timeout=_IMPORT_SECONDS)
+    done = _run([str(python), "-P", "-c", _PROBE, json.dumps(modules)], timeout=_IMPORT_SECONDS)
     report: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return report
 

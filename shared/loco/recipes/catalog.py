@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loco.contracts.errors import InvalidRequest, UnknownBaseModel
+from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.documents import read_yaml, validated
 
@@ -48,4 +49,12 @@ def _entry(name: str, value: Any) -> BaseModelSpec:
             param="system",
             hint="Leave it out for the chat template's own, or write one.",
         )
+    if entry.kind == "hub":
+        for field in ("train", "merge"):
+            check_hub_id(
+                getattr(entry, field),
+                param=field,
+                what=f"model ({CATALOG}: {name})",
+                hint="Write owner/name, or kind: folder for a folder of this machine.",
+            )
     return entry

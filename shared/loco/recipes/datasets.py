@@ -6,12 +6,23 @@ from typing import Any
 
 from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
-from loco.contracts.sources import JsonlSource, SelfSource
+from loco.contracts.sources import HuggingFaceSource, JsonlSource, SelfSource
 from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec
 
 
 def named_files(part: Any) -> dict[str, str]:
     """The files that the spec of a stage names: field of the request to file name."""
+    return {f"{f}.path": s.path for f, s in _sources(part).items() if isinstance(s, JsonlSource)}
+
+
+def named_data_sets(part: Any) -> dict[str, str]:
+    """The data sets of a hub that the spec of a stage names: field of the request to name."""
+    found = _sources(part).items()
+    return {f"{f}.dataset": s.dataset for f, s in found if isinstance(s, HuggingFaceSource)}
+
+
+def _sources(part: Any) -> dict[str, Any]:
+    """The sources of rows and problems of a stage, by the field of the request they stand in."""
     sources: dict[str, Any] = {}
     if isinstance(part, PrepareSpec):
         if isinstance(part.source, SelfSource):
@@ -21,7 +32,7 @@ def named_files(part: Any) -> dict[str, str]:
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.eval_sets.items()}
     if isinstance(part, EvalSpec):
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.sets.items()}
-    return {f"{f}.path": s.path for f, s in sources.items() if isinstance(s, JsonlSource)}
+    return sources
 
 
 def data_file(path: str, inputs: Inputs) -> Path:

@@ -14,11 +14,13 @@ from pydantic import Field
 from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownProfile
 from loco.contracts.evaluation import ItemSource, Role
+from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSource
 from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
+from loco.recipes.datasets import named_data_sets
 from loco.recipes.documents import read_yaml, validated
 from loco.recipes.own_answers import check_source
 
@@ -160,6 +162,9 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
         )
     check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="")
+    for part in (job.prepare, job.eval):
+        for field, name in named_data_sets(part).items():
+            check_hub_id(name, param=field)
     _check_sets(job)
     _check_select(job)
     _check_preference(job)

@@ -29,7 +29,7 @@ class Child:
     """A running stage program."""
 
     def __init__(
-        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str]
     ) -> None:
         self._log = log.open("ab", buffering=0)
         # bounded: a program that floods its output waits instead of filling our memory
@@ -39,7 +39,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=None if environment is None else dict(environment),
+            env=dict(environment),
             start_new_session=True,
         )
         assert self._process.stdin is not None

@@ -38,6 +38,7 @@ from loco.running.publish import publish
 from loco.running.relay import Relay
 from loco.running.verify import intact
 from loco.settings import Settings
+from loco.stage.environment import child_environment, fetches
 from loco.stage.program import EXIT_FAILED, EXIT_STOPPED
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Runner:
         self._settings = settings
         self._worker_id = worker_id
         self._send_hint = send_hint
-        self._command = command or (lambda stage: [sys.executable, "-m", stage.program])
+        self._command = command or (lambda stage: [sys.executable, "-P", "-m", stage.program])
         self._on_renewal = on_renewal or (lambda _task_id: None)
         self._follow = follow or (lambda: None)
 
@@ -161,7 +162,10 @@ class Runner:
             *("--spec", str(folder / SPEC), "--out", str(folder)),
             *("--supervised", str(os.getpid()), "--watchdog-seconds", str(timings.watchdog)),
         ]
-        child = Child(command, log=folder / LOG)
+        environment = child_environment(
+            passed=self._settings.pass_env, tokens=fetches(claim.job.spec.part(claim.stage))
+        )
+        child = Child(command, log=folder / LOG, environment=environment)
         relay = Relay(self._ledger, claim, self._settings.adapters_dir)
 
         def renewed() -> None:
