@@ -19,7 +19,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
-from loco.client.http import Transport, path_of
+from loco.client.http import Transport, path_of, understood
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -148,7 +148,7 @@ class Client:
         if stages is not None:
             body["stages"] = [str(stage) for stage in stages]
         answer = self._transport.request("POST", "/plan", body=body, repeatable=True)
-        return Preview.model_validate(answer, extra="ignore")
+        return understood(Preview, answer)
 
     def job(self, job_id: str) -> Job:
         """A job as it is now."""
@@ -180,7 +180,7 @@ class Client:
     def task(self, task_id: str) -> Task:
         """One stage of a job by its task ID."""
         answer = self._transport.get(path_of("tasks", task_id))
-        return Task.model_validate(answer, extra="ignore")
+        return understood(Task, answer)
 
     def wait(
         self,
@@ -255,12 +255,12 @@ class Client:
     def diff(self, first: str, second: str) -> JobDiff:
         """Where two jobs differ, and how much alike they came out."""
         answer = self._transport.get(f"{path_of('jobs', first)}/diff", **{"with": second})
-        return JobDiff.model_validate(answer, extra="ignore")
+        return understood(JobDiff, answer)
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The job's inputs and the files its stages have committed so far."""
         page = self._transport.get(f"{path_of('jobs', job_id)}/artifacts")
-        return tuple(Artifact.model_validate(entry, extra="ignore") for entry in page["data"])
+        return tuple(understood(Artifact, entry) for entry in page["data"])
 
     def download(self, job_id: str, artifact_name: str, path: str | Path) -> Path:
         """Brings an artifact here; goes on where an earlier call was cut off.
@@ -319,7 +319,7 @@ class Client:
             adapter: only its models; none: those of all.
         """
         page = self._transport.get("/promoted", adapter=adapter)
-        return [Pointer.model_validate(entry, extra="ignore") for entry in page["data"]]
+        return [understood(Pointer, entry) for entry in page["data"]]
 
     def promote(
         self, adapter: str, version: int, *, force: bool = False, reason: str = ""
@@ -366,12 +366,12 @@ class Client:
         """
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
-        return Restored.model_validate(answer, extra="ignore")
+        return understood(Restored, answer)
 
     def workers(self) -> list[WorkerInfo]:
         """The workers heard of in the last minute."""
         page = self._transport.get("/workers")
-        return [WorkerInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
+        return [understood(WorkerInfo, entry) for entry in page["data"]]
 
     def ready(self) -> dict[str, Any]:
         """Whether the server can take and run jobs, part by part (also when it cannot)."""
@@ -445,8 +445,8 @@ def default_server(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _job(answer: Any) -> Job:
-    return Job.model_validate(answer, extra="ignore")
+    return understood(Job, answer)
 
 
 def _version(answer: Any) -> Version:
-    return Version.model_validate(answer, extra="ignore")
+    return understood(Version, answer)
