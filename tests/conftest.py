@@ -46,7 +46,7 @@ def _interruptible() -> None:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on a free port with the flags of production."""
-    server = redis_server.start(tmp_path_factory.mktemp("redis"), unused_port())
+    server = redis_server.start(tmp_path_factory.mktemp("redis"))
     yield server.url
     server.stop()
 

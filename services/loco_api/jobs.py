@@ -106,8 +106,8 @@ def list_jobs(
     adapter: Annotated[str | None, Query(description="Only jobs of this adapter.")] = None,
 ) -> JobPage:
     """Jobs, newest first."""
-    jobs, more = here.ledger.jobs(after=after, limit=limit, status=status, adapter=adapter)
-    return JobPage(data=tuple(jobs), has_more=more)
+    page = here.ledger.page(after=after, limit=limit, status=status, adapter=adapter)
+    return JobPage(data=tuple(page.jobs), has_more=page.more, unreadable=tuple(page.unreadable))
 
 
 @router.get(

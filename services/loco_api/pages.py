@@ -7,7 +7,7 @@ from pydantic import Field
 
 from loco.contracts.artifacts import Artifact
 from loco.contracts.base import Contract
-from loco.contracts.jobs import Job, JobEvent, WorkerInfo
+from loco.contracts.jobs import Job, JobEvent, UnreadableJob, WorkerInfo
 
 ItemT = TypeVar("ItemT")
 
@@ -25,7 +25,11 @@ class Page(Contract, Generic[ItemT]):
 
 
 class JobPage(Page[Job]):
-    """Jobs, newest first."""
+    """Jobs, newest first. Its entries take at most about 1 MB: a page may hold fewer than `limit`."""
+
+    unreadable: tuple[UnreadableJob, ...] = Field(
+        (), description="Jobs of this page whose records cannot be read."
+    )
 
 
 class EventPage(Page[JobEvent]):

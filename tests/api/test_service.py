@@ -118,12 +118,11 @@ def test_a_broken_recipe_is_shown_beside_the_others(http, adapters_dir):
 def test_redis_down_is_said_and_nothing_accepted_is_lost(
     live_api, tmp_path, namespace, adapters_dir
 ):
-    port = int(live_api.settings.port)
     live_api.stop()
     folder = tmp_path / "redis"
     folder.mkdir()
     with httpx.Client(base_url=live_api.url, trust_env=False, timeout=30) as http:
-        redis = redis_server.start(folder, port + 1)
+        redis = redis_server.start(folder)
         live_api.settings = live_api.settings.model_copy(update={"redis_url": redis.url})
         live_api.start()
         key = {"Idempotency-Key": "k"}
@@ -145,7 +144,7 @@ def test_redis_down_is_said_and_nothing_accepted_is_lost(
         stream = http.get(f"/jobs/{accepted}/events", headers={"Accept": "text/event-stream"})
         assert stream.status_code == 503
 
-        redis = redis_server.start(folder, port + 1)
+        redis = redis_server.start(folder)
         assert http.get("/readyz").status_code == 200
         assert http.post("/jobs", json=TINY, headers=key).json()["id"] == accepted
         later = http.post("/jobs", json=TINY, headers={"Idempotency-Key": "k2"}).json()["id"]

@@ -67,7 +67,7 @@ def main() -> None:
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loco-bench-")))
-        server = redis_server.start(folder / "redis", free_port())
+        server = redis_server.start(folder / "redis")
         stack.callback(server.stop)
         run(stack, folder, server.url, arguments.requests, arguments.starts)
 

@@ -1,15 +1,18 @@
 """Our own server, and what its failures look like to the ledger."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 import redis
@@ -32,8 +35,8 @@ Specs = Callable[..., JobSpec]
 
 
 @pytest.fixture
-def server(tmp_path: Path, free_port: int) -> Iterator[RedisServer]:
-    server = redis_server.start(tmp_path / "redis", free_port)
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = redis_server.start(tmp_path / "redis")
     yield server
     if server.is_running:
         server.process.send_signal(signal.SIGCONT)
@@ -55,7 +58,7 @@ class TestServer:
         ids = [own.submit(spec())[0].id for _ in range(5)]
         server.process.kill()
         server.process.wait()
-        again = redis_server.start(tmp_path / "redis", port_of(server.url))
+        again = redis_server.start(tmp_path / "redis")
         try:
             assert [job.id for job in own.jobs()[0]] == ids[::-1]
             claim = own.claim(Queue.CPU, worker_id="w", nonce="n")
@@ -70,8 +73,7 @@ class TestServer:
             "appendonly": "yes",
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
-            "bind": "127.0.0.1",
-            "protected-mode": "yes",
+            "port": "0",
         }.items():
             assert client.config_get(name)[name] == value
         client.close()
@@ -84,14 +86,14 @@ class TestServer:
     def test_ctrl_c_of_the_terminal_does_not_reach_it(self, server: RedisServer) -> None:
         assert os.getpgid(server.process.pid) != os.getpgid(0)
 
-    def test_dies_with_its_parent(self, tmp_path: Path, free_port: int) -> None:
+    def test_dies_with_its_parent(self, tmp_path: Path) -> None:
         code = (
             "import sys, time\nfrom pathlib import Path\nfrom loco.box import redis_server\n"
-            "s = redis_server.start(Path(sys.argv[1]), int(sys.argv[2]))\n"
+            "s = redis_server.start(Path(sys.argv[1]))\n"
             "print(s.process.pid, flush=True)\ntime.sleep(60)"
         )
         parent = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "r"), str(free_port)],
+            [sys.executable, "-c", code, str(tmp_path / "r")],
             stdout=subprocess.PIPE,
         )
         assert parent.stdout is not None
@@ -107,12 +109,28 @@ class TestServer:
 
     def test_a_folder_takes_one_server(self, server: RedisServer, tmp_path: Path) -> None:
         with pytest.raises(RedisUnavailable, match="Another Redis server runs on"):
-            redis_server.start(tmp_path / "redis", port_of(server.url) + 1)
+            redis_server.start(tmp_path / "redis")
 
-    def test_a_taken_port_is_named(self, server: RedisServer, tmp_path: Path) -> None:
-        with pytest.raises(RedisUnavailable, match=r"ended: .*in use") as caught:
-            redis_server.start(tmp_path / "other", port_of(server.url))
-        assert "port is taken" in str(caught.value.hint)
+    def test_a_folder_too_deep_for_a_socket_has_it_elsewhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runtime = Path(tempfile.mkdtemp())  # pytest's own folders may be too deep
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        server = redis_server.start(tmp_path / ("deep" * 30) / "redis")
+        try:
+            socket_file = socket_of(server.url)
+            assert socket_file.parent == runtime / f"locollm-{os.getuid()}"
+            assert stat.S_IMODE(socket_file.parent.stat().st_mode) == 0o700
+            with redis.Redis.from_url(server.url) as client:
+                assert client.ping()
+        finally:
+            server.stop()
+            shutil.rmtree(runtime)
+
+    def test_a_folder_of_another_user_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "redis").symlink_to(tmp_path)
+        with pytest.raises(InvalidRequest, match="a link, not a folder of this user"):
+            redis_server.start(tmp_path / "redis")
 
 
 class TestFindServer:
@@ -151,7 +169,7 @@ class TestFailures:
         server.stop()
         with pytest.raises(RedisUnavailable):
             own.jobs()
-        again = redis_server.start(tmp_path / "redis", port_of(server.url))
+        again = redis_server.start(tmp_path / "redis")
         try:
             assert len(own.jobs()[0]) == 1
         finally:
@@ -261,8 +279,8 @@ class TestHints:
 class LosesReplies:
     """A relay to the server that passes a script's call on and cuts the line before the reply."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, server: Path) -> None:
+        self._server = str(server)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         self.armed = 0
@@ -281,7 +299,8 @@ class LosesReplies:
             threading.Thread(target=self._relay, args=(near,), daemon=True).start()
 
     def _relay(self, near: socket.socket) -> None:
-        with near, socket.create_connection(("127.0.0.1", self._port)) as far:
+        with near, socket.socket(socket.AF_UNIX) as far:
+            far.connect(self._server)
             threading.Thread(target=self._reply, args=(near, far), daemon=True).start()
             while request := receive(near):
                 self._cut = bool(self.armed) and b"EVALSHA" in request
@@ -310,7 +329,7 @@ class TestLostReplies:
 
     @pytest.fixture
     def relay(self, server: RedisServer) -> Iterator[LosesReplies]:
-        relay = LosesReplies(port_of(server.url))
+        relay = LosesReplies(socket_of(server.url))
         yield relay
         relay.close()
 
@@ -351,5 +370,5 @@ def alive(pid: int) -> bool:
     return True
 
 
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2].partition("/")[0])
+def socket_of(url: str) -> Path:
+    return Path(unquote(urlsplit(url).path))

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from own_cpus import take_own_cpus
 
+take_own_cpus()
 # As in loco_modelhost.__main__: spinning threads crawl on a busy machine. Before llama.cpp is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -13,7 +13,6 @@ from stat import S_IMODE
 import pytest
 
 from loco.box import redis_server
-from loco.box.redis_server import free_port
 from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.requests import JobRequest
@@ -428,8 +427,7 @@ def test_without_redis_the_program_stops_and_goes_on_when_it_is_back(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOP_STEP_SECONDS", "0.4")
-    server = redis_server.start(tmp_path / "redis", free_port())
-    port = int(server.url.rpartition(":")[2].split("/")[0])
+    server = redis_server.start(tmp_path / "redis")
     ledger = Ledger.connect(server.url, timings=TIMINGS)
     own = Bench(ledger, bench.settings)
     job = own.submit(Stage.PREPARE)
@@ -440,7 +438,7 @@ def test_without_redis_the_program_stops_and_goes_on_when_it_is_back(
     server.process.wait()
     wait_for(lambda: not alive(pid))
     assert thread.is_alive()  # it has something to tell the ledger
-    server = redis_server.start(tmp_path / "redis", port)
+    server = redis_server.start(tmp_path / "redis")
     thread.join()
     task = own.task(job, Stage.PREPARE)
     assert task.status is StageStatus.QUEUED

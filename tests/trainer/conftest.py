@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_cpus import take_own_cpus
 from pydantic import BaseModel
 
 from loco.contracts.program_events import StageEvent, parse_event
@@ -22,6 +23,7 @@ from loco_trainer.machine.threads import share_cpus
 REPOSITORY = Path(__file__).parents[2]
 MODELS = REPOSITORY / ".loco" / "test-models"
 
+take_own_cpus()
 share_cpus()  # torch is imported by the tests, before a stage could say so
 
 

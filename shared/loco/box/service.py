@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from loco.box.private import PRIVATE_UMASK, open_log, private_folder
 from loco.stage.deathsig import dying_with_us
 
 _FIRST_BACKOFF_SECONDS = 1.0
@@ -63,10 +64,10 @@ class Service:
 
     def start(self) -> None:
         """Starts the process."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self.log.parent)
         if self.log.exists() and self.log.stat().st_size > _LONGEST_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
-        with self.log.open("ab") as output:
+        with open_log(self.log) as output:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -74,6 +75,7 @@ class Service:
                 stderr=output,
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
+                umask=PRIVATE_UMASK,
                 preexec_fn=dying_with_us(),  # noqa: PLW1509 (two system calls, nothing loaded)
             )
         self._started_at = time.monotonic()

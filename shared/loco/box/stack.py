@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from loco.box import redis_server
+from loco.box.private import take_from_others
 from loco.box.redis_server import RedisServer
 from loco.box.service import Service
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError, RedisUnavailable
@@ -31,6 +32,8 @@ from loco.settings import DEFAULT_OLLAMA, UP_FILE, Settings
 
 LOCK = "up.lock"
 
+#: What a data folder holds of ours.
+_OURS = ("redis", "logs", "locks", "answers", "models", "modelhost", UP_FILE, LOCK)
 _TEND_SECONDS = 0.2
 _PROBE_SECONDS = 2.0
 _REDIS_TRIES = 6
@@ -158,7 +161,9 @@ class Stack:
                 param="LOCO_TRAIN_PYTHON",
                 hint="`make setup` builds it; or set LOCO_TRAIN_PYTHON to its Python.",
             )
-        given.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mended = take_from_others(given.data_dir, _OURS)
+        if mended:
+            self._say("data", f"took the rights of other users to {len(mended)} files and folders")
         self._lock = _take_lock(given.data_dir)
         port = _checked_port(given.host, given.port)
         self.server = f"http://{_reachable(given.host)}:{port}"
@@ -206,11 +211,10 @@ class Stack:
         folder = self._given.data_dir / "redis"
         for attempt in range(1, _REDIS_TRIES + 1):
             try:
-                self._redis = redis_server.start(folder, redis_server.free_port())
+                self._redis = redis_server.start(folder)
                 break
             except RedisUnavailable:
-                # perhaps somebody took the port just then, or the server of a killed `loco up`
-                # is still closing its files
+                # perhaps the server of a killed `loco up` is still closing its files
                 if attempt == _REDIS_TRIES or self._stopping.wait(_REDIS_PAUSE_SECONDS):
                     raise
         assert self._redis is not None
@@ -229,7 +233,7 @@ class Stack:
         if given and not loopback:
             self._say("ollama", f"none answers at {host}; register and eval will wait for it")
             return []
-        port = address.port if given and address.port else redis_server.free_port()
+        port = address.port if given and address.port else _checked_port(_LOOPBACK, 0)
         self.ollama_host = f"http://{_LOOPBACK}:{port}"
         self._say(
             "ollama", f"none answers at {host}: our model host stands in at {self.ollama_host}"
@@ -261,10 +265,8 @@ class Stack:
         if redis is None or redis.is_running or time.monotonic() < self._redis_again_at:
             return False
         self._say("redis", f"ended ({redis.process.returncode}); starting it again on its data")
-        port = urlsplit(redis.url).port
-        assert port is not None
         try:
-            self._redis = redis_server.start(self._given.data_dir / "redis", port)
+            self._redis = redis_server.start(self._given.data_dir / "redis")
         except RedisUnavailable as error:
             self._redis_again_at = time.monotonic() + _REDIS_PAUSE_SECONDS
             self._say("redis", f"{error.message} {error.hint or ''}")

@@ -75,7 +75,7 @@ def _keys() -> Iterator["Keys"]:
     url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
     with ExitStack() as cleanup:
         if url is None:
-            server = redis_server.start(settings.data_dir / "redis", redis_server.free_port())
+            server = redis_server.start(settings.data_dir / "redis")
             cleanup.callback(server.stop)
             url = server.url
         keys = Keys.connect(str(url), namespace=settings.namespace)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.files import sha256_of
+from loco.contracts.paths import RelativePath
 from loco.contracts.stages import Stage
 
 #: Types that no browser runs or draws. Whatever else a stage leaves is bytes, as a page or a picture
@@ -42,11 +43,13 @@ class FrozenFile(Contract):
 class Artifact(Contract):
     """A file a stage committed, or an input of the job."""
 
-    name: str = Field(description="Path within the stage, e.g. `gguf/unsloth.Q4_K_M.gguf`.")
+    name: RelativePath = Field(
+        description="Path within the stage, e.g. `gguf/unsloth.Q4_K_M.gguf`."
+    )
     stage: Stage | None = Field(
         description="The stage that wrote it; none: an input, frozen when the job was accepted."
     )
-    path: str = Field(description="Path relative to the adapters folder.")
+    path: RelativePath = Field(description="Path relative to the adapters folder.")
     size: int = Field(description="Size in bytes.", ge=0)
     sha256: str = Field(description="SHA-256 of the content, hexadecimal.", min_length=64)
     media_type: str = Field(description="Media type of the content.")

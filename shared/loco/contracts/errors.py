@@ -121,6 +121,19 @@ class ArtifactChanged(Conflict):
     code = "artifact_changed"
 
 
+class UnsafePath(LocoError):
+    """A path leads out of the folder it has to stay in; nothing was read or written there."""
+
+    code = "unsafe_path"
+    status = 409
+
+
+class UnreadableRecord(LocoError):
+    """What the ledger holds under this ID is not what this release, or any before it, writes."""
+
+    code = "unreadable_record"
+
+
 class Unauthorized(LocoError):
     """No valid API key came with the request."""
 

@@ -2,15 +2,16 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, computed_field
 
 from loco.contracts.artifacts import Artifact
 from loco.contracts.base import Contract
+from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import Device
 from loco.contracts.program_events import Progress
-from loco.contracts.specs import JobSpec
+from loco.contracts.specs import JobSpec, Name
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Promotion
 
@@ -78,7 +79,7 @@ class Failure(Contract):
 class Checkpoint(Contract):
     """A checkpoint a later attempt can resume from."""
 
-    path: str = Field(description="Folder relative to the adapters folder.")
+    path: RelativePath = Field(description="Folder relative to the adapters folder.")
     step: int = Field(description="Optimizer steps it holds.")
 
 
@@ -86,7 +87,7 @@ class Task(Contract):
     """One stage of one job. Its ID is stable over attempts."""
 
     task_id: str = Field(description="`JOB_ID-STAGE`.")
-    job_id: str = Field(description="The job it belongs to.")
+    job_id: JobId = Field(description="The job it belongs to.")
     stage: Stage = Field(description="The stage it runs.")
     status: StageStatus = Field(description="Where it is.")
     attempt: int = Field(0, description="Executions so far.")
@@ -110,9 +111,9 @@ class Task(Contract):
 class Job(Contract):
     """One run of an adapter's stages."""
 
-    id: str = Field(description="Time of acceptance and a random part; also the model's tag.")
+    id: JobId = Field(description="Time of acceptance and a random part; also the model's tag.")
     object: str = Field("job", description="Always `job`.")
-    adapter: str = Field(description="The adapter that is built.")
+    adapter: Name = Field(description="The adapter that is built.")
     profile: str = Field(description="The profile of its recipe.")
     status: JobStatus = Field(description="Where it is.")
     priority: int = Field(0, description="Higher runs first.")
@@ -137,6 +138,14 @@ class Job(Contract):
     def stage(self, stage: Stage) -> Task | None:
         """The job's task for a stage, or None when the stage is not part of the job."""
         return next((t for t in self.stages if t.stage is stage), None)
+
+
+class UnreadableJob(Contract):
+    """A job whose record in the ledger cannot be read; it stands in a list in its place."""
+
+    id: str = Field(description="The ID under which the ledger lists it.")
+    code: Literal["unreadable_record"] = Field("unreadable_record", description="Always this.")
+    message: str = Field(description="What cannot be read.")
 
 
 class JobEvent(Contract):

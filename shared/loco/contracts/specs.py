@@ -20,6 +20,7 @@ from loco.contracts.evaluation import (
     Role,
     SetName,
 )
+from loco.contracts.paths import RelativePath
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
@@ -254,7 +255,7 @@ class JobSpec(Contract):
         None, description="Committed job whose outputs stand in for the stages left out."
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
-    place: str = Field(
+    place: RelativePath | Literal[""] = Field(
         "",
         description="Folder below the adapter's where its files are published; empty: beside the recipe.",
     )

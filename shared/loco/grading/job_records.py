@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from loco.contracts.errors import UnsafePath
 from loco.contracts.jobs import Job, Task
+from loco.contracts.paths import inside
 from loco.contracts.stages import Stage
 
 ENVIRONMENT = "environment.json"
@@ -59,10 +61,10 @@ def _content(task: Task, name: str, adapters_dir: Path) -> bytes | None:
     found = next((a for a in task.artifacts if a.name == name), None)
     if found is None or found.size > _LARGEST:
         return None
-    path = (adapters_dir / found.path).resolve()
-    if not path.is_relative_to(adapters_dir.resolve()) or not path.is_file():
+    try:
+        content = inside(adapters_dir, found.path).read_bytes()
+    except (UnsafePath, OSError):
         return None
-    content = path.read_bytes()
     return content if hashlib.sha256(content).hexdigest() == found.sha256 else None
 
 

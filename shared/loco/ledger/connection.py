@@ -16,10 +16,11 @@ from loco.contracts.errors import InvalidRequest, RedisUnavailable
 OPTIONS: dict[str, Any] = {
     "socket_timeout": 10,
     "socket_connect_timeout": 3,
-    "socket_keepalive": True,
     "health_check_interval": 10,
     "decode_responses": True,
 }
+#: A Unix socket, as the server of `loco up` has, notices by itself when the other end is gone.
+_OVER_A_NETWORK = {"socket_keepalive": True}
 _REPEATS = 2
 
 
@@ -34,9 +35,10 @@ class Connection:
         """
         self.address = masked(url)
         backoff = ExponentialWithJitterBackoff(base=0.05, cap=0.5)
+        options = OPTIONS if url.startswith("unix:") else OPTIONS | _OVER_A_NETWORK
         try:
             # Any: redis-py types every answer as perhaps awaitable
-            self._client: Any = redis.Redis.from_url(url, retry=Retry(backoff, _REPEATS), **OPTIONS)
+            self._client: Any = redis.Redis.from_url(url, retry=Retry(backoff, _REPEATS), **options)
         except ValueError as error:
             raise InvalidRequest(
                 f"{self.address} is not a Redis URL: {error}.",

@@ -6,6 +6,7 @@ token: whoever comes with an older one is told so and changes nothing.
 """
 
 import json
+import logging
 import secrets
 import uuid
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from loco.contracts.artifacts import Artifact
 from loco.contracts.base import Contract
-from loco.contracts.errors import Conflict, IdempotencyConflict
+from loco.contracts.errors import Conflict, IdempotencyConflict, UnreadableRecord
 from loco.contracts.jobs import Checkpoint, Failure, Job, WorkerInfo
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
@@ -22,6 +23,8 @@ from loco.contracts.stages import Queue, Stage
 from loco.ledger.reader import LedgerReader
 from loco.ledger.registry import change_of
 from loco.ledger.views import parse_event
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Claim", "CommitAnswer", "Hint", "Ledger", "Renewal", "parse_event"]
 
@@ -204,14 +207,28 @@ class Ledger(LedgerReader):
         if answer is None:
             return None
         task_id, job_id, stage, token, attempt = answer
-        return Claim(
-            task_id=task_id,
-            job_id=job_id,
-            stage=Stage(stage),
-            token=int(token),
-            attempt=int(attempt),
-            job=self.job(job_id),
-        )
+        try:
+            return Claim(
+                task_id=task_id,
+                job_id=job_id,
+                stage=Stage(stage),
+                token=int(token),
+                attempt=int(attempt),
+                job=self.job(job_id),
+            )
+        except UnreadableRecord as error:
+            # nobody of this release can run it: it ends here, or every worker would claim it in turn
+            logger.error("%s cannot be run: %s", task_id, error)
+            failure = Failure(
+                code=error.code,
+                message=error.message,
+                hint=error.hint,
+                stage=Stage(stage),
+                attempt=int(attempt),
+                user_fault=False,
+            )
+            self._run("give_up", task_id, token, failure.model_dump_json())
+            return None
 
     def renew(self, task_id: str, token: int) -> Renewal:
         """Extends the lease of a running attempt and says what is wanted of it."""

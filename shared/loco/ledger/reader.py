@@ -1,16 +1,35 @@
 """What the ledger knows, read: jobs, tasks, events, workers. `loco.ledger.ledger` changes it."""
 
+import logging
 import re
-from typing import Any, Self
+import sys
+from typing import Any, NamedTuple, Self, cast
 
-from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
+from loco.contracts.errors import InvalidRequest, NotFound, UnreadableRecord
+from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.scripts import Scripts
-from loco.ledger.views import job_view, parse_event, task_view, worker_view
+from loco.ledger.views import Fields, job_view, parse_event, readable, task_view, worker_view
 from loco.settings import Timings
+
+#: Jobs read from Redis at a time.
+_BATCH = 25
+#: A page ends before it is larger, in characters.
+_PAGE_CHARACTERS = 1_000_000
+
+logger = logging.getLogger(__name__)
+
+
+class JobsPage(NamedTuple):
+    """Some jobs, newest first."""
+
+    jobs: list[Job]
+    #: Those whose records cannot be read, among them.
+    unreadable: list[UnreadableJob]
+    #: Whether more follow.
+    more: bool
 
 
 class LedgerReader:
@@ -43,11 +62,12 @@ class LedgerReader:
 
         Raises:
             NotFound: no such job.
+            UnreadableRecord: there is one, but it cannot be read.
         """
-        jobs = self._read([job_id])
-        if not jobs:
+        [record] = self._records([job_id])
+        if not record.fields:
             raise NotFound(f"No job {job_id!r}.", param="job_id", hint="`loco jobs` lists them.")
-        return jobs[0]
+        return record.job()
 
     def jobs(
         self,
@@ -57,47 +77,80 @@ class LedgerReader:
         status: JobStatus | None = None,
         adapter: str | None = None,
     ) -> tuple[list[Job], bool]:
-        """A page of jobs, newest first, and whether there are more.
+        """A page of jobs, newest first, and whether there are more; see `page`."""
+        page = self.page(
+            after=after, limit=limit, status=status, adapter=adapter, longest=sys.maxsize
+        )
+        return page.jobs, page.more
+
+    def page(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 20,
+        status: JobStatus | None = None,
+        adapter: str | None = None,
+        longest: int = _PAGE_CHARACTERS,
+    ) -> JobsPage:
+        """Some jobs, newest first.
 
         Args:
             after: ID of the last job of the page before.
             limit: jobs on a page, at least 1.
             status: only jobs of this status.
             adapter: only jobs of this adapter.
+            longest: characters that their records may have together; a single one may have more.
 
         Raises:
             InvalidRequest: `after` is not a job.
         """
-        index = self._key("jobs")
-        if status is not None:
-            index = self._key("jobs", "status", status)
-        elif adapter is not None:
-            index = self._key("jobs", "adapter", adapter)
+        index = self._index(status, adapter)
         below = "+inf"
         if after is not None:
             below = f"({self._seq(after)}"
-        found: list[Job] = []
-        while len(found) <= limit:
+        page = JobsPage([], [], more=False)
+        size = 0
+        while True:
             with self._connection.client() as client:
-                page = client.zrevrangebyscore(
-                    index, below, "-inf", start=0, num=limit + 1, withscores=True
+                entries = client.zrevrangebyscore(
+                    index, below, "-inf", start=0, num=_BATCH, withscores=True
                 )
-            if not page:
-                break
-            found += [
-                job
-                for job in self._read([job_id for job_id, _ in page])
-                if (status is None or job.status is status)
-                and (adapter is None or job.adapter == adapter)
-            ]
-            below = f"({int(page[-1][1])}"
-        return found[:limit], len(found) > limit
+            if not entries:
+                return page
+            for record in self._records([job_id for job_id, _ in entries]):
+                if not record.fields:
+                    continue
+                full = len(page.jobs) == limit or (page.jobs and size + record.size > longest)
+                try:
+                    job = record.job()
+                except UnreadableRecord as error:
+                    if full:
+                        return page._replace(more=True)
+                    logger.warning("%s", error)
+                    page.unreadable.append(UnreadableJob(id=record.id, message=error.message))
+                    continue
+                if status in (None, job.status) and adapter in (None, job.adapter):
+                    if full:
+                        return page._replace(more=True)
+                    page.jobs.append(job)
+                    size += record.size
+            below = f"({int(entries[-1][1])}"
+
+    def _index(self, status: JobStatus | None, adapter: str | None) -> str:
+        """The sorted set of the jobs that are wanted."""
+        if status is not None and adapter is not None:
+            self._run("index")  # an earlier release did not keep this one
+            return self._key("jobs", "adapter", adapter, "status", status)
+        if status is not None:
+            return self._key("jobs", "status", status)
+        return self._key("jobs") if adapter is None else self._key("jobs", "adapter", adapter)
 
     def task(self, task_id: str) -> Task:
         """One stage of a job.
 
         Raises:
             NotFound: no such task.
+            UnreadableRecord: there is one, but it cannot be read.
         """
         with self._connection.client() as client:
             fields = client.hgetall(self._key("task", task_id))
@@ -105,7 +158,8 @@ class LedgerReader:
             raise NotFound(
                 f"No task {task_id!r}.", param="task_id", hint="Task IDs look like JOB_ID-STAGE."
             )
-        return task_view(fields)
+        with readable("task", task_id):
+            return task_view(fields)
 
     def outputs(self, job: Job) -> dict[Stage, Task]:
         """The committed tasks whose files a job may read: its own, then those of its `from_job`s."""
@@ -167,13 +221,22 @@ class LedgerReader:
             client.zrem(self._key("unpublished"), task_id)
 
     def workers(self) -> list[WorkerInfo]:
-        """Workers heard of in the last minute, by ID."""
+        """Workers heard of in the last minute, by ID; one whose record cannot be read is left out."""
         with self._connection.client() as client:
             ids = sorted(client.zrange(self._key("workers"), 0, -1))
             pipeline = client.pipeline(transaction=False)
             for worker_id in ids:
                 pipeline.hgetall(self._key("worker", worker_id))
-            return [worker_view(fields) for fields in pipeline.execute() if fields]
+            answers = pipeline.execute(raise_on_error=False)
+        found = []
+        for worker_id, fields in zip(ids, answers, strict=True):
+            try:
+                with readable("worker", worker_id):
+                    if fields:
+                        found.append(worker_view(_hash(fields)))
+            except UnreadableRecord as error:
+                logger.warning("%s", error)
+        return found
 
     def _key(self, *parts: str) -> str:
         return ":".join((self.namespace, *parts))
@@ -185,18 +248,21 @@ class LedgerReader:
         """Runs a script that answers 1, or 0 when the token is stale."""
         return int(self._run(name, *arguments)) == 1
 
-    def _read(self, job_ids: list[str]) -> list[Job]:
-        """Jobs by ID, those that exist, each with its stages as of one moment."""
+    def _records(self, job_ids: list[str]) -> "list[_Record]":
+        """What is stored of jobs, in this order, each with its stages as of one moment."""
         with self._connection.client() as client:
             pipeline = client.pipeline(transaction=True)
             for job_id in job_ids:
                 pipeline.hgetall(self._key("job", job_id))
                 for stage in Stage:
                     pipeline.hgetall(self._key("task", task_id_of(job_id, stage)))
-            answers = pipeline.execute()
+            answers = pipeline.execute(raise_on_error=False)
         width = 1 + len(Stage)
         rows = [answers[start : start + width] for start in range(0, len(answers), width)]
-        return [job_view(job, [t for t in tasks if t]) for job, *tasks in rows if job]
+        return [
+            _Record(job_id, job, [task for task in tasks if task])
+            for job_id, (job, *tasks) in zip(job_ids, rows, strict=True)
+        ]
 
     def _seq(
         self, job_id: str, *, missing: type[NotFound | InvalidRequest] = InvalidRequest
@@ -210,6 +276,37 @@ class LedgerReader:
                 hint="`loco jobs` lists them.",
             )
         return int(seq)
+
+
+class _Record(NamedTuple):
+    """A job as it is stored."""
+
+    id: str
+    #: Its hash, or the error that Redis answers where something else lies there.
+    fields: Any
+    tasks: list[Any]
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        hashes = (fields for fields in (self.fields, *self.tasks) if isinstance(fields, dict))
+        return sum(len(value) for fields in hashes for value in fields.values())
+
+    def job(self) -> Job:
+        """The job.
+
+        Raises:
+            UnreadableRecord: it cannot be read.
+        """
+        with readable("job", self.id):
+            return job_view(_hash(self.fields), [_hash(task) for task in self.tasks])
+
+
+def _hash(answer: Any) -> Fields:
+    """A hash that Redis answered; a key of another type is answered with an error."""
+    if isinstance(answer, Exception):
+        raise ValueError(str(answer))
+    return cast("Fields", answer)
 
 
 def task_id_of(job_id: str, stage: Stage) -> str:

@@ -5,10 +5,14 @@ what `earlier_specs` knows to be called otherwise now.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from loco.contracts.artifacts import Artifact
+from loco.contracts.errors import UnreadableRecord
 from loco.contracts.jobs import (
     Checkpoint,
     Failure,
@@ -26,6 +30,27 @@ from loco.contracts.versions import Pointer, Promotion, Version
 from loco.ledger.earlier_specs import upgraded
 
 Fields = Mapping[str, str]
+
+
+@contextmanager
+def readable(what: str, record_id: str) -> Iterator[None]:
+    """Says which record it was that could not be read.
+
+    Raises:
+        UnreadableRecord: in place of what reading it raised.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UnreadableRecord(
+            f"The ledger's record of {what} {record_id!r:.100} cannot be read: {reason:.300}.",
+            hint="Something other than locollm, or a newer release, wrote to its Redis. Nothing of it "
+            "is used; everything else goes on.",
+        ) from error
 
 
 def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:

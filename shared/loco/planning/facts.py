@@ -1,14 +1,16 @@
 """What is known before a job runs: the model's shape, how long its rows will be, the device."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from loco.contracts.errors import InvalidRequest
+from loco.contracts.errors import InvalidRequest, UnsafePath
 from loco.contracts.files import PUBLISH_LOCK
 from loco.contracts.jobs import WorkerInfo
+from loco.contracts.paths import inside
 from loco.contracts.plans import Device, Engine, Lengths, Shape
 from loco.contracts.previews import AskedDevice
 from loco.contracts.sources import SelfSource
@@ -143,9 +145,12 @@ def _prepared_file(spec: JobSpec, history: History, settings: Settings) -> tuple
     if job := history.prepared(spec):
         task = job.stage(Stage.PREPARE)
         for artifact in task.artifacts if task else ():
-            path = settings.adapters_dir / artifact.path
-            if artifact.name == _DATA and path.is_file():
-                return path, f"the rows of job {job.id}"
+            if artifact.name != _DATA:
+                continue
+            with suppress(UnsafePath):
+                path = inside(settings.adapters_dir, artifact.path)
+                if path.is_file():
+                    return path, f"the rows of job {job.id}"
     folder = settings.adapters_dir / spec.adapter
     if (folder / _DATA).is_file() and not (folder / PUBLISH_LOCK).exists():
         return folder / _DATA, f"{spec.adapter}/{_DATA}"

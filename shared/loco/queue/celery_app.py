@@ -6,6 +6,7 @@ message only says "there may be work for you", is taken off before it is run, an
 
 import logging
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
 from kombu import Queue as KombuQueue
@@ -43,6 +44,17 @@ def celery_app(settings: Settings) -> Celery:
     app = Celery("loco", set_as_current=False)
     app.conf.update(_configuration(settings.redis_url, settings.namespace))
     return app
+
+
+def broker_url(redis_url: str) -> str:
+    """The URL as Celery's transport reads it: a Unix socket has another form there than in redis-py."""
+    parts = urlsplit(redis_url)
+    if parts.scheme != "unix":
+        return redis_url
+    credentials = parts.netloc.rpartition("@")[0]
+    database = parse_qs(parts.query).get("db", ["0"])[0]
+    at = f"{credentials}@" if credentials else ""
+    return f"redis+socket://{at}{parts.path}?virtual_host={database}"
 
 
 def close_queue(app: Celery) -> None:
@@ -84,7 +96,7 @@ def send_hint(app: Celery, hint: Hint) -> bool:
 
 def _configuration(redis_url: str, namespace: str) -> dict[str, Any]:
     return {
-        "broker_url": redis_url,
+        "broker_url": broker_url(redis_url),
         "result_backend": None,
         "task_ignore_result": True,
         "task_serializer": "json",

@@ -17,6 +17,7 @@ from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
+from loco.contracts.paths import inside
 from loco.contracts.sources import SelfSource
 from loco.contracts.specs import Inputs, PrepareSpec, StageRun
 from loco.contracts.stages import STAGE_VERSIONS, Stage
@@ -42,12 +43,21 @@ logger = logging.getLogger(__name__)
 
 def attempt_folder(settings: Settings, claim: Claim) -> Path:
     """The folder only this attempt writes to; made, with the job's spec beside it."""
-    run = settings.adapters_dir / claim.job.adapter / "runs" / claim.job_id
-    folder = run / claim.stage / f"a{claim.token}"
+    run = _run_folder(settings, claim.job)
+    folder = inside(run, f"{claim.stage}/a{claim.token}")
     folder.mkdir(parents=True, exist_ok=True)
     if not (run / SPEC).exists():
         write_text(run / SPEC, claim.job.spec.model_dump_json(indent=2, by_alias=True) + "\n")
     return folder
+
+
+def _run_folder(settings: Settings, job: Job) -> Path:
+    """The folder of a job's files.
+
+    Raises:
+        UnsafePath: a link leads out of the adapters folder.
+    """
+    return inside(settings.adapters_dir, f"{job.adapter}/runs/{job.id}")
 
 
 def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
@@ -60,7 +70,10 @@ def stage_run(ledger: Ledger, settings: Settings, claim: Claim) -> StageRun:
     job = claim.job
     earlier = earlier_tasks(ledger, job, claim.stage)
     task = job.stage(claim.stage)
-    checkpoints = [settings.adapters_dir / c.path for c in (task.checkpoints if task else ())]
+    run = _run_folder(settings, job)
+    checkpoints = [
+        inside(run, settings.adapters_dir / c.path) for c in (task.checkpoints if task else ())
+    ]
     return StageRun(
         stage=claim.stage,
         spec=job.spec.part(claim.stage).model_dump(mode="json"),

@@ -26,6 +26,7 @@ from typing import TextIO
 
 from loco.contracts.files import PUBLISH_LOCK, sync_folder
 from loco.contracts.jobs import Task
+from loco.contracts.paths import inside
 from loco.running.verify import make_read_only, verified
 
 #: Artifacts that appear beside the recipe: files, and folders (with a slash).
@@ -58,8 +59,9 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
     Raises:
         OSError: the disk is full or a reader holds the lock for long; nothing half-written is left.
         NotFound, ArtifactChanged: a file is gone, or not what was committed; nothing is published.
+        UnsafePath: a link leads out of the adapters folder; nothing is published.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    inside(adapters_dir, folder).mkdir(parents=True, exist_ok=True)
     finished = task.finished_at.isoformat() if task.finished_at else ""
     with _locked(folder / PUBLISH_LOCK) as record:
         published = _read(record)
@@ -68,6 +70,7 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
             return False
         published_names = (*FILES, *(f"{name}/" for name in FOLDERS))
         _place(
+            adapters_dir,
             folder,
             {
                 a.name: verified(adapters_dir, a)
@@ -80,7 +83,7 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
     return True
 
 
-def _place(folder: Path, sources: Mapping[str, Path]) -> None:
+def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> None:
     """Makes every file ready first, so that what is missing or full leaves all as it was."""
     fresh = folder / _PART
     # each beside its place: `gguf/` may lie on another disk, and no rename crosses disks
@@ -93,7 +96,7 @@ def _place(folder: Path, sources: Mapping[str, Path]) -> None:
     parents = {folder, *(place.parent for place in parts)}
     try:
         for parent in parents:
-            parent.mkdir(parents=True, exist_ok=True)
+            _checked(adapters_dir, folder, parent).mkdir(parents=True, exist_ok=True)
         _clear(fresh, parents)  # of a publisher that died; the lock is ours
         for place, part in parts.items():
             _link(sources[place.relative_to(folder).as_posix()], part)
@@ -110,6 +113,20 @@ def _place(folder: Path, sources: Mapping[str, Path]) -> None:
     finally:
         # what was replaced, and links to files that were in their places already: rename() keeps both
         _clear(fresh, parents)
+
+
+def _checked(adapters_dir: Path, folder: Path, parent: Path) -> Path:
+    """The folder a file is put in, which may not lead out of the adapters folder.
+
+    But for a link of this user's own at the folder's first level: who set it up keeps `gguf/` on another
+    disk. What is published below it stays below it.
+    """
+    below = parent.relative_to(folder).parts
+    first = folder.joinpath(*below[:1])
+    if below and first.is_symlink() and first.lstat().st_uid == os.getuid():
+        rest = Path(*below[1:])
+        return inside(first, rest) if rest.parts else first.resolve()
+    return inside(adapters_dir, parent)
 
 
 def _clear(fresh: Path, parents: Iterable[Path]) -> None:

@@ -16,6 +16,7 @@ from uuid import uuid4
 from loco.contracts.errors import LocoError, RedisUnavailable, WorkerCrashed
 from loco.contracts.files import write_text
 from loco.contracts.jobs import Failure
+from loco.contracts.paths import inside
 from loco.contracts.program_events import ErrorEvent
 from loco.contracts.specs import STAGE_SPECS
 from loco.contracts.stages import Queue, Stage
@@ -285,7 +286,8 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
     try:
         task = ledger.task(task_id)
         job = ledger.job(task.job_id)
-        publish(settings.adapters_dir, settings.adapters_dir / job.adapter / job.spec.place, task)
+        folder = inside(settings.adapters_dir, f"{job.adapter}/{job.spec.place}")
+        publish(settings.adapters_dir, folder, task)
         ledger.published(task_id)
     except (OSError, LocoError) as error:
         logger.warning("%s: not published yet: %s", task_id, error)

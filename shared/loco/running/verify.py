@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loco.contracts.artifacts import Artifact, describe
-from loco.contracts.errors import ArtifactChanged, NotFound
+from loco.contracts.errors import ArtifactChanged, NotFound, UnsafePath
 from loco.contracts.files import sha256_of
+from loco.contracts.paths import inside
 from loco.contracts.stages import Stage
 
 #: Nobody writes, everybody reads: others may serve these files.
@@ -123,11 +124,10 @@ def verified(adapters_dir: Path, artifact: Artifact) -> Path:
         NotFound: it is gone, or what lies there leads out of the adapters folder.
         ArtifactChanged: it is there with another content.
     """
-    path = adapters_dir / artifact.path
-    inside = path.resolve().is_relative_to(adapters_dir.resolve())
     try:
-        digest = digests.of(path) if inside and path.is_file() else None
-    except FileNotFoundError:
+        path = inside(adapters_dir, artifact.path)
+        digest = digests.of(path) if path.is_file() else None
+    except (UnsafePath, FileNotFoundError):
         digest = None
     if digest is None:
         raise NotFound(

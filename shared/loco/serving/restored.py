@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loco.contracts.errors import NotFound, RegistrationFailed
+from loco.contracts.errors import NotFound, RegistrationFailed, UnsafePath
 from loco.contracts.ollama_versions import hole_warning
+from loco.contracts.paths import inside
 from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Version
@@ -80,10 +81,10 @@ def reference_of(ledger: Ledger, adapters_dir: Path, version: Version) -> Servin
     found = next((a for a in artifacts if a.name == REFERENCE), None)
     if found is None:
         return None
-    path = (adapters_dir / found.path).resolve()
-    if not path.is_relative_to(adapters_dir.resolve()) or not path.is_file():
+    try:
+        content = inside(adapters_dir, found.path).read_bytes()
+    except (UnsafePath, OSError):
         return None
-    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != found.sha256:
         return None
     try:

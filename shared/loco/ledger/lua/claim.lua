@@ -24,10 +24,13 @@ if redis.call('EXISTS', key('draining', worker)) == 1 then
 end
 
 promote_due(queue)
-local id = redis.call('ZPOPMIN', key('ready', queue))[1]
-if not id then
-  return false
-end
+local id
+repeat
+  id = redis.call('ZPOPMIN', key('ready', queue))[1]
+  if not id then
+    return false
+  end
+until sound(id)
 local task = key('task', id)
 local job_id, stage = unpack(redis.call('HMGET', task, 'job_id', 'stage'))
 local token = int(redis.call('INCR', key('tokens')))

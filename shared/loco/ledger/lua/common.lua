@@ -39,11 +39,13 @@ end
 
 local function set_job_status(job_id, status, data)
   local job = key('job', job_id)
-  local old, seq = unpack(redis.call('HMGET', job, 'status', 'seq'))
+  local old, seq, adapter = unpack(redis.call('HMGET', job, 'status', 'seq', 'adapter'))
   if old then
     redis.call('ZREM', key('jobs', 'status', old), job_id)
+    redis.call('ZREM', key('jobs', 'adapter', adapter, 'status', old), job_id)
   end
   redis.call('ZADD', key('jobs', 'status', status), seq, job_id)
+  redis.call('ZADD', key('jobs', 'adapter', adapter, 'status', status), seq, job_id)
   redis.call('HSET', job, 'status', status)
   event(job_id, 'job.' .. status, nil, data)
 end
@@ -150,12 +152,47 @@ local function crash(id, failure, budget)
   return true
 end
 
+-- Whether what is stored of a stage and its job can be worked with. Only locollm writes there; what another
+-- program left must not stop the rest.
+local function sound(id)
+  local task = key('task', id)
+  if redis.call('TYPE', task).ok ~= 'hash' then
+    return false
+  end
+  local job_id, stage, queue, attempt, hinted = unpack(
+    redis.call('HMGET', task, 'job_id', 'stage', 'queue', 'attempt', 'hinted_at'))
+  if not (job_id and stage and queue and tonumber(attempt) and tonumber(hinted or '0')) then
+    return false
+  end
+  local job = key('job', job_id)
+  if redis.call('TYPE', job).ok ~= 'hash' then
+    return false
+  end
+  local priority, place, seq, status, stages = unpack(
+    redis.call('HMGET', job, 'priority', 'place', 'seq', 'status', 'stages'))
+  return tonumber(priority) and tonumber(place) and tonumber(seq) and status and stages and true or false
+end
+
+-- Takes a stage that is not sound off every list, so that nobody meets it again; its record stays.
+local function forget(id)
+  redis.call('ZREM', key('leases'), id)
+  for _, queue in ipairs({'cpu', 'gpu'}) do
+    redis.call('ZREM', key('ready', queue), id)
+    redis.call('ZREM', key('delayed', queue), id)
+  end
+end
+
 -- Moves due retries of a queue to the ready stages; answers their ids.
 local function promote_due(queue)
-  local due = redis.call('ZRANGEBYSCORE', key('delayed', queue), '-inf', int(now), 'LIMIT', 0, 100)
-  for _, id in ipairs(due) do
+  local due = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('delayed', queue), '-inf', int(now), 'LIMIT', 0, 100)) do
     redis.call('ZREM', key('delayed', queue), id)
-    enqueue(id, false)
+    if sound(id) then
+      enqueue(id, false)
+      due[#due + 1] = id
+    else
+      forget(id)
+    end
   end
   return due
 end

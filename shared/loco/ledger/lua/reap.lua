@@ -11,8 +11,9 @@ local function hint(id)
   hints[#hints + 1] = stage
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', int(now), 'LIMIT', 0, 100)) do
+local function expired(id)
   local stage, attempt, worker = unpack(redis.call('HMGET', key('task', id), 'stage', 'attempt', 'worker'))
+  worker = worker or '?'
   local failure = cjson.encode({
     code = 'worker_crashed',
     message = 'Worker ' .. worker .. ' stopped renewing its lease of stage ' .. stage .. '.',
@@ -21,6 +22,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', int(now),
   })
   if crash(id, failure, budget) then
     hint(id)
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key('leases'), '-inf', int(now), 'LIMIT', 0, 100)) do
+  if sound(id) then
+    expired(id)
+  else
+    forget(id)
   end
 end
 
@@ -35,7 +44,9 @@ for i = 4, #ARGV, 2 do
     if missing <= 0 then
       break
     end
-    if now - tonumber(redis.call('HGET', key('task', id), 'hinted_at')) >= rehint then
+    if not sound(id) then
+      forget(id)
+    elseif now - tonumber(redis.call('HGET', key('task', id), 'hinted_at') or '0') >= rehint then
       hint(id)
       missing = missing - 1
     end
