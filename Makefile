@@ -11,7 +11,7 @@ GPU_STAMP := .venv-train/.gpu
 QUICK := tests --ignore=tests/acceptance --ignore=tests/faults --ignore=tests/trainer --ignore=tests/modelhost
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo up test test-fast test-study check format bench gpu-bench
+.PHONY: help setup setup-gpu demo up test test-fast test-study fuzz check audit format bench gpu-bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -60,6 +60,10 @@ test-study: setup ## The learning study's server and trainings on the CPU: minut
 
 test-fast: setup ## What runs in under two minutes: the tests of every room that needs no model
 	$(RUN)/python -m pytest $(QUICK) -n auto -m "not slow"
+
+fuzz: setup ## Attack API, readers, graders and heads of models with made-up input, for minutes
+	LOCO_FUZZ=long $(RUN)/python -m pytest tests/fuzz -n auto --timeout 3600
+	LOCO_FUZZ=long .venv-train/bin/python -m pytest tests/modelhost/fuzz tests/trainer/fuzz --timeout 3600
 
 bench: setup ## Measure the API beside a bare route and a raw Redis round trip
 	$(RUN)/python tests/benchmarks/api.py

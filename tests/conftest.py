@@ -19,7 +19,7 @@ from loco.settings import Settings, Timings
 
 #: tests/fixtures: a running API with hands that do a worker's part; an NVIDIA driver; names of models;
 #: a model host that is watched.
-pytest_plugins = ["live_api", "fake_nvml", "tags_server", "watched_ollama"]
+pytest_plugins = ["fuzzing", "live_api", "fake_nvml", "tags_server", "watched_ollama"]
 
 REPOSITORY = Path(__file__).parents[1]
 #: Rooms whose tests need torch or llama.cpp, and so the training venv.

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Path, Response
 from starlette.responses import FileResponse, MalformedRangeHeader
 from starlette.types import Message, Receive, Scope, Send
 
-from loco.contracts.artifacts import Artifact, input_artifacts
+from loco.contracts.artifacts import Artifact, input_artifacts, media_type_of
 from loco.contracts.errors import (
     ArtifactChanged,
     InvalidRequest,
@@ -112,6 +112,7 @@ def download_artifact(
         "ETag": etag,
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
     }
     if if_none_match and _matches(if_none_match, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
@@ -187,7 +188,7 @@ class ArtifactResponse(FileResponse):
     ) -> None:
         """An artifact's file as it was found."""
         name = artifact.name.rpartition("/")[2]
-        kind = artifact.media_type
+        kind = media_type_of(artifact.name)  # a record of an earlier release may say text/html
         super().__init__(path, headers=headers, media_type=kind, filename=name, stat_result=found)
         self._artifact = artifact
 

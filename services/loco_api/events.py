@@ -1,6 +1,6 @@
 """GET /jobs/{id}/events: what happened, as a page of JSON or live as server-sent events."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from starlette.concurrency import run_in_threadpool
@@ -16,6 +16,8 @@ from loco_api.streams import checked_id
 router = APIRouter(tags=["events"])
 
 _SSE = "text/event-stream"
+#: What `checked_id` takes, for the document only: its own words say more than a pattern.
+_ID: dict[str, Any] = {"pattern": r"^[0-9]{1,18}(-[0-9]{1,18})?$"}
 _EXAMPLE = (
     "event: stage.progress\n"
     'data: {"id":"1795444642000-0","type":"stage.progress","at":"2026-11-23T14:37:22Z",'
@@ -57,7 +59,12 @@ async def list_events(
     here: Here,
     who: Who,
     after: Annotated[
-        str, Query(description="Only events after this ID.", examples=["1795444642000-0"])
+        str,
+        Query(
+            description="Only events after this ID.",
+            examples=["1795444642000-0"],
+            json_schema_extra=_ID,
+        ),
     ] = "0",
     limit: Annotated[int, Query(ge=1, le=1000, description="Events a page.")] = 100,
     accept: Annotated[

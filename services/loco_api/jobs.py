@@ -36,6 +36,7 @@ IdempotencyKey = Annotated[
         description="Sent again with the same body, it answers the same job instead of making"
         " another. Each owner has their own. 1 to 255 characters.",
         examples=["nightly-2026-11-22"],
+        json_schema_extra={"minLength": 1, "maxLength": 255},
     ),
 ]
 _ACCEPTED: dict[int | str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ are open mappings in the contracts, so their fields are put into the document he
 contracts themselves.
 """
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
@@ -111,7 +112,7 @@ def _spell_out_results(schemas: dict[str, Any]) -> None:
         models,  # type: ignore[arg-type]
         ref_template="#/components/schemas/{model}",
     )
-    schemas.update(definitions["$defs"])
+    schemas.update(_apart(definitions["$defs"], schemas))
     field = schemas["Task"]["properties"]["result"]
     schemas["Task"]["properties"]["result"] = {
         "description": field["description"] + " Its form is that of the task's stage.",
@@ -120,3 +121,18 @@ def _spell_out_results(schemas: dict[str, Any]) -> None:
             {"type": "null"},
         ],
     }
+
+
+def _apart(definitions: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Definitions of results; one that shares no more than its name with a schema gets another."""
+    text = json.dumps(definitions)
+    taken = [
+        name
+        for name, schema in definitions.items()
+        if name in schemas and schemas[name]["description"] != schema["description"]
+    ]
+    for name in taken:
+        place = "#/components/schemas/"
+        text = text.replace(f'"{place}{name}"', f'"{place}{name}Result"')
+    renamed = json.loads(text)
+    return {f"{n}Result" if n in taken else n: schema for n, schema in renamed.items()}

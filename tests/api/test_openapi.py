@@ -132,6 +132,14 @@ def test_overrides_show_every_field_and_none_is_required(document):
     assert not any("required" in schema for schema in overrides)
 
 
+def test_two_classes_of_one_name_are_two_schemas(document):
+    schemas = document["components"]["schemas"]
+    assert set(schemas["Check"]["properties"]) == {"status", "message", "hint"}
+    assert {"name", "passed", "expected", "seen"} <= set(schemas["CheckResult"]["properties"])
+    checks = schemas["RegisterResult"]["properties"]["checks"]["items"]
+    assert checks == {"$ref": "#/components/schemas/CheckResult"}
+
+
 def test_results_of_every_stage_are_spelled_out(document):
     result = document["components"]["schemas"]["Task"]["properties"]["result"]
     names = [entry["$ref"].rpartition("/")[2] for entry in result["anyOf"][:-1]]

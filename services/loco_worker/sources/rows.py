@@ -111,10 +111,10 @@ def _chat_row(number: int, turns: Any) -> Row:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if role == "system" and not kept:
             role = "system"
-        elif role in _ROLES:
+        elif isinstance(role, str) and role in _ROLES:
             role = _ROLES[role]
         else:
-            raise Malformed(f"role {role!r}")
+            raise Malformed(f"role {role!r:.80}")
         if not isinstance(content, str):
             raise Malformed("content is not text")
         kept.append({"role": role, "content": content})

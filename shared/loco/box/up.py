@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 from loco.box.stack import Stack
+from loco.contracts.printable import one_line
 from loco.settings import Settings
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -51,7 +52,7 @@ def run_up(settings: Settings) -> int:
 
 
 def say(name: str, text: str) -> None:
-    """One event, one line."""
+    """One event, one line; a child's last words stay within it."""
     clock = time.strftime("%H:%M:%S")
-    sys.stdout.write(f"{clock}  {name:<9}  {text}\n")
+    sys.stdout.write(f"{clock}  {name:<9}  {one_line(text)}\n")
     sys.stdout.flush()

@@ -1,22 +1,27 @@
 """What every command shares: where the server is, where text goes, and how errors are said.
 
 Results go to standard output and everything about them (progress, notes, errors) to standard
-error. Colours appear on terminals only, and never with NO_COLOR.
+error. Colours appear on terminals only, and never with NO_COLOR. What others wrote (rows, answers,
+log lines, descriptions) cannot colour it or move the cursor: markup is plain text, and control
+characters are written out.
 """
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from loco.client.client import Client
 from loco.contracts.errors import LocoError
+from loco.contracts.printable import json_printable, printable
 
 #: Lines that are not for a terminal are not folded at its width.
 _PIPE_WIDTH = 160
@@ -34,6 +39,21 @@ def client(context: typer.Context) -> Client:
     """A client of the server named on the command line."""
     target = context.obj if isinstance(context.obj, Target) else Target()
     return Client(target.server, target.api_key)
+
+
+class PlainConsole(Console):
+    """A console on which only our own styles reach the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        """The segments of anything printed, with the control characters of its text written out."""
+        for segment in super().render(renderable, options):
+            ours = segment.control is not None
+            yield segment if ours else segment._replace(text=printable(segment.text))
 
 
 def stdout() -> Console:
@@ -55,12 +75,13 @@ def show(*renderables: RenderableType) -> None:
 
 def note(message: str) -> None:
     """Prints a line about what happens."""
-    stderr().print(message, markup=False, highlight=False, soft_wrap=True)
+    stderr().print(message, soft_wrap=True)
 
 
 def show_json(value: BaseModel | Iterable[BaseModel] | dict[str, Any] | list[Any]) -> None:
     """Prints one JSON document: models with the API's field names."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    document = json.dumps(_plain(value), indent=2, ensure_ascii=False)
+    sys.stdout.write(json_printable(document) + "\n")
 
 
 def show_error(error: LocoError) -> None:
@@ -68,8 +89,7 @@ def show_error(error: LocoError) -> None:
     console = stderr()
     for label, style, text in (("error", "bold red", error.message), ("fix", "bold", error.hint)):
         if text:
-            console.print(f"[{style}]{label}:[/]", end=" ")
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(Text(f"{label}:", style=style), text, soft_wrap=True)
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:
@@ -85,7 +105,7 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, emoji=False)
+    return PlainConsole(file=stream, width=width)
 
 
 def _plain(value: Any) -> Any:

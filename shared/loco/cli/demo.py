@@ -13,9 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from loco.box.stack import Stack
+from loco.cli.console import stdout
 from loco.cli.summary import render
 from loco.cli.watch import follow
 from loco.client.client import Client
@@ -32,7 +31,7 @@ ADAPTER, PROFILE = "math", "tiny"
 
 def main() -> int:
     """Runs the demo and returns its exit code."""
-    console = Console()
+    console = stdout()
     started = time.monotonic()
     try:
         given = Settings.from_environment()

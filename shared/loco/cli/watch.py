@@ -17,6 +17,7 @@ from loco.cli.summary import STYLES, headline, outcome, stage_time
 from loco.client.client import Client
 from loco.contracts.figures import duration, sparkline
 from loco.contracts.jobs import Job, JobEvent, StageStatus, Task
+from loco.contracts.printable import one_line
 from loco.contracts.program_events import Progress
 from loco.contracts.stages import Stage
 
@@ -54,7 +55,6 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
         console.print(
             f"{outcome.model}:latest is to be version {outcome.version}, but Ollama does not follow "
             "yet; the workers go on trying. `loco doctor` looks at Ollama.",
-            markup=False,
             soft_wrap=True,
         )
     return ended
@@ -124,8 +124,10 @@ class TableView:
             table.add_column(no_wrap=True, overflow="ellipsis")
         for task in self._job.stages:
             status = Text(task.status.value, style=STYLES[task.status])
-            table.add_row(task.stage.value, status, self._time(task), Text(self._words(task)))
-        log = Text(self._log, style="dim", no_wrap=True, overflow="ellipsis")
+            table.add_row(
+                task.stage.value, status, self._time(task), Text(one_line(self._words(task)))
+            )
+        log = Text(one_line(self._log), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(headline(self._job), table, log)
 
     def _time(self, task: Task) -> str:
@@ -179,7 +181,7 @@ class LineView:
 
     def _print(self, subject: str, words: str) -> None:
         if words:
-            self._console.print(f"{subject:<9} {words}", markup=False, soft_wrap=True)
+            self._console.print(f"{subject:<9} {one_line(words)}", markup=False, soft_wrap=True)
 
 
 def in_words(progress: Progress) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Self, TypedDict, Unpack
 
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
-from loco.client.http import Transport, path_of
+from loco.client.http import Transport, path_of, understood
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -147,7 +147,7 @@ class Client:
         if stages is not None:
             body["stages"] = [str(stage) for stage in stages]
         answer = self._transport.request("POST", "/plan", body=body, repeatable=True)
-        return Preview.model_validate(answer, extra="ignore")
+        return understood(Preview, answer)
 
     def job(self, job_id: str) -> Job:
         """A job as it is now."""
@@ -179,7 +179,7 @@ class Client:
     def task(self, task_id: str) -> Task:
         """One stage of a job by its task ID."""
         answer = self._transport.get(path_of("tasks", task_id))
-        return Task.model_validate(answer, extra="ignore")
+        return understood(Task, answer)
 
     def wait(
         self,
@@ -254,12 +254,12 @@ class Client:
     def diff(self, first: str, second: str) -> JobDiff:
         """Where two jobs differ, and how much alike they came out."""
         answer = self._transport.get(f"{path_of('jobs', first)}/diff", **{"with": second})
-        return JobDiff.model_validate(answer, extra="ignore")
+        return understood(JobDiff, answer)
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The job's inputs and the files its stages have committed so far."""
         page = self._transport.get(f"{path_of('jobs', job_id)}/artifacts")
-        return tuple(Artifact.model_validate(entry, extra="ignore") for entry in page["data"])
+        return tuple(understood(Artifact, entry) for entry in page["data"])
 
     def download(self, job_id: str, artifact_name: str, path: str | Path) -> Path:
         """Brings an artifact here; goes on where an earlier call was cut off.
@@ -318,7 +318,7 @@ class Client:
             adapter: only its models; none: those of all.
         """
         page = self._transport.get("/promoted", adapter=adapter)
-        return [Pointer.model_validate(entry, extra="ignore") for entry in page["data"]]
+        return [understood(Pointer, entry) for entry in page["data"]]
 
     def promote(
         self, adapter: str, version: int, *, force: bool = False, reason: str = ""
@@ -365,17 +365,17 @@ class Client:
         """
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
-        return Restored.model_validate(answer, extra="ignore")
+        return understood(Restored, answer)
 
     def workers(self) -> list[WorkerInfo]:
         """The workers heard of in the last minute."""
         page = self._transport.get("/workers")
-        return [WorkerInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
+        return [understood(WorkerInfo, entry) for entry in page["data"]]
 
     def api_keys(self) -> list[KeyInfo]:
         """The API keys of the server, oldest first, never their texts. Needs scope admin."""
         page = self._transport.get("/keys")
-        return [KeyInfo.model_validate(entry, extra="ignore") for entry in page["data"]]
+        return [understood(KeyInfo, entry) for entry in page["data"]]
 
     def create_key(
         self,
@@ -395,12 +395,12 @@ class Client:
         """
         body = {"name": name, "scope": str(scope), "owner": owner, "expires": expires}
         answer = self._transport.request("POST", "/keys", body=body, repeatable=False)
-        return NewKey.model_validate(answer, extra="ignore")
+        return understood(NewKey, answer)
 
     def revoke_key(self, key_id: str) -> KeyInfo:
         """Makes an API key worthless, at once. Needs scope admin."""
         answer = self._transport.request("DELETE", path_of("keys", key_id), repeatable=False)
-        return KeyInfo.model_validate(answer, extra="ignore")
+        return understood(KeyInfo, answer)
 
     def audit(self, *, refused: bool = False, page_size: int = 100) -> Iterator[AuditEvent]:
         """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
@@ -414,7 +414,7 @@ class Client:
             page = self._transport.get(
                 "/audit", refused=str(refused).lower(), after=after, limit=page_size
             )
-            events = [AuditEvent.model_validate(e, extra="ignore") for e in page["data"]]
+            events = [understood(AuditEvent, e) for e in page["data"]]
             yield from events
             if not page["has_more"] or not events:
                 return
@@ -467,8 +467,8 @@ class Client:
 
 
 def _job(answer: Any) -> Job:
-    return Job.model_validate(answer, extra="ignore")
+    return understood(Job, answer)
 
 
 def _version(answer: Any) -> Version:
-    return Version.model_validate(answer, extra="ignore")
+    return understood(Version, answer)

@@ -13,8 +13,8 @@ from http import HTTPStatus
 import httpx
 from httpx_sse import EventSource
 
-from loco.client.http import Transport, path_of
-from loco.contracts.errors import LocoError
+from loco.client.http import Transport, path_of, understood
+from loco.contracts.errors import LocoError, ServerUnreachable
 from loco.contracts.jobs import Job, JobEvent, JobStatus
 
 #: Events before the first one.
@@ -142,7 +142,7 @@ class Follower:
         while True:
             page = self._transport.get(f"{self._job_path}/events", after=self._cursor, limit=PAGE)
             for entry in page["data"]:
-                event = JobEvent.model_validate(entry, extra="ignore")
+                event = understood(JobEvent, entry)
                 self._cursor = event.id
                 yield event
             if not page.get("has_more"):
@@ -159,12 +159,19 @@ class Follower:
 
 
 def read_job(transport: Transport, path: str) -> Job:
-    """A job as this version knows it: fields a newer server added are left out."""
-    return Job.model_validate(transport.get(path), extra="ignore")
+    """A job as this version knows it."""
+    return understood(Job, transport.get(path))
 
 
 def read_sse(response: httpx.Response) -> Iterator[JobEvent]:
-    """The events of a server-sent stream; comments (heartbeats) are skipped."""
+    """The events of a server-sent stream; comments (heartbeats) are skipped.
+
+    Raises:
+        ServerUnreachable: what came is no event; pages may have it.
+    """
     for event in EventSource(response).iter_sse():
         if event.data:  # the blank line behind a comment is an event without data
-            yield JobEvent.model_validate(event.json(), extra="ignore")
+            try:
+                yield JobEvent.model_validate(event.json(), extra="ignore")
+            except (ValueError, RecursionError) as error:
+                raise ServerUnreachable(f"The stream broke off: {error!r:.200}") from error

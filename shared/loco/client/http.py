@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
+from pydantic import BaseModel, ValidationError
 
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import InvalidRequest, LocoError, ServerUnreachable, from_payload
@@ -35,6 +36,11 @@ LONGEST_TURN = 60.0
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 
 Params = Mapping[str, str | int | None]
+
+#: Half a character: Python makes it of a byte of the command line that is no UTF-8.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
 class Transport:
@@ -202,14 +208,31 @@ class Transport:
         return LocoError(message, hint=hint)
 
 
+def understood(model: type[_ModelT], answer: Any) -> _ModelT:
+    """A server's answer as this version knows it: fields that a newer one added are left out.
+
+    Raises:
+        LocoError: it is something else.
+    """
+    try:
+        return model.model_validate(answer, extra="ignore")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise LocoError(
+            f"The server's answer is no {model.__name__}: {place}: {first['msg']}.",
+            hint="Client and server may be of different releases: `loco version` shows both.",
+        ) from error
+
+
 def path_of(*segments: str) -> str:
     """A URL path of segments from users: each is quoted, so none can leave its place.
 
     Raises:
-        InvalidRequest: a segment is empty or a dot segment.
+        InvalidRequest: a segment is empty, a dot segment, or no text that UTF-8 can carry.
     """
     for segment in segments:
-        if segment in ("", ".", ".."):
+        if segment in ("", ".", "..") or _SURROGATE.search(segment):
             raise InvalidRequest(f"{segment!r} is not a name or an ID.")
     return "/" + "/".join(quote(segment, safe="") for segment in segments)
 
@@ -222,7 +245,8 @@ def checked_server(server: str) -> str:
     """
     try:
         parts = urlsplit(server if "://" in server else f"http://{server}")
-        plain = not re.search(r"[\s@]", server)  # no blanks, and no password in an address
+        # no blanks, and no password in an address
+        plain = not re.search(r"[\s@]", server) and not _SURROGATE.search(server)
         if plain and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return parts.geturl().rstrip("/")
     except ValueError:
@@ -237,4 +261,4 @@ def checked_server(server: str) -> str:
 def _retry_after(response: httpx.Response) -> float:
     value = response.headers.get("Retry-After", "")
     longest = LONGEST_TURN if response.status_code == TOO_MANY else LONGEST_RETRY_AFTER
-    return min(float(value), longest) if value.isdigit() else 0.0
+    return min(float(value), longest) if re.fullmatch("[0-9]{1,9}", value) else 0.0

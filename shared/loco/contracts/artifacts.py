@@ -1,6 +1,5 @@
 """Artifacts: files a stage committed, and the inputs a job was accepted with."""
 
-import mimetypes
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
@@ -11,8 +10,11 @@ from loco.contracts.files import sha256_of
 from loco.contracts.paths import RelativePath
 from loco.contracts.stages import Stage
 
+#: Types that no browser runs or draws. Whatever else a stage leaves is bytes, as a page or a picture
+#: with a script in it would act under the server's address.
 _MEDIA_TYPES = {
     ".gguf": "application/vnd.gguf",
+    ".json": "application/json",
     ".jsonl": "application/jsonl",
     ".safetensors": "application/vnd.safetensors",
     ".jinja": "text/plain",
@@ -105,7 +107,5 @@ def input_artifacts(inputs: Mapping[str, FrozenFile]) -> tuple[Artifact, ...]:
 
 
 def media_type_of(name: str) -> str:
-    """The media type by file name."""
-    suffix = Path(name).suffix
-    guessed = _MEDIA_TYPES.get(suffix) or mimetypes.guess_type(name)[0]
-    return guessed or "application/octet-stream"
+    """The media type by file name; `application/octet-stream` for all that is not known as harmless."""
+    return _MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")

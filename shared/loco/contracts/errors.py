@@ -291,9 +291,10 @@ def from_payload(payload: Any, *, fallback: str) -> LocoError:
         return LocoError(fallback)
     known = {c.code: c for c in reversed(_subclasses(LocoError))}
     cls = known.get(str(error.get("code")), LocoError)
-    return cls(
-        str(error.get("message", fallback)), param=error.get("param"), hint=error.get("hint")
+    param, hint = (
+        None if (value := error.get(name)) is None else str(value) for name in ("param", "hint")
     )
+    return cls(str(error.get("message", fallback)), param=param, hint=hint)
 
 
 def invalid(error: ValidationError, document: Any = None, *, where: str = "") -> InvalidRequest:
@@ -313,8 +314,16 @@ def invalid(error: ValidationError, document: Any = None, *, where: str = "") ->
         message = f"{place}: unknown field."
         hint = "Check the spelling; GET /openapi.json and docs/recipes.md list every field."
     else:
-        message = f"{place}: {first['msg']} (got {first['input']!r:.80})."
+        message = f"{place}: {first['msg']} (got {quoted(first['input'])})."
     return InvalidRequest(message, param=field, hint=hint)
+
+
+def quoted(value: Any) -> str:
+    """The start of a value as Python writes it, also of one that Python refuses to write whole."""
+    try:
+        return f"{value!r:.80}"
+    except (ValueError, RecursionError):  # an integer of over 4,300 digits; a list a thousand deep
+        return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def _written(loc: tuple[int | str, ...], document: Any) -> list[str]:
