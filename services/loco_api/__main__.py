@@ -6,6 +6,7 @@ Address, Redis and folders come from LOCO_HOST, LOCO_PORT, LOCO_REDIS_URL, LOCO_
 import logging
 import signal
 import sys
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -17,6 +18,7 @@ from loco.ledger.ledger import Ledger
 from loco.queue.celery_app import celery_app
 from loco.settings import Settings
 from loco_api.app import create_app
+from loco_api.connections import Limits, limits_here, protocol
 from loco_api.context import Context
 from loco_api.streams import Streams
 
@@ -79,12 +81,22 @@ def check_bind(context: Context) -> None:
         )
 
 
-def server(context: Context) -> Server:
-    """A server of the API, ready to run."""
+def server(context: Context, limits: Limits | None = None) -> Server:
+    """A server of the API, ready to run.
+
+    Args:
+        context: what it serves.
+        limits: of its connections; none: the usual ones.
+    """
+    limits = limits or Limits()
+    if context.settings.trusted_proxies:  # a proxy's one address speaks for many
+        limits = replace(limits, per_address=limits.connections)
     config = uvicorn.Config(
         create_app(context),
         host=context.settings.host,
         port=context.settings.port,
+        http=protocol(limits),
+        ws="none",
         server_header=False,
         proxy_headers=False,  # see LOCO_TRUSTED_PROXIES
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
@@ -105,7 +117,7 @@ def main() -> int:
         words = filter(None, ("loco_api:", variable, error.message, error.hint))
         print(*words, file=sys.stderr)  # noqa: T201
         return 2
-    server(context).run()
+    server(context, limits_here()).run()
     return 0
 
 

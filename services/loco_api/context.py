@@ -1,8 +1,9 @@
 """What the routes work with, built once by the composition root."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+import anyio
 from celery import Celery
 from fastapi import Depends, Request
 
@@ -10,6 +11,8 @@ from loco.ledger.keys import Keys
 from loco.ledger.ledger import Ledger
 from loco.settings import Settings
 from loco_api.streams import Streams
+
+_PLANS = 2
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Context:
     queue: Celery
     keys: Keys
     streams: Streams
+    #: Plans made at once, each on a thread.
+    plans: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_PLANS))
 
 
 async def context(request: Request) -> Context:

@@ -1,9 +1,12 @@
 """POST /plan: what a job would take, before it is submitted."""
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter
 
 from loco.contracts.errors import (
     BodyTooLarge,
+    Busy,
     InvalidRequest,
     OutOfMemory,
     StageGap,
@@ -16,6 +19,9 @@ from loco.planning.preview import preview
 from loco_api.auth import COUNTED, SUBMIT
 from loco_api.context import Here
 from loco_api.errors import responses
+
+#: A plan takes some milliseconds; one that waits or takes longer is given up.
+PLAN_SECONDS = 10.0
 
 router = APIRouter(tags=["jobs"])
 
@@ -34,8 +40,22 @@ router = APIRouter(tags=["jobs"])
         StageGap,
         OutOfMemory,
         BodyTooLarge,
+        Busy,
     ),
 )
-def plan_job(request: PlanRequest, here: Here) -> Preview:
+async def plan_job(request: PlanRequest, here: Here) -> Preview:
     """How a job would be trained, and the memory, disk and time it would take; it is not submitted."""
-    return preview(here.ledger, here.settings, request)
+    # threads of their own: however many plans are asked for, the other routes have theirs
+    with anyio.move_on_after(PLAN_SECONDS):
+        return await anyio.to_thread.run_sync(
+            preview,
+            here.ledger,
+            here.settings,
+            request,
+            limiter=here.plans,
+            abandon_on_cancel=True,
+        )
+    raise Busy(
+        f"The plan was not made within {PLAN_SECONDS:g} seconds.",
+        hint="Other plans may be in the way: ask again.",
+    )

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from loco.contracts.errors import InvalidRequest
+from loco.recipes.documents import parsed_yaml
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
@@ -61,8 +62,8 @@ def _value(assignment: str, text: str) -> Any:
     except ValueError:
         pass
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parsed_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise InvalidRequest(
             f"--set {assignment}: the value is not YAML.",
             param="--set",

@@ -182,6 +182,14 @@ class TooManyStreams(LocoError):
     retryable = True
 
 
+class Busy(LocoError):
+    """The server is at work on as much of this kind as it takes at once."""
+
+    code = "busy"
+    status = 503
+    retryable = True
+
+
 class DataError(InvalidRequest):
     """The training or eval data cannot be used (the message names file and line)."""
 

@@ -4,6 +4,7 @@ Pure arithmetic over `loco.contracts.plans`: no torch, no GPU. The API shows its
 spent, and the trainer carries out the same answer for the facts it finds.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -377,9 +378,13 @@ def _length_that_fits(
     lessons: Lessons,
 ) -> int | None:
     """The longest `max_length` that fits, a multiple of 64; None: not even 64 tokens do."""
-    for longest in range((lengths.longest - 1) // 64 * 64, 63, -64):
+
+    def fits(longest: int) -> bool:
         shorter = cut(lengths, longest)
         found = estimates(spec, shape, shorter, device, engine=engine, lessons=lessons)
-        if any(e.fits(device) for e in found):
-            return longest
-    return None
+        return any(e.fits(device) for e in found)
+
+    # shorter rows never take more, so the candidates are ordered: those that fit, then the others
+    candidates = range(64, (lengths.longest - 1) // 64 * 64 + 1, 64)
+    fitting = bisect_left(candidates, True, key=lambda longest: not fits(longest))
+    return candidates[fitting - 1] if fitting else None

@@ -7,6 +7,7 @@ decides is free, because none of it changes the optimizer's steps.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from math import isqrt
 from typing import Protocol, Self
 
 from loco.contracts.errors import InvalidRequest
@@ -15,6 +16,8 @@ from loco.contracts.specs import TrainSpec
 
 #: From here on NVIDIA GPUs multiply bfloat16 and run FlashAttention over rows of unequal length.
 AMPERE = 8.0
+#: Divisors that an error names.
+_SHOWN = 12
 #: Architectures whose layers all are causal attention over the tokens before, RMS norm and SwiGLU: what
 #: loco_trainer.fast.attention and .kernels compute. Rows of others are padded, and have their own masks.
 PLAIN_DECODERS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
@@ -154,6 +157,12 @@ def has_ampere(device: Device) -> bool:
     return device.compute_capability is None or device.compute_capability >= AMPERE
 
 
+def divisors_of(number: int) -> tuple[int, ...]:
+    """Its divisors, the largest first, in steps of its square root."""
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return tuple(sorted({*small, *(number // n for n in small)}, reverse=True))
+
+
 def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
     """Rows a forward pass that divide a step's rows, the most first; only the pinned one if any.
 
@@ -161,7 +170,7 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
         InvalidRequest: the pinned one does not divide them.
     """
     rows = spec.step_rows
-    divisors = tuple(n for n in range(rows, 0, -1) if rows % n == 0)
+    divisors = divisors_of(rows)
     if spec.micro_batch is None:
         return divisors
     if spec.micro_batch not in divisors:
@@ -169,7 +178,7 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
             f"micro_batch {spec.micro_batch} does not divide the {rows} rows of an optimizer step "
             f"(batch_size {spec.batch_size} x gradient_accumulation {spec.gradient_accumulation}).",
             param="train.micro_batch",
-            hint=f"Take one of {', '.join(str(n) for n in reversed(divisors))}, or leave it out.",
+            hint=f"Take one of {', '.join(map(str, divisors[::-1][:_SHOWN]))}, or leave it out.",
         )
     return (spec.micro_batch,)
 
@@ -219,7 +228,7 @@ def smaller(way: Way, spec: TrainSpec) -> Way | None:
     """
     if way.micro_batch > 1:
         rows = spec.step_rows
-        half = max(n for n in range(1, way.micro_batch // 2 + 1) if rows % n == 0)
+        half = next(n for n in divisors_of(rows) if n <= way.micro_batch // 2)
         return replace(way, micro_batch=half)
     if not way.gradient_checkpointing:
         return replace(way, gradient_checkpointing=True)

@@ -1,5 +1,8 @@
 """YAML files of the adapters folder, read and validated with errors that name the file and field."""
 
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,26 +14,127 @@ from loco.contracts.errors import InvalidRequest, invalid
 
 #: libyaml where PyYAML was built with it: the pure Python parser takes most of a submit's time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+#: A recipe has some kilobytes.
+LARGEST_BYTES = 256 * 1024
+#: Mappings and lists inside each other; a recipe has five.
+DEEPEST = 32
+#: Values, those of an alias counted wherever it stands; a recipe has some hundred.
+MOST_VALUES = 20_000
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds.
+    """The mapping a YAML file holds; a file that has not changed is not read again.
 
     Raises:
-        InvalidRequest: it is missing, no valid YAML, or no mapping.
+        InvalidRequest: it is missing, too large, no valid YAML, or no mapping.
     """
     try:
-        document = yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506 (a safe loader)
+        found = path.stat()
+        state = (path, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        document = _read(*state)
     except FileNotFoundError as error:
         raise InvalidRequest(
             f"{path.name} is missing in {path.parent}.",
             hint="Point LOCO_ADAPTERS_DIR at a folder like the repository's adapters/.",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"{path}: the top level must be a mapping.")
-    return document
+    return deepcopy(document)
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, *state: int) -> Any:
+    """What a file holds; `state` tells one content of it from another."""
+    size = state[2]
+    if size > LARGEST_BYTES:
+        raise InvalidRequest(
+            f"{path} has {size:,} bytes; {LARGEST_BYTES:,} are allowed.",
+            hint="Rows belong in a JSONL file that the recipe names.",
+        )
+    try:
+        return parsed_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
+
+
+def parsed_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
+    """What a YAML text says.
+
+    It is weighed before it is built: ten lines of aliases to aliases stand for 10^9 values, and libyaml
+    crashes on a list in a list 100,000 deep.
+
+    Args:
+        text: one document.
+        most: values it may have, those of an alias counted wherever it stands.
+
+    Raises:
+        yaml.YAMLError: it is none, or deeper or larger than anything here has reason to be.
+        ValueError: a number in it has thousands of digits, or a date is none.
+    """
+    _weigh(yaml.parse(text, Loader=_LOADER), most)
+    return yaml.load(text, Loader=_LOADER)  # noqa: S506 (a safe loader)
+
+
+def _weigh(events: Iterator[yaml.Event], most: int) -> None:
+    """Refuses what is too deep or too much, names itself, or has a key twice."""
+    total = 0
+    sizes: dict[str, int] = {}  # values of what has an anchor
+    opened: list[_Open] = []
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            ended = opened.pop()
+            if ended.anchor:
+                sizes[ended.anchor] = total - ended.before
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if opened and opened[-1].repeats(event):
+            raise _refusal(event, "the key stands there twice")
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append(
+                _Open(event.anchor, total, is_mapping=isinstance(event, yaml.MappingStartEvent))
+            )
+        elif isinstance(event, yaml.ScalarEvent) and event.anchor:
+            sizes[event.anchor] = 1
+        size = sizes.get(event.anchor or "") if isinstance(event, yaml.AliasEvent) else 1
+        if size is None:
+            raise _refusal(event, f"alias *{event.anchor} stands for nothing before it")
+        total += size
+        if total > most:
+            raise _refusal(event, f"more than {most:,} values, aliases counted where they stand")
+        if len(opened) > DEEPEST:
+            raise _refusal(event, f"nested more than {DEEPEST} levels deep")
+
+
+class _Open:
+    """A mapping or list whose end has not come.
+
+    Attributes:
+        anchor: its name for aliases.
+        before: values before it.
+    """
+
+    def __init__(self, anchor: str | None, before: int, *, is_mapping: bool) -> None:
+        self.anchor = anchor
+        self.before = before
+        self._keys: set[str] = set()
+        self._is_mapping = is_mapping
+        self._is_key = False
+
+    def repeats(self, entry: yaml.NodeEvent) -> bool:
+        """Takes the next entry; True: a key that is there already."""
+        self._is_key = self._is_mapping and not self._is_key
+        if not self._is_key or not isinstance(entry, yaml.ScalarEvent):
+            return False
+        known = entry.value in self._keys
+        self._keys.add(entry.value)
+        return known
+
+
+def _refusal(event: yaml.Event, problem: str) -> yaml.YAMLError:
+    place = event.start_mark
+    return yaml.YAMLError(f"{problem}{f', line {place.line + 1}' if place else ''}")
 
 
 _ModelT = TypeVar("_ModelT", bound=Contract)

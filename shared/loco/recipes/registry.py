@@ -23,6 +23,10 @@ from pydantic import ValidationError
 from loco.contracts.errors import Conflict
 from loco.contracts.files import write_text
 from loco.contracts.versions import Version
+from loco.recipes.documents import parsed_yaml
+
+#: Thousands of versions.
+_MOST_VALUES = 2_000_000
 
 REGISTRY = "registry.yaml"
 _LOCK = ".registry.lock"
@@ -66,9 +70,9 @@ def _read(adapters_dir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = yaml.safe_load(path.read_text())
+        document = parsed_yaml(path.read_text(), most=_MOST_VALUES)
         adapters = (document or {})["adapters"] if document else {}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(adapters, dict):
         raise _unreadable(path, TypeError("adapters is not a mapping"))
