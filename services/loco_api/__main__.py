@@ -13,6 +13,7 @@ import uvicorn
 
 from loco.contracts.addresses import is_loopback
 from loco.contracts.errors import InvalidRequest, LocoError
+from loco.ledger.connection import unguarded
 from loco.ledger.keys import Keys
 from loco.ledger.ledger import Ledger
 from loco.queue.celery_app import celery_app
@@ -21,6 +22,8 @@ from loco_api.app import create_app
 from loco_api.connections import Limits, limits_here, protocol
 from loco_api.context import Context
 from loco_api.streams import Streams
+
+logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 30
 #: After SIGTERM, requests in flight get so long (seconds); event streams end within one.
@@ -53,6 +56,8 @@ def build(settings: Settings) -> Context:
             param="LOCO_REDIS_URL",
             hint="Set it (redis://127.0.0.1:6379/0), or run `loco up`, which starts a server.",
         )
+    if words := unguarded(settings.redis_url):
+        logger.warning(" ".join(words))
     ledger = Ledger.connect(
         settings.redis_url, namespace=settings.namespace, timings=settings.timings
     )

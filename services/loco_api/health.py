@@ -88,8 +88,9 @@ async def get_health() -> Health:
 async def get_readiness(here: Here, response: Response) -> Readiness:
     """200 while jobs are accepted. A part that is down shows in `checks`, with the way to mend it."""
     try:
+        await run_in_threadpool(here.ledger.require_writes)
         workers = await run_in_threadpool(here.ledger.workers)
-        redis, error = Check(status="ok", message="Redis answers."), None
+        redis, error = Check(status="ok", message="Redis answers and takes writes."), None
     except RedisUnavailable as failure:
         workers, error = [], failure.body
         redis = Check(status="down", message=failure.message, hint=failure.hint)

@@ -27,7 +27,7 @@ class Up:
         inherited = {n: v for n, v in os.environ.items() if not n.startswith("LOCO_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "loco.cli.main", "up", "--port", "0"],
+                [sys.executable, "-P", "-m", "loco.cli.main", "up", "--port", "0"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=data_dir.parent,

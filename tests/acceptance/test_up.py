@@ -11,7 +11,10 @@ import pytest
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 
-def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants) -> None:
+def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants, tmp_path) -> None:
+    for name in ("yaml", "uvicorn", "celery", "httpx", "billiard", "torch"):
+        evil = f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)"
+        (tmp_path / f"{name}.py").write_text(evil)  # beside `loco up`: nobody's module
     up = start().wait_ready()
     assert "our model host stands in at" in up.lines
     job = up.prepare(seed=1)
@@ -24,6 +27,7 @@ def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants) -
     assert not any(map(alive, family))
     assert not (up.data_dir / "up.json").exists()
     assert "killed" not in up.lines
+    assert not (tmp_path / "ran").exists()
 
 
 def test_dead_children_come_back_and_nothing_is_forgotten(start) -> None:

@@ -24,7 +24,7 @@ from loco.contracts.errors import Conflict, InvalidRequest, RedisUnavailable
 from loco.contracts.jobs import JobStatus
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
-from loco.ledger.connection import masked
+from loco.ledger.connection import masked, unguarded
 from loco.ledger.ledger import CommitAnswer, Hint, Ledger
 from loco.queue.celery_app import celery_app, close_queue, send_hint
 from loco.settings import Settings
@@ -230,6 +230,19 @@ class TestFailures:
         assert masked("redis://u:p@h:1/0") == "redis://u:***@h:1/0"
         assert masked("rediss://:p%40x@h/0") == "rediss://:***@h/0"
         assert masked("redis://h:1") == "redis://h:1"
+
+    @pytest.mark.parametrize("url", ["redis://h:1/0", "redis://user@h/0", "rediss://127.0.0.1:1/0"])
+    def test_no_password_is_said(self, url: str) -> None:
+        words = unguarded(url)
+        assert words is not None
+        assert url in words[0]
+        assert "requirepass" in words[1]
+
+    @pytest.mark.parametrize(
+        "url", ["redis://:p@h:1/0", "redis://h:1/0?password=p", "unix:///s.sock?db=0"]
+    )
+    def test_a_password_or_a_socket_is_enough(self, url: str) -> None:
+        assert unguarded(url) is None
 
 
 class TestHints:

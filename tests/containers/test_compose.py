@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,9 @@ from urllib.parse import urlsplit
 import dockerfile
 import pytest
 import yaml
+from redis import AuthenticationError, Redis
 
+from loco.box import redis_server
 from loco.recipes.frozen import STORE
 from loco.settings import Settings, Timings
 
@@ -160,26 +163,42 @@ def test_the_api_listens_inside_and_only_loopback_reaches_it(
     assert opened["ollama"]["ports"] == resolved["ollama"]["ports"]  # it knows no keys
 
 
-def test_redis_keeps_every_write(resolved: dict[str, Any]) -> None:
+@pytest.mark.redis
+def test_redis_keeps_every_write_and_its_password_to_itself(
+    resolved: dict[str, Any], tmp_path: Path
+) -> None:
     shell, flag, script = resolved["redis"]["command"]
     assert (shell, flag) == ("sh", "-c")
-    # the words as a shell passes them on
-    words = script.removeprefix("exec redis-server ").replace("--dir /data ", "")
-    evaluated = subprocess.run(
-        ["sh", "-c", f'for word in {words}; do printf "%s\\n" "$word"; done'],
-        env={"REDISCLI_AUTH": PASSWORD},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    flags = dict(zip(evaluated[::2], evaluated[1::2], strict=True))
-    assert flags == {
-        "--appendonly": "yes",
-        "--appendfsync": "always",
-        "--save": "",
-        "--maxmemory-policy": "noeviction",
-        "--requirepass": PASSWORD,
-    }
+    (tmp_path / "redis-server").symlink_to(redis_server.find_server())
+    socket = tmp_path / "s"
+    here = f"--dir {tmp_path} --port 0 --unixsocket {socket}"
+    process = subprocess.Popen(
+        ["sh", "-c", script.replace("--dir /data", here)],
+        env={"REDISCLI_AUTH": PASSWORD, "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not socket.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
+        with Redis(unix_socket_path=str(socket)) as stranger, pytest.raises(AuthenticationError):
+            stranger.ping()
+        with Redis(
+            unix_socket_path=str(socket), password=PASSWORD, decode_responses=True
+        ) as client:
+            for name, value in {
+                "appendonly": "yes",
+                "appendfsync": "always",
+                "save": "",
+                "maxmemory-policy": "noeviction",
+            }.items():
+                assert client.config_get(name)[name] == value
+    finally:
+        process.terminate()
+        process.wait()
     assert "redis:/data" in resolved["redis"]["volumes"]
 
 

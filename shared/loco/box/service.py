@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from loco.box.private import PRIVATE_UMASK, open_log, private_folder
+from loco.box.liveness import SERVER, Ask, Patience, Watch
+from loco.box.log_file import LogFile
+from loco.box.private import PRIVATE_UMASK
 from loco.stage.deathsig import dying_with_us
 
 _FIRST_BACKOFF_SECONDS = 1.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 #: A child that lived so long starts again at the first backoff.
 _HEALTHY_SECONDS = 60.0
-_TAIL_BYTES = 2000
-#: A longer log is put aside as NAME.log.1 at the next start.
-_LONGEST_LOG_BYTES = 20_000_000
+#: What came out of a child that has ended is written by then.
+_LOG_SECONDS = 5.0
 
 
 class Service:
@@ -29,8 +30,10 @@ class Service:
         name: word before its lines on the terminal, and of its log file.
         command: program and arguments.
         environment: its whole environment.
-        log: file its output is appended to.
+        log: file its output is appended to, bounded.
         stop_seconds: it gets so long after SIGTERM, then it is killed.
+        ask: whether it lives; one that is deaf is ended and started again. None: it is not asked.
+        patience: how it is asked.
     """
 
     def __init__(
@@ -41,12 +44,19 @@ class Service:
         environment: Mapping[str, str],
         log: Path,
         stop_seconds: float,
+        ask: Ask | None = None,
+        patience: Patience = SERVER,
     ) -> None:
         self.name = name
         self.log = log
         self.stop_seconds = stop_seconds
         self._command = list(command)
         self._environment = dict(environment)
+        self._ask = ask
+        self._patience = patience
+        self._watch: Watch | None = None
+        self._kill_at: float | None = None
+        self._output: LogFile | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
         self._backoff = _FIRST_BACKOFF_SECONDS
@@ -64,31 +74,34 @@ class Service:
 
     def start(self) -> None:
         """Starts the process."""
-        private_folder(self.log.parent)
-        if self.log.exists() and self.log.stat().st_size > _LONGEST_LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".log.1"))
-        with open_log(self.log) as output:
+        self._output = LogFile(self.log)
+        try:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=self._output.fileno(),
+                stderr=self._output.fileno(),
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C is ours to pass on, in order
                 umask=PRIVATE_UMASK,
                 preexec_fn=dying_with_us(),  # noqa: PLW1509 (two system calls, nothing loaded)
             )
+        finally:
+            self._output.release()
+        if self._ask is not None:
+            self._watch = Watch(self._ask, self._process.pid, self._patience)
+        self._kill_at = None
         self._started_at = time.monotonic()
         self._start_at = None
 
     def tend(self) -> str | None:
-        """Notices the end of the process and starts it again when its pause is over.
+        """Notices the end of the process and starts it again when its pause is over; ends a deaf one.
 
         Returns:
             What happened, for people; None when nothing did.
         """
         if self.running:
-            return None
+            return self._tend_deaf()
         assert self._process is not None, "started once before it is tended"
         now = time.monotonic()
         if self._start_at is None:
@@ -103,6 +116,22 @@ class Service:
             return None
         self.start()
         return f"started again (process {self.pid})"
+
+    def _tend_deaf(self) -> str | None:
+        now = time.monotonic()
+        if self._kill_at is not None:
+            if now > self._kill_at:
+                self._sweep()
+            return None
+        if self._watch is None or not self._watch.deaf:
+            return None
+        self._watch.stop()
+        self._kill_at = now + self.stop_seconds
+        self.terminate()
+        return (
+            f"runs but does not answer (process {self.pid}): asked to end, "
+            f"killed in {self.stop_seconds:.0f} s if it is deaf to that, too"
+        )
 
     def terminate(self) -> None:
         """Asks the process to end."""
@@ -130,15 +159,13 @@ class Service:
         self._sweep()
         if self._process is not None:
             self._process.wait()
+        self._hear_out()
 
     def last_words(self) -> str:
-        """The last line of its log."""
-        if not self.log.exists():
-            return "no log"
-        with self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "no output"
+        """The last line it said."""
+        if not self.running:
+            self._hear_out()
+        return (self._output.last_line if self._output else "") or "no output"
 
     @property
     def exit_code(self) -> int | None:
@@ -146,12 +173,20 @@ class Service:
         return self._process.poll() if self._process else None
 
     def _sweep(self) -> None:
+        """Kills what is left of the process's group."""
         if self._process is None:
             return
+        if self._watch is not None:
+            self._watch.stop()
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # all of them have ended
+
+    def _hear_out(self) -> None:
+        """Waits until all that it said is in its log."""
+        if self._output is not None:
+            self._output.wait(_LOG_SECONDS)
 
 
 def ended(code: int) -> str:

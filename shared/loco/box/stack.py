@@ -10,25 +10,29 @@ Redis, the model host where no Ollama answers, the API and both workers; used by
 
 import json
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
 
-from loco.box import redis_server
+from loco.box.listening import checked_port, reachable
+from loco.box.liveness import SERVER, WORKER, Ask, Patience, server_answers, worker_beats
+from loco.box.own_redis import OwnRedis
 from loco.box.private import take_from_others
-from loco.box.redis_server import RedisServer
+from loco.box.room import Room
 from loco.box.service import Service
+from loco.contracts.disk import is_disk_full
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError, RedisUnavailable
 from loco.contracts.files import try_lock, write_text
+from loco.ledger.connection import unguarded
 from loco.ledger.ledger import Ledger
 from loco.settings import DEFAULT_OLLAMA, UP_FILE, Settings
+from loco.stage.environment import child_environment, service_environment
 
 LOCK = "up.lock"
 
@@ -36,14 +40,12 @@ LOCK = "up.lock"
 _OURS = ("redis", "logs", "locks", "answers", "models", "modelhost", UP_FILE, LOCK)
 _TEND_SECONDS = 0.2
 _PROBE_SECONDS = 2.0
-_REDIS_TRIES = 6
-_REDIS_PAUSE_SECONDS = 1.0
 #: A child that ends with this code before it was ready has a wrong setting: no use to try again.
 _EXIT_SETTINGS = 2
 #: Answers the model host generates at once: on a CPU several one-thread answers beat one on many.
 _MOST_PARALLEL = 4
+_CHILDREN = {"PYTHONUNBUFFERED": "1"}
 _LOOPBACK = "127.0.0.1"
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (read, not bound)
 
 Say = Callable[[str, str], None]
 
@@ -65,8 +67,9 @@ class Stack:
         self._given = settings
         self._say = say or (lambda _name, _text: None)
         self._services: list[Service] = []
-        self._redis: RedisServer | None = None
-        self._redis_again_at = 0.0
+        self._room = Room(settings.data_dir, settings.adapters_dir)
+        self._redis: OwnRedis | None = None
+        self._up_file_due = False
         self._lock: int | None = None
         self._stopping = threading.Event()
         self._hurry = threading.Event()
@@ -144,7 +147,11 @@ class Stack:
             self._start()
             self._started.set()
             while not self._stopping.wait(_TEND_SECONDS):
-                self._tend()
+                try:
+                    self._tend()
+                except OSError as error:
+                    if not is_disk_full(error):  # that `_room` says; all is tended again
+                        raise
         except LocoError as error:
             self._error = error
         except Exception as error:  # noqa: BLE001 (kept for the caller, who raises it)
@@ -165,21 +172,28 @@ class Stack:
         if mended:
             self._say("data", f"took the rights of other users to {len(mended)} files and folders")
         self._lock = _take_lock(given.data_dir)
-        port = _checked_port(given.host, given.port)
-        self.server = f"http://{_reachable(given.host)}:{port}"
+        port = checked_port(given.host, given.port)
+        self.server = f"http://{reachable(given.host)}:{port}"
+        self._await_room()
         self._start_redis()
         ollama = self._ollama()
         settings = given.model_copy(
             update={"port": port, "redis_url": self.redis_url, "ollama_host": self.ollama_host}
         )
-        environment = {**os.environ, **settings.environment(), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **service_environment(passed=given.pass_env),
+            **settings.environment(),
+            **_CHILDREN,
+        }
         drain = settings.timings.renew + settings.timings.stop_grace + 15
-        python, train = sys.executable, str(settings.train_python)
+        python, train = Path(sys.executable), settings.train_python
+        answers = server_answers(f"{self.server}/healthz"), SERVER
+        beats = worker_beats(self.redis_url, settings.namespace), WORKER
         self._services = [
             *ollama,
-            self._service("api", [python, "-m", "loco_api"], environment, 15),
-            self._service("worker", [python, "-m", "loco_worker"], environment, drain),
-            self._service("trainer", [train, "-m", "loco_trainer"], environment, drain),
+            self._service("api", [python, "-m", "loco_api"], environment, 15, answers),
+            self._service("worker", [python, "-m", "loco_worker"], environment, drain, beats),
+            self._service("trainer", [train, "-m", "loco_trainer"], environment, drain, beats),
         ]
         for service in self._services:
             service.start()
@@ -187,10 +201,31 @@ class Stack:
         self._write_up_file()
 
     def _service(
-        self, name: str, command: list[str], environment: dict[str, str], stop_seconds: float
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        environment: dict[str, str],
+        stop_seconds: float,
+        liveness: tuple[Ask, Patience],
     ) -> Service:
-        log = self._given.data_dir / "logs" / f"{name}.log"
-        return Service(name, command, environment=environment, log=log, stop_seconds=stop_seconds)
+        python, *arguments = map(str, command)
+        ask, patience = liveness
+        return Service(
+            name,
+            [python, "-P", *arguments],
+            environment=environment,
+            log=self._given.data_dir / "logs" / f"{name}.log",
+            stop_seconds=stop_seconds,
+            ask=ask,
+            patience=patience,
+        )
+
+    def _await_room(self) -> None:
+        while (event := self._room.event()) or self._room.lacking:
+            if event:
+                self._say("disk", event)
+            if self._stopping.wait(_TEND_SECONDS):
+                raise LocoError("The stack was stopped while it waited for room on the disk.")
 
     def _start_redis(self) -> None:
         if self._given.redis_url:
@@ -207,19 +242,13 @@ class Stack:
             finally:
                 ledger.close()
             self._say("redis", "answers, as LOCO_REDIS_URL says")
+            if words := unguarded(self.redis_url):
+                self._say("redis", " ".join(words))
             return
         folder = self._given.data_dir / "redis"
-        for attempt in range(1, _REDIS_TRIES + 1):
-            try:
-                self._redis = redis_server.start(folder)
-                break
-            except RedisUnavailable:
-                # perhaps the server of a killed `loco up` is still closing its files
-                if attempt == _REDIS_TRIES or self._stopping.wait(_REDIS_PAUSE_SECONDS):
-                    raise
-        assert self._redis is not None
+        self._redis = OwnRedis(folder, self._stopping)
         self.redis_url = self._redis.url
-        self._say("redis", f"{self.redis_url} (process {self._redis.process.pid}, data {folder})")
+        self._say("redis", f"{self.redis_url} (process {self._redis.pid}, data {folder})")
 
     def _ollama(self) -> list[Service]:
         """The stand-in for Ollama, if one is needed."""
@@ -233,18 +262,27 @@ class Stack:
         if given and not loopback:
             self._say("ollama", f"none answers at {host}; register and eval will wait for it")
             return []
-        port = address.port if given and address.port else _checked_port(_LOOPBACK, 0)
+        port = address.port if given and address.port else checked_port(_LOOPBACK, 0)
         self.ollama_host = f"http://{_LOOPBACK}:{port}"
         self._say(
             "ollama", f"none answers at {host}: our model host stands in at {self.ollama_host}"
         )
-        command = [str(self._given.train_python), "-m", "loco_modelhost", "--host", _LOOPBACK]
-        command += ["--port", str(port), "--data-dir", str(self._given.data_dir / "modelhost")]
+        command: list[str | Path] = [
+            self._given.train_python,
+            "-m",
+            "loco_modelhost",
+            "--host",
+            _LOOPBACK,
+        ]
+        command += ["--port", str(port), "--data-dir", self._given.data_dir / "modelhost"]
         command += ["--parallel", str(min(_MOST_PARALLEL, os.cpu_count() or 1))]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        return [self._service("modelhost", command, environment, 10)]
+        environment = {**child_environment(passed=self._given.pass_env), **_CHILDREN}
+        answers = server_answers(f"{self.ollama_host}/"), SERVER
+        return [self._service("modelhost", command, environment, 10, answers)]
 
     def _tend(self) -> None:
+        if event := self._room.event():
+            self._say("disk", event)
         changed = self._tend_redis()
         for service in self._services:
             if not self._ready.is_set() and service.exit_code == _EXIT_SETTINGS:
@@ -255,24 +293,18 @@ class Stack:
             if event:
                 changed = True
                 self._say(service.name, event)
-        if changed:
+        if changed or self._up_file_due:
             self._write_up_file()
         if not self._ready.is_set():
             self._probe()
 
     def _tend_redis(self) -> bool:
-        redis = self._redis
-        if redis is None or redis.is_running or time.monotonic() < self._redis_again_at:
+        if self._redis is None:
             return False
-        self._say("redis", f"ended ({redis.process.returncode}); starting it again on its data")
-        try:
-            self._redis = redis_server.start(self._given.data_dir / "redis")
-        except RedisUnavailable as error:
-            self._redis_again_at = time.monotonic() + _REDIS_PAUSE_SECONDS
-            self._say("redis", f"{error.message} {error.hint or ''}")
-            return False
-        self._say("redis", f"started again (process {self._redis.process.pid})")
-        return True
+        event, changed = self._redis.tend(room=not self._room.lacking)
+        if event:
+            self._say("redis", event)
+        return changed
 
     def _probe(self) -> None:
         readiness = _readiness(self.server)
@@ -308,13 +340,15 @@ class Stack:
             "ollama_host": self.ollama_host,
             "pid": os.getpid(),
             "pids": {
-                **({"redis": self._redis.process.pid} if self._redis else {}),
+                **({"redis": self._redis.pid} if self._redis else {}),
                 **{s.name: s.pid for s in self._services},
             },
         }
         path = self._given.data_dir / UP_FILE
+        self._up_file_due = True
         write_text(path, json.dumps(document, indent=2) + "\n")
         path.chmod(0o600)  # a Redis URL may carry a password
+        self._up_file_due = False
 
 
 def ollama_answers(host: str) -> bool:
@@ -344,27 +378,3 @@ def _take_lock(data_dir: Path) -> int:
             hint="Use it (`loco jobs`), stop it, or give this one its own --data-dir and --port.",
         )
     return descriptor
-
-
-def _checked_port(host: str, port: int) -> int:
-    """The port to listen at; 0 asks for a free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Conflict(
-                f"Cannot listen at {host} port {port}: {error.strerror}.",
-                param="LOCO_PORT",
-                hint="Something else listens there; choose another with --port (0: any free one).",
-            ) from error
-        chosen: int = probe.getsockname()[1]
-        return chosen
-
-
-def _reachable(host: str) -> str:
-    """How this machine reaches a server that listens at `host`."""
-    if host in _ANY_ADDRESS:
-        return _ANY_ADDRESS[host]
-    return f"[{host}]" if ":" in host else host

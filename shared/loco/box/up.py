@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 from loco.box.stack import Stack
+from loco.contracts.disk import is_disk_full
 from loco.contracts.printable import one_line
 from loco.settings import Settings
 
@@ -54,5 +55,9 @@ def run_up(settings: Settings) -> int:
 def say(name: str, text: str) -> None:
     """One event, one line; a child's last words stay within it."""
     clock = time.strftime("%H:%M:%S")
-    sys.stdout.write(f"{clock}  {name:<9}  {one_line(text)}\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(f"{clock}  {name:<9}  {one_line(text)}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        if not is_disk_full(error):  # kept, and written with the next line when there is room
+            raise

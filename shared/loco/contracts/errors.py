@@ -210,6 +210,7 @@ class DiskFull(LocoError):
     code = "disk_full"
     status = 507
     user_fault = True
+    retryable = True
 
 
 class OutOfMemory(LocoError):

@@ -85,6 +85,19 @@ def _refused(address: str, error: redis.ResponseError) -> Exception:
     return error
 
 
+def unguarded(url: str) -> tuple[str, str] | None:
+    """A warning and its fix where Redis asks no password of who reaches its port; else None."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix" or parts.password or "password=" in parts.query:
+        return None
+    return (
+        f"Redis at {masked(url)} is used without a password: whoever reaches that port, every user "
+        "of its machine for one, rules all jobs and makes keys.",
+        "Give Redis a password (requirepass) and LOCO_REDIS_URL, too: redis://:PASSWORD@HOST:6379/0; "
+        "or unset that variable, and `loco up` brings a Redis on a socket.",
+    )
+
+
 def masked(url: str) -> str:
     """The URL without its password, fit for messages and logs."""
     parts = urlsplit(url)

@@ -41,6 +41,7 @@ _LONGEST_BACKOFF = 600
 _WORKER_SECONDS = 60
 #: A drain is asked of a process that ends soon; the mark outlives it by far (seconds).
 _DRAIN_SECONDS = 24 * 3600
+_PROBE_SECONDS = 60
 
 
 class Renewal(StrEnum):
@@ -339,6 +340,15 @@ class Ledger(LedgerReader):
         ]
 
     # Workers
+
+    def require_writes(self) -> None:
+        """Asks the server for a write, as everything else here needs one.
+
+        Raises:
+            RedisUnavailable: it does not answer, its disk is full, or it is a replica.
+        """
+        with self._connection.client() as client:
+            client.set(self._key("probe"), "1", ex=_PROBE_SECONDS)
 
     def heartbeat(self, worker: WorkerInfo) -> None:
         """Says that a worker is alive; it is listed for a minute."""

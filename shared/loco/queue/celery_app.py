@@ -5,10 +5,12 @@ message only says "there may be work for you", is taken off before it is run, an
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu import Queue as KombuQueue
 from kombu import pools
 from kombu.exceptions import OperationalError
@@ -41,9 +43,19 @@ def celery_app(settings: Settings) -> Celery:
             "No Redis is configured.",
             hint="Set LOCO_REDIS_URL, or use `loco up`, which brings a server along.",
         )
-    app = Celery("loco", set_as_current=False)
+    app = Celery("loco", set_as_current=False, loader=_Loader)
     app.conf.update(_configuration(settings.redis_url, settings.namespace))
     return app
+
+
+class _Loader(AppLoader):
+    """Imports as Python does: Celery's own looks into the current folder first, whatever lies there."""
+
+    def import_from_cwd(
+        self, module: str, imp: Callable[..., Any] | None = None, package: str | None = None
+    ) -> Any:
+        """Imports a module, not from the current folder."""
+        return (imp or self.import_module)(module, package=package)
 
 
 def broker_url(redis_url: str) -> str:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -107,7 +108,10 @@ class Child:
         while line := stdout.readline(_LONGEST_EVENT_BYTES):
             event = _parsed(line)
             if isinstance(event, LogEvent):
-                self._log.write(f"{event.message}\n".encode())
+                with suppress(
+                    OSError
+                ):  # a full disk: the ledger has the line, and events must go on
+                    self._log.write(f"{event.message}\n".encode())
             self._events.put(event)
 
 

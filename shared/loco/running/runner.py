@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from uuid import uuid4
 
-from loco.contracts.errors import LocoError, RedisUnavailable, WorkerCrashed
+from loco.contracts.disk import disk_full, is_disk_full, nothing_fits
+from loco.contracts.errors import DiskFull, LocoError, RedisUnavailable, WorkerCrashed
 from loco.contracts.files import write_text
 from loco.contracts.jobs import Failure
 from loco.contracts.paths import inside
@@ -226,6 +227,8 @@ class Runner:
         elif reason is not None or code == EXIT_STOPPED:
             # stopped without our asking: somebody signalled the program
             _insist(lambda: self._ledger.release(task_id, token), "release")
+        elif code > 0 and nothing_fits(folder):
+            self._fail(claim, disk_full(folder))  # it could not even say so
         else:
             failure = _crash(claim, code, folder)
             _insist(lambda: self._ledger.crash(task_id, token, failure), "crash")
@@ -251,6 +254,8 @@ class Runner:
         return answer
 
     def _fail(self, claim: Claim, error: Exception) -> None:
+        if is_disk_full(error) and not isinstance(error, DiskFull):
+            error = disk_full(self._settings.adapters_dir)
         ours = (
             error
             if isinstance(error, LocoError)

@@ -18,12 +18,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import ValidationError
 
+from loco.contracts.disk import disk_full, is_disk_full
 from loco.contracts.errors import InvalidRequest, LocoError, invalid
 from loco.contracts.files import write_text
 from loco.contracts.program_events import (
@@ -131,22 +133,32 @@ def main(stage: Stage, run: Run, argv: list[str] | None = None) -> int:
         emit.log("stopped on request")
         return EXIT_STOPPED
     except LocoError as error:
+        emit.error(error)
+        _tell(error)
+        return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001 (the boundary: whatever it is, the user is told)
+        emit.error(_as_ours(stage, error, out))
+        _tell(error)
+        return EXIT_FAILED
+    return 0
+
+
+def _as_ours(stage: Stage, error: Exception, out: Path) -> LocoError:
+    if is_disk_full(error):
+        return disk_full(out)
+    return LocoError(
+        f"{stage} failed: {type(error).__name__}: {error}",
+        hint="The attempt's log has the traceback; please report it with spec.json.",
+    )
+
+
+def _tell(error: Exception) -> None:
+    """Writes an error to the log, where there is room: it has been reported already."""
+    with suppress(OSError):
         if isinstance(error, InvalidRequest):
             sys.stderr.write(_in_words(error))  # what was asked is at fault, no line of ours
         else:
-            traceback.print_exc()
-        emit.error(error)
-        return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 (the boundary: whatever it is, the user is told)
-        traceback.print_exc()
-        emit.error(
-            LocoError(
-                f"{stage} failed: {type(error).__name__}: {error}",
-                hint="The attempt's log has the traceback; please report it with spec.json.",
-            )
-        )
-        return EXIT_FAILED
-    return 0
+            traceback.print_exception(error)
 
 
 def _in_words(error: LocoError) -> str:
