@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_PATH
 from loco.contracts.evaluation import GateResult
-from loco.contracts.paths import RelativePath
 
 
 class DataRecord(BaseModel):
@@ -129,7 +129,9 @@ class Version(BaseModel):
     quantization: str = Field(description="GGUF file type.")
     digest: str = Field(description="Digest of the candidate in Ollama.")
     blob: str = Field(description="`sha256:…` of the GGUF that was uploaded.")
-    gguf: RelativePath = Field(description="The GGUF, relative to the adapters folder.")
+    gguf: str = Field(
+        max_length=4 * LONGEST_PATH, description="The GGUF, relative to the adapters folder."
+    )
     size_bytes: int = Field(description="Size of the GGUF.")
     system: str | None = Field(None, description="System prompt of training and serving.")
     parameters: dict[str, Any] = Field({}, description="Ollama parameters, e.g. `temperature`.")
