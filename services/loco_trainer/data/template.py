@@ -26,7 +26,7 @@ Message = dict[str, str]
 #: fixed one, so that the same recipe trains on the same tokens tomorrow.
 DATE = date(2024, 7, 26)
 _SETTLED_DATE = f'{{%- set date_string = "{DATE:%d %b %Y}" %}}\n'
-_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.{0,200}?)\1\s*\)""")
 #: Of templates, and of transformers for a conversation without turns.
 _REFUSALS = (TemplateError, ValueError)
 #: Stands for a system prompt; no template has it in its own text.

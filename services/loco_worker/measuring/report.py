@@ -258,4 +258,5 @@ def _escaped(text: str) -> str:
         text = f"{text[:SHOWN_CHARACTERS]} …"
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", text)
-    return re.sub(r"\s*[\r\n\u2028\u2029]+\s*", "<br>", text.strip())
+    lines = (line.strip() for line in re.split(r"[\r\n\u2028\u2029]", text))
+    return "<br>".join(line for line in lines if line)

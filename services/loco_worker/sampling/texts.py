@@ -1,6 +1,7 @@
 """What is sent to the model and what is trained on: prompts, closings, hints."""
 
 import re
+from itertools import chain
 
 from loco.contracts.grading import NumericGrader
 from loco.grading.answers import folded, parse
@@ -43,16 +44,19 @@ _OF_THE_HINT = re.compile(
             rf"\b{_RESULT} (?:that |which )?(?:is|was|has been|we were|i was|we are)(?: already)? {_SAID}\b"
             r"(?! by (?!you\b)| in (?!the (?:problem|question|prompt|statement|parenthes|bracket)))",
             rf"\b{_RESULT} (?:that |which )?{_YOU} (?:gave|{_SAID}|said)\b",
-            rf"\b{_RESULT}\b(?:[^.]|\.\d)*\bas (?:was |is |already )?{_SAID}\b",
             rf"\bas (?:was |is |already )?{_SAID}(?: \w+){{0,3}}, the {_RESULT}\b",
             r"\b(?:match(?:es|ing)?|agrees? with|consistent with) the (?:expected |desired |required )?"
             rf"{_RESULT}\b",
         )
     )
 )
+#: "the result is 7 as given": two words of a clause, looked for one after the other.
+_THE_WORD = re.compile(rf"\b{_RESULT}\b")
+_AS_SAID = re.compile(rf"\bas (?:was |is |already )?{_SAID}\b")
+_CLAUSE_END = re.compile(r"\.(?!\d)")
 #: A first sentence that has the result before any step.
 _KNOWN_FIRST = re.compile(
-    rf"^\W*the {_RESULT} (?:is|=|must be|should be)[ :]*\W{{0,3}}\d[\d.,/]*(?: \w+){{0,2}}\W*$"
+    rf"^\W*the {_RESULT} (?:is|=|must be|should be)[ :]*\W{{0,3}}\d[\d.,/]*+(?: \w+){{0,2}}\W*$"
     rf"|\b(?:given|since|because|knowing|as|if|assume|assuming|suppose)(?: that)? the {_RESULT} "
     r"(?:is|was|must be|should be|equals|=)[ :]*\W{0,3}\d"
 )
@@ -93,7 +97,15 @@ def speaks_of_hint(text: str, question: str) -> bool:
     if (_runs(text) & _ECHOES) - _runs(question):
         return True
     found = (match[0] for sentence in sentences for match in _OF_THE_HINT.finditer(sentence))
-    return any(words not in asked for words in found)
+    clauses = (clause for sentence in sentences for clause in _CLAUSE_END.split(sentence))
+    return any(words not in asked for words in chain(found, map(_as_said, clauses)))
+
+
+def _as_said(clause: str) -> str:
+    """From the result that a clause names to where it says that it was given; "" where it does not."""
+    named = _THE_WORD.search(clause)
+    said = list(_AS_SAID.finditer(clause, named.end())) if named else []
+    return clause[named.start() : said[-1].end()] if named and said else ""
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:

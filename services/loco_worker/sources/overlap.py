@@ -8,6 +8,7 @@ long run of words, when they pose the same written-out calculation ("Compute 15 
 import re
 import unicodedata
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 #: A whole eval question shorter than the n-gram counts as one when it has at least this many words.
@@ -16,10 +17,13 @@ SHORTEST_QUESTION = 5
 _OPERATORS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "⁄": "/"})  # noqa: RUF001
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|(?<![^\W\d_])-(?=[\s\d])|[+*/=%^]|-(?=\d)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# from its first operand on: signs and brackets before it are put back by `calculation`, for a run of
+# them tried from each of its characters would take time that grows with the square of its length
 _EXPRESSION = re.compile(
-    r"(?<![\w.])[-(]*(?:\d+(?:\.\d+)?[a-z]?|[a-z](?=\s*[-+*/=]))[)]*"
+    r"(?<![\w.])(?:\d+(?:\.\d+)?[a-z]?|[a-z](?=\s*[-+*/=]))[)]*"
     r"(?:\s*[-+*/=]\s*[-(]*(?:\d+(?:\.\d+)?[a-z]?|[a-z](?![a-z]))[)]*)+"
 )
+_WORD_END = re.compile(r"[\w.]\Z")
 
 
 class Match(NamedTuple):
@@ -105,11 +109,17 @@ def calculation(question: str) -> str | None:
     None too when numbers stand outside it: then it is a part of a larger problem ("3/4 of 60").
     """
     text = _folded(question)
-    found = list(_EXPRESSION.finditer(text))
+    found = list(islice(_EXPRESSION.finditer(text), 2))
     if len(found) != 1:
         return None
-    rest = text[: found[0].start()] + text[found[0].end() :]
-    return None if re.search(r"\d", rest) else re.sub(r"\s", "", found[0][0])
+    before, after = text[: found[0].start()], text[found[0].end() :]
+    if re.search(r"\d", before) or re.search(r"\d", after):
+        return None
+    rest = before.rstrip("-(")
+    opening = before[len(rest) :]
+    if _WORD_END.search(rest[-1:]):  # "f(2+3)": the bracket belongs to the word
+        opening = opening[1:]
+    return opening + re.sub(r"\s", "", found[0][0])
 
 
 def _folded(text: str) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from loco.contracts.grading import ChoiceGrader, JsonGrader, NumericGrader, WordsGrader
-from loco.grading.answers import extract, parse, stated
+from loco.grading.answers import LONGEST_NUMBER, extract, parse, stated
 from loco.grading.eval_items import EvalItem
 from loco_worker.sources.rows import Empty, Malformed, Row, row_of, training_answer
 
 #: A number at the very end of a text: the answer of a chat turn that names none as such.
-_LAST_NUMBER = re.compile(r"(?P<number>[-+]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?)[.!*\s]*\Z")
+_LAST_NUMBER = re.compile(r"[-+]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?\Z")
+_AFTER = re.compile(r"[.!*\s]")
 
 
 def question_of(number: int, record: Any) -> Row:
@@ -84,8 +85,12 @@ def _item(value: dict[str, Any]) -> EvalItem:
 def _number_at_end(text: str) -> str:
     if stated(text) is not None and (found := extract(text)) is not None:
         return found.text.replace(",", "")
-    match = _LAST_NUMBER.search(text)
-    number = parse(match["number"]) if match else None
+    end = len(text)
+    while end and _AFTER.match(text, end - 1):
+        end -= 1
+    # a number longer than this part is too long to be read, from wherever it begins
+    match = _LAST_NUMBER.search(text[max(0, end - 2 * LONGEST_NUMBER) : end])
+    number = parse(match[0]) if match else None
     if number is None:
         raise Malformed("its last answer ends on no number")
     return number.text.replace(",", "")

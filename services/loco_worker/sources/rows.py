@@ -11,8 +11,10 @@ from loco.grading.answers import parse
 from loco.grading.eval_items import EvalItem
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
-_HASHES = re.compile(r"\n?\s*####\s*(?P<number>[^\n]*)\s*$")
-_CLOSING = re.compile(r"\bthe answer is:?\s*(?P<number>[^\n]+)$", re.I)
+_HASHES = "####"
+_CLOSING = r"\bthe answer is:?"
+#: Characters at the end of a line in which a mark is looked for that ends there; longer than any.
+_MARK = 40
 #: ShareGPT's names of the roles.
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
 
@@ -84,16 +86,29 @@ def training_answer(answer: str) -> str:
         Malformed: it ends on no number.
     """
     text = _CALCULATOR.sub("", answer).strip()
-    match = _HASHES.search(text) or _CLOSING.search(text)
-    if match is not None:
-        reasoning, written = text[: match.start()].rstrip(), match["number"]
-    else:
-        reasoning, written = "", text
+    reasoning, written = _parted(text, _HASHES) or _parted(text, _CLOSING) or ("", text)
     number = parse(written)
     if number is None:
         raise Malformed("no number to end on")
     closing = f"The answer is {number.text.replace(',', '')}"
     return f"{reasoning}\n{closing}" if reasoning else closing
+
+
+def _parted(text: str, mark: str) -> tuple[str, str] | None:
+    """What stands before and behind a mark in the last line, or at the end of the one before it.
+
+    Line by line: a pattern that also takes the blanks around a mark would be tried at each of them.
+    """
+    last = text.rfind("\n") + 1
+    before = text[:last].rstrip()
+    found = re.search(rf"{mark}\Z", before[-_MARK:], re.I)
+    if found is not None:
+        return before[: len(before) - len(found[0])].rstrip(), text[last:]
+    found = re.compile(mark, re.I).search(text, last)
+    # "… and the answer is" says nothing; what stands before may
+    if found is None or (mark == _CLOSING and found.end() == len(text) and text[-1] != ":"):
+        return None
+    return text[: found.start()].rstrip(), text[found.end() :]
 
 
 def _pair(number: int, question: str, answer: str, problem: str | None) -> Row:

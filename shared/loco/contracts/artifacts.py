@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_PATH
 from loco.contracts.files import sha256_of
 from loco.contracts.paths import RelativePath
 from loco.contracts.stages import Stage
@@ -32,12 +33,13 @@ class FrozenFile(Contract):
     """A file that a job reads, as it was when the job was accepted."""
 
     path: str = Field(
-        description="Path of the copy: relative to the adapters folder, absolute in a stage's inputs."
+        max_length=4 * LONGEST_PATH,
+        description="Path of the copy: relative to the adapters folder, absolute in a stage's inputs.",
     )
     sha256: str = Field(
         description="SHA-256 of the content, hexadecimal.", pattern="^[0-9a-f]{64}$"
     )
-    size: int = Field(ge=0, description="Size in bytes.")
+    size: int = Field(ge=0, le=2**53, description="Size in bytes.")
 
 
 class Artifact(Contract):

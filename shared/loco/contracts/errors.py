@@ -318,7 +318,7 @@ def invalid(error: ValidationError, document: Any = None, *, where: str = "") ->
     first = error.errors(include_url=False)[0]
     field = ".".join(_written(first["loc"], document)).replace("register_", "register")
     place = f"{where}: {field}" if where else field
-    hint = None
+    hint = "docs/recipes.md and GET /openapi.json say what each field may hold."
     if first["type"] == "extra_forbidden":
         message = f"{place}: unknown field."
         hint = "Check the spelling; GET /openapi.json and docs/recipes.md list every field."

@@ -55,7 +55,7 @@ class ItemSource(Contract):
     """Where the problems of an eval set come from."""
 
     source: GivenSource = Field(description="Rows of a file or hub dataset, or a generator.")
-    count: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["all"] = Field(
         "all",
         description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",
     )
@@ -85,6 +85,7 @@ class GateSpec(Contract):
     min_problems: int = Field(
         100,
         ge=1,
+        le=1_000_000,
         description="Fewer primary problems than this prove nothing: `unproven` at most, and refused "
         "while another version serves.",
     )

@@ -5,10 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from loco.contracts.bounds import LONGEST_PATH
 from loco.contracts.errors import UnsafePath
-
-#: Characters of a longest path; every file system here takes 255 a name.
-LONGEST_PATH = 1024
 
 
 def relative(path: str) -> str:

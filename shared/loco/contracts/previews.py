@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.plans import Device, Lengths, Memory, Plan
 from loco.contracts.requests import JobRequest
 from loco.contracts.stages import Stage
@@ -13,10 +14,15 @@ from loco.contracts.stages import Stage
 class AskedDevice(Contract):
     """A device to plan for instead of the worker's: "what if I had an 8 GB card"."""
 
-    name: str = Field("GPU", description="Name of the GPU, or `cpu`.", examples=["RTX 3070"])
+    name: str = Field(
+        "GPU",
+        max_length=LONGEST_NAME,
+        description="Name of the GPU, or `cpu`.",
+        examples=["RTX 3070"],
+    )
     memory_gb: float = Field(gt=0, le=10_000, description="Its memory, 10^9 bytes.")
     compute_capability: float | None = Field(
-        None, gt=0, description="Of an NVIDIA GPU, e.g. 8.6; none: what its name says."
+        None, gt=0, le=100, description="Of an NVIDIA GPU, e.g. 8.6; none: what its name says."
     )
 
 

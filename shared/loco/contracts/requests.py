@@ -6,7 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.evaluation import LARGEST_SEED
+from loco.contracts.paths import JobId
 from loco.contracts.stages import Stage
 
 DEFAULT_PROFILE = "default"
@@ -23,23 +25,34 @@ METADATA = "Yours; not interpreted. At most 32 keys of 64 characters, values of 
 class JobRequest(Contract):
     """The body of `POST /jobs`."""
 
-    adapter: str = Field(description="Name of an adapter.", examples=["math"])
-    profile: str = Field(DEFAULT_PROFILE, description="Profile of the recipe.", examples=["tiny"])
-    stages: tuple[Stage, ...] | None = Field(
-        None, description="Consecutive stages to run; none: all five."
+    adapter: str = Field(
+        max_length=LONGEST_NAME, description="Name of an adapter.", examples=["math"]
     )
-    from_job: str | None = Field(
+    profile: str = Field(
+        DEFAULT_PROFILE,
+        max_length=LONGEST_NAME,
+        description="Profile of the recipe.",
+        examples=["tiny"],
+    )
+    stages: tuple[Stage, ...] | None = Field(
+        None, max_length=len(Stage), description="Consecutive stages to run; none: all five."
+    )
+    from_job: JobId | None = Field(
         None,
         description="Job whose outputs stand in for the stages left out; none: the newest that fits.",
     )
-    base_model: str | None = Field(None, description="Name of a base model of the catalog.")
-    prepare: dict[str, Any] = Field({}, description="Overrides of the prepare spec.")
-    train: dict[str, Any] = Field({}, description="Overrides of the train spec.")
-    export: dict[str, Any] = Field({}, description="Overrides of the export spec.")
-    register_: dict[str, Any] = Field(
-        {}, alias="register", description="Overrides of the register spec."
+    base_model: str | None = Field(
+        None, max_length=LONGEST_NAME, description="Name of a base model of the catalog."
     )
-    eval: dict[str, Any] = Field({}, description="Overrides of the eval spec.")
+    prepare: dict[str, Any] = Field(
+        {}, max_length=100, description="Overrides of the prepare spec."
+    )
+    train: dict[str, Any] = Field({}, max_length=100, description="Overrides of the train spec.")
+    export: dict[str, Any] = Field({}, max_length=100, description="Overrides of the export spec.")
+    register_: dict[str, Any] = Field(
+        {}, alias="register", max_length=100, description="Overrides of the register spec."
+    )
+    eval: dict[str, Any] = Field({}, max_length=100, description="Overrides of the eval spec.")
     seed: int | None = Field(
         None, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none."
     )

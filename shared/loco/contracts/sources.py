@@ -5,16 +5,27 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import (
+    LARGEST_CONTEXT,
+    LONGEST_ANSWER,
+    LONGEST_NAME,
+    LONGEST_PATH,
+    LONGEST_PROMPT,
+)
 
 
 class HuggingFaceSource(Contract):
     """Question/answer rows of a dataset on the Hugging Face hub."""
 
     kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
-    dataset: str = Field("openai/gsm8k", description="Dataset id.")
-    config: str | None = Field("main", description="Configuration of the dataset.")
-    split: str = Field("train", description="Split to read.")
-    revision: str | None = Field(None, description="Commit, tag or branch; none: the newest.")
+    dataset: str = Field("openai/gsm8k", max_length=LONGEST_NAME, description="Dataset id.")
+    config: str | None = Field(
+        "main", max_length=LONGEST_NAME, description="Configuration of the dataset."
+    )
+    split: str = Field("train", max_length=LONGEST_NAME, description="Split to read.")
+    revision: str | None = Field(
+        None, max_length=LONGEST_NAME, description="Commit, tag or branch; none: the newest."
+    )
 
 
 class JsonlSource(Contract):
@@ -22,7 +33,8 @@ class JsonlSource(Contract):
 
     kind: Literal["jsonl"] = Field(description="Rows of a file.")
     path: str = Field(
-        description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS."
+        max_length=LONGEST_PATH,
+        description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS.",
     )
 
 
@@ -30,9 +42,12 @@ class ReasoningGymSource(Contract):
     """Generated problems of the reasoning-gym package, seeded, offline."""
 
     kind: Literal["reasoning-gym"] = Field(description="Generated problems.")
-    tasks: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    tasks: dict[
+        Annotated[str, Field(max_length=LONGEST_NAME)], Annotated[float, Field(gt=0, le=1_000_000)]
+    ] = Field(
         {"gsm_symbolic": 1.0},
         min_length=1,
+        max_length=200,
         description="Task name to weight in the mixture, e.g. `{gsm_symbolic: 1}`.",
     )
 
@@ -83,6 +98,7 @@ class SelfSource(Contract):
     instruction: str | None = Field(
         None,
         min_length=1,
+        max_length=LONGEST_PROMPT,
         description="System prompt while sampling; none: the served model's own.",
     )
     train_instruction: bool = Field(
@@ -104,8 +120,10 @@ class SelfSource(Contract):
         le=1_000_000,
         description="Pairs of a right and a wrong answer to a question, for train.preference.",
     )
-    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
-    num_predict: int = Field(1024, ge=1, description="Limit of generated tokens an answer.")
+    num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
+    num_predict: int = Field(
+        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens an answer."
+    )
     parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
         "auto",
         description="Questions asked at once; what the server does not answer at once waits there.",

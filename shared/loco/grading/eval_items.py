@@ -1,7 +1,6 @@
 """Eval problems: one JSON object a line with `id`, `question`, `answer` and perhaps a `grader`."""
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -41,8 +40,8 @@ _EXAMPLES = {
     "code": '{"kind": "code", "entry": "f", "cases": [{"args": [2], "expected": 4}]}',
 }
 
-#: How a worked answer of GSM8K ends.
-_HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]*?)\s*$")
+#: What a worked answer of GSM8K has before its result, in its last line.
+_HASHES = "####"
 
 
 class EvalItem(BaseModel):
@@ -158,8 +157,10 @@ def _item(value: object, number: int, place: str) -> EvalItem:
     if isinstance(value, dict):
         value = {"id": str(number), **value}
         answer, graded = value.get("answer"), value.get("grader") is not None
-        if isinstance(answer, str) and not graded and (closing := _HASHES.search(answer)):
-            value["answer"] = closing["answer"]
+        if isinstance(answer, str) and not graded:
+            _, mark, result = answer.rstrip().rpartition("\n")[2].partition(_HASHES)
+            if mark:
+                value["answer"] = result.lstrip(" \t")
     try:
         return EvalItem.model_validate(value)
     except ValidationError as error:

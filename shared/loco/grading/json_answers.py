@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from loco.contracts.grading import DEEPEST_JSON, JsonGrader, JsonType, depth
 
 _OPENING = re.compile(r"[{\[]")
-_FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)```", re.S)
+_FENCE = re.compile(r"```[ \t]*+[\w+-]*+[ \t]*+\n(.*?)```", re.S)
 #: Places in a text where a value is tried.
 _TRIES = 50
 

@@ -13,6 +13,7 @@ from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
+from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
 from loco.recipes.datasets import dataset_path, named_files
@@ -20,6 +21,8 @@ from loco.recipes.frozen import freeze
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.settings import Settings
 
+#: Bytes of a resolved spec as JSON; those of the bundled recipe have under 8,000.
+_LARGEST_SPEC = 64 * 1024
 _LONGEST_KEY = 255
 #: A recipe that is edited while it is read is read again, so many times.
 _TRIES = 3
@@ -93,8 +96,10 @@ def accept(
         _check_key(idempotency_key)
         if job := ledger.accepted(idempotency_key, digest, owner=owner):
             return job, False
+    spec = make()
+    _check_size(spec)
     job, created = ledger.submit(
-        make(),
+        spec,
         priority=priority,
         metadata=metadata,
         idempotency_key=idempotency_key,
@@ -166,6 +171,30 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
             hint=f"Start `stages` at {missing[0]}, or name another job in `from_job`.",
         )
     return spec.model_copy(update={"from_job": job_id})
+
+
+def _check_size(spec: JobSpec) -> None:
+    """Refuses a spec that would make every list of jobs heavy; names what most of it is.
+
+    Raises:
+        InvalidRequest: it has more than `_LARGEST_SPEC` bytes.
+    """
+    size = len(spec.model_dump_json(by_alias=True).encode())
+    if size <= _LARGEST_SPEC:
+        return
+    parts = {
+        f"{stage}.{field}": value
+        for stage in Stage
+        for field, value in spec.part(stage).model_dump(mode="json").items()
+    } | {"inputs": spec.model_dump(mode="json")["inputs"]}
+    sizes = {name: len(json.dumps(value)) for name, value in parts.items()}
+    largest = max(sizes, key=lambda name: sizes[name])
+    raise InvalidRequest(
+        f"The resolved spec has {size:,} bytes; {_LARGEST_SPEC:,} are allowed. {largest} alone has "
+        f"{sizes[largest]:,}.",
+        param=largest,
+        hint="Shorten it: texts and rows belong in files that the recipe names.",
+    )
 
 
 def _check_key(key: str) -> None:

@@ -1,5 +1,6 @@
 """The data files that a recipe or request names: which, where they may lie, what a stage reads."""
 
+import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,7 +79,7 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
         DataError: no such file, one outside the folders, or something else than a file.
     """
     folders = [folder.resolve() for folder in (adapter_dir, *dataset_dirs)]
-    if "\0" in path or not path.strip() or ".." in PurePosixPath(path).parts:
+    if not path.isprintable() or not path.strip() or ".." in PurePosixPath(path).parts:
         raise DataError(
             f"{path!r} is not a file name that may be used here.",
             param="path",
@@ -87,12 +88,19 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
     outside = irregular = False
     for folder in folders:
         # joining an absolute path gives that path: it has to lie below the folder all the same
-        file = (folder / path).resolve()
-        if not file.is_relative_to(folder):
+        try:
+            file = (folder / path).resolve()
+            mode = file.stat().st_mode if file.is_relative_to(folder) else None
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, RuntimeError):  # a loop of links, a name that is too long
+            irregular = True
+            continue
+        if mode is None:
             outside = True
-        elif file.is_file():
+        elif stat.S_ISREG(mode):
             return file
-        elif file.exists():
+        else:
             irregular = True
     if irregular:
         raise DataError(

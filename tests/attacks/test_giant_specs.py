@@ -1,0 +1,217 @@
+"""Requests whose numbers, texts or structure are larger than anything has a use for.
+
+`POST /plan` with `gradient_accumulation: 10**18`, forty times, stopped the API until kill -9. Every
+number, text and list of a request has a bound, a plan has threads of its own, and what Python's JSON
+lets through is an error of the request.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_api import ApiServer
+from pydantic import BaseModel
+
+from loco.contracts.keys import KeyRequest
+from loco.contracts.previews import PlanRequest
+from loco.contracts.requests import JobRequest, ReplayRequest
+from loco.contracts.specs import JobSpec
+from loco.planning.ways import divisors_of
+
+pytestmark = pytest.mark.redis
+
+TINY: dict[str, Any] = {"adapter": "math", "profile": "tiny"}
+HUGE = 10**18
+
+
+@pytest.fixture
+def http(live_api: ApiServer) -> Any:
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", [JobRequest, PlanRequest, ReplayRequest, JobSpec, KeyRequest])
+def test_every_field_of_a_request_has_a_bound(model: type[BaseModel]) -> None:
+    schema = model.model_json_schema()
+    assert unbounded(schema, schema.get("$defs", {}), model.__name__) == set()
+
+
+def unbounded(node: dict[str, Any], defs: dict[str, Any], path: str) -> set[str]:
+    """Fields of a JSON schema without a largest value or length."""
+    if "$ref" in node:
+        name = node["$ref"].rpartition("/")[2]
+        rest = {k: v for k, v in defs.items() if k != name}
+        return unbounded(defs[name], rest, path) if name in defs else set()
+    if "const" in node or "enum" in node:
+        return set()
+    found: set[str] = set()
+    bounds = {
+        "integer": ("maximum", "exclusiveMaximum"),
+        "number": ("maximum", "exclusiveMaximum"),
+        "string": ("maxLength", "pattern", "format"),
+        "array": ("maxItems",),
+    }
+    kind = node.get("type", "")
+    if kind in bounds and not any(bound in node for bound in bounds[kind]):
+        found.add(path)
+    inner = [(path, n) for key in ("anyOf", "oneOf", "allOf") for n in node.get(key, ())]
+    inner += [(f"{path}[]", node["items"])] if "items" in node else []
+    inner += [(f"{path}.{name}", n) for name, n in node.get("properties", {}).items()]
+    values = node.get("additionalProperties")
+    if values not in (None, False):
+        if "maxProperties" not in node:
+            found.add(path)
+        inner += [(f"{path}{{}}", values)] if isinstance(values, dict) else []
+    for name, child in inner:
+        found |= unbounded(child, defs, name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("train", "gradient_accumulation", HUGE),
+        ("train", "batch_size", 10**400),
+        ("train", "max_length", HUGE),
+        ("train", "max_steps", HUGE),
+        ("train", "epochs", 1e308),
+        ("train", "micro_batch", -HUGE),
+        ("prepare", "examples", HUGE),
+        ("register", "num_ctx", HUGE),
+        ("register", "num_ctx", -1),
+        ("register", "num_predict", HUGE),
+        ("eval", "limit", HUGE),
+        ("eval", "instruction", "x" * 100_000),
+        ("prepare", "source", {"kind": "jsonl", "path": "x" * 5000}),
+        ("prepare", "source", {"kind": "jsonl", "path": "\0"}),
+        ("prepare", "source", {"kind": "jsonl", "path": "loop"}),
+        ("prepare", "source", {"kind": "jsonl", "path": "x" * 300}),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_name(
+    http: httpx.Client, adapters_dir: Path, stage: str, field: str, value: object
+) -> None:
+    loop = adapters_dir / "math" / "loop"
+    loop.symlink_to(loop)
+    answer = http.post("/jobs", json={**TINY, stage: {field: value}})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"]["param"].startswith(f"{stage}.{field}")
+    assert answer.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"adapter": "math", "from_job": "\\ud800"}',
+        b'{"adapter": "\\ud800"}',
+        b'{"adapter": "math", "metadata": {"a": "\\udfff"}}',
+        b'{"adapter": "math", "seed": NaN}',
+        b'{"adapter": "math", "seed": 1e999}',
+        b'{"adapter": "math", "seed": ' + b"9" * 5000 + b"}",
+        b'{"adapter": "math", "train": {"epochs": -Infinity}}',
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"adapter": ' * 10_000 + b"1" + b"}" * 10_000,
+        b'{"adapter": "\xff\xfe"}',
+        b"\xef\xbb\xbf{}",
+        b"null",
+        b"",
+    ],
+)
+@pytest.mark.parametrize("route", ["/jobs", "/plan"])
+def test_a_body_that_is_hardly_json_is_refused(http: httpx.Client, route: str, body: bytes) -> None:
+    answer = http.post(route, content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 404, 422), answer.text
+    assert answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs/%ED%A0%80",
+        "/jobs/" + "x" * 9000,
+        "/jobs/%00",
+        "/jobs?limit=" + "9" * 5000,
+        "/jobs?after=%ED%A0%80",
+        "/jobs?adapter=%FF",
+        "/adapters/%2e%2e%2f%2e%2e",
+        "/adapters/math?profile=%00",
+        "/jobs/x/artifacts/%00",
+        "/jobs/x/events?after=%00",
+        "/tasks/%00",
+        "/adapters/math/versions?after=" + "9" * 400,
+    ],
+)
+def test_a_path_that_is_hardly_one_is_refused(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code in (200, 400, 404, 422), answer.text
+    if answer.status_code != 200:
+        assert answer.json()["error"]["code"]
+
+
+def test_a_spec_is_bounded_as_a_whole(http: httpx.Client) -> None:
+    sets = {
+        f"s{n}": {"source": {"kind": "jsonl", "path": f"{'x' * 190}/{'y' * 190}/{n}.jsonl"}}
+        for n in range(45)
+    }
+    config = {f"k{n}": "v" * 900 for n in range(100)}
+    answer = http.post("/jobs", json={**TINY, "eval": {"sets": sets}, "train": {}})
+    assert answer.status_code == 422
+    answer = http.post("/jobs", json={**TINY, "metadata": {f"k{n}": "v" * 512 for n in range(33)}})
+    assert answer.json()["error"]["param"] == "metadata"
+    assert config
+
+
+def test_plans_do_not_stop_the_rest(http: httpx.Client, live_api: ApiServer) -> None:
+    body = {**TINY, "train": {"gradient_accumulation": 4096, "batch_size": 4096}}
+    answers: list[int] = []
+
+    def plan() -> None:
+        with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as client:
+            answers.append(client.post("/plan", json=body).status_code)
+
+    threads = [threading.Thread(target=plan) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    slowest = 0.0
+    while any(thread.is_alive() for thread in threads):
+        began = time.monotonic()
+        assert http.get("/healthz").status_code == 200
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.05)
+    assert len(answers) == 40
+    assert set(answers) <= {200, 422, 503}
+    assert slowest < 20
+
+
+def test_a_plan_that_takes_too_long_is_given_up(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loco_api import plan  # noqa: PLC0415
+
+    ended = threading.Event()
+
+    def endless(*_: object) -> None:
+        ended.wait(60)
+
+    monkeypatch.setattr(plan, "PLAN_SECONDS", 0.3)
+    monkeypatch.setattr(plan, "preview", endless)
+    try:
+        for _ in range(4):  # two threads are held, the others wait for one
+            answer = http.post("/plan", json=TINY)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "busy")
+            assert answer.headers["Retry-After"]
+        assert http.get("/jobs").status_code == 200
+    finally:
+        ended.set()
+
+
+def test_divisors_are_found_by_their_root() -> None:
+    assert divisors_of(12) == (12, 6, 4, 3, 2, 1)
+    assert divisors_of(1) == (1,)
+    began = time.process_time()
+    assert len(divisors_of(4096**2)) == 25
+    assert len(divisors_of(10**12 + 39)) == 2
+    assert time.process_time() - began < 10
