@@ -91,10 +91,12 @@ class LogFile:
     def _read(self) -> None:
         while chunk := os.read(self._source, _CHUNK_BYTES):
             with self._came:
-                if len(self._waiting) < _MOST_WAITING_BYTES:
-                    self._waiting += chunk
-                else:
-                    self._dropped += len(chunk)
+                if len(self._waiting) > _MOST_WAITING_BYTES:
+                    self._dropped += len(
+                        self._waiting
+                    )  # not the newest: they may be its last words
+                    self._waiting.clear()
+                self._waiting += chunk
                 self._came.notify()
         os.close(self._source)
         with self._came:
