@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from loco.contracts.errors import BodyTooLarge, Forbidden, InvalidRequest, NotFound
 from loco.contracts.keys import AuditEvent, KeyInfo, KeyRequest, NewKey, lifetime_of
+from loco.ledger.audit import ENTRY_ID
 from loco_api.auth import ADMIN, Who
 from loco_api.context import Here
 from loco_api.errors import responses
@@ -94,7 +95,8 @@ async def list_audit(
         bool, Query(description="Requests without a valid key, counted by address, instead.")
     ] = False,
     after: Annotated[
-        str | None, Query(description="Go on after this entry, the last of a page.")
+        str | None,
+        Query(pattern=ENTRY_ID, description="Go on after this entry, the last of a page."),
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Entries a page.")] = 100,
 ) -> AuditPage:

@@ -111,25 +111,11 @@ def trained(text: str) -> None:
         training_answer(text)
 
 
-#: Runs in which `calculation` takes the square of their length.
-PENDING = [(calculation, run) for run in ("(", "-(", "-")]
 FUNCTIONS = [graded, extract, extract_words, trained, normalise, calculation]
 
 
-@pytest.mark.parametrize(
-    ("function", "run"), [(f, r) for f in FUNCTIONS for r in RUNS if (f, r) not in PENDING]
-)
+@pytest.mark.parametrize(("function", "run"), [(f, r) for f in FUNCTIONS for r in RUNS])
 def test_runs_take_time_in_step_with_their_length(function, run):
-    check_growth(function, run)
-
-
-@pytest.mark.xfail(run=False, reason="until `isolate` is merged; half a minute each")
-@pytest.mark.parametrize(("function", "run"), PENDING)
-def test_runs_that_still_take_the_square(function, run):
-    check_growth(function, run)
-
-
-def check_growth(function, run: str) -> None:
     """Eight times the text takes about eight times as long; sixty-four would be a square."""
     small = run * (2_000 // len(run))
     large = run * (16_000 // len(run))

@@ -37,7 +37,6 @@ def box(tmp_path_factory):
     return inside
 
 
-@pytest.mark.xfail(reason="until `server` is merged")
 @given(name=NAMES | NAMES.map(lambda n: "/" + n))
 @example(name="link/secret")
 @example(name="../secret")
@@ -55,7 +54,6 @@ def test_no_data_file_lies_outside(box, name):
     assert found.read_bytes() != SECRET
 
 
-@pytest.mark.xfail(reason="until `ledger` is merged")
 @given(path=NAMES | NAMES.map(lambda n: "/" + n))
 @example(path="link/secret")
 @example(path="../secret")
@@ -64,7 +62,8 @@ def test_no_data_file_lies_outside(box, name):
 @example(path="a" * 5000)
 @example(path="\0")
 def test_no_artifact_lies_outside(box, path):
-    artifact = Artifact(
+    # as if the record had been read: a path that is none below a folder is refused before
+    artifact = Artifact.model_construct(
         name="x", stage=None, path=path, size=6, sha256="0" * 64, media_type="text/plain"
     )
     try:
@@ -76,10 +75,9 @@ def test_no_artifact_lies_outside(box, path):
     pytest.fail("nothing has that digest")
 
 
-@pytest.mark.xfail(reason="until `ledger` is merged")
 @given(name=NAMES)
 def test_a_download_stays_in_its_folder(box, name):
-    artifact = Artifact(
+    artifact = Artifact.model_construct(
         name=name, stage=None, path="x", size=1, sha256="0" * 64, media_type="text/plain"
     )
     try:

@@ -79,19 +79,7 @@ def test_any_text_as_a_recipe(folder, text):
     used(folder, text)
 
 
-#: What PyYAML raises as it comes.
-PENDING = {"long number", "no month 99", "int of nothing", "float of nothing", "bool of nothing"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="until `server` is merged"))
-        if n in PENDING
-        else n
-        for n in HOSTILE
-    ],
-)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_recipes(folder, name):
     used(folder, HOSTILE[name])
 

@@ -77,7 +77,6 @@ def test_any_line_is_json_or_our_error(line, tmp_path_factory):
     read(line, tmp_path_factory)
 
 
-@pytest.mark.xfail(reason="until `isolate` is merged")
 @pytest.mark.parametrize("line", HOSTILE[:2], ids=["number", "answer"])
 def test_numbers_too_long_for_python(line, tmp_path_factory):
     read(line, tmp_path_factory)

@@ -313,10 +313,13 @@ def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[A
 
 def _below(folder: Path, artifact: Artifact) -> Path:
     """Where an artifact goes: never outside the folder, whatever a server calls it."""
-    target = (folder / artifact.folder / artifact.name).resolve()
-    if not target.is_relative_to(folder.resolve() / artifact.folder):
-        raise InvalidRequest(f"The server calls an artifact {artifact.name!r}; it is left alone.")
-    return target
+    try:
+        target = (folder / artifact.folder / artifact.name).resolve()
+        if target.is_relative_to(folder.resolve() / artifact.folder):
+            return target
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a NUL
+        pass
+    raise InvalidRequest(f"The server calls an artifact {artifact.name!r:.200}; it is left alone.")
 
 
 def _current_stage(entry: Job) -> str:

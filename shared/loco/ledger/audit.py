@@ -15,7 +15,8 @@ from loco.ledger.views import moment
 #: Entries kept; older ones go. An entry is under 1 kB.
 KEPT = 10_000
 REFUSALS_KEPT = 1000
-_ID = re.compile(r"\d{1,19}-\d{1,19}", re.ASCII)
+#: ID of an entry of a stream.
+ENTRY_ID = r"^[0-9]{1,19}-[0-9]{1,19}$"
 
 
 class Audit:
@@ -66,7 +67,7 @@ class Audit:
 
 
 def _checked(entry_id: str) -> str:
-    if _ID.fullmatch(entry_id):
+    if re.fullmatch(ENTRY_ID, entry_id):
         return entry_id
     raise InvalidRequest(
         f"after: {entry_id!r:.80} is not the ID of an entry.",

@@ -55,7 +55,7 @@ def _read(path: Path, *state: int) -> Any:
         )
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, LookupError) as error:
         raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
 
 
@@ -71,7 +71,7 @@ def parsed_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
 
     Raises:
         yaml.YAMLError: it is none, or deeper or larger than anything here has reason to be.
-        ValueError: a number in it has thousands of digits, or a date is none.
+        ValueError, LookupError: a number in it has thousands of digits, or a date is none; `!!int ""`.
     """
     _weigh(yaml.parse(text, Loader=_LOADER), most)
     return yaml.load(text, Loader=_LOADER)  # noqa: S506 (a safe loader)

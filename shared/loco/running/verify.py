@@ -9,6 +9,7 @@ the same bytes. Hashing takes 1 to 2 s a GB, a look at the state 35 microseconds
 """
 
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -126,7 +127,7 @@ def verified(adapters_dir: Path, artifact: Artifact) -> Path:
     """
     try:
         path = inside(adapters_dir, artifact.path)
-        digest = digests.of(path) if path.is_file() else None
+        digest = digests.of(path) if os.path.isfile(path) else None
     except (UnsafePath, FileNotFoundError):
         digest = None
     if digest is None:
