@@ -11,7 +11,10 @@ class HuggingFaceSource(Contract):
     """Question/answer rows of a dataset on the Hugging Face hub."""
 
     kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
-    dataset: str = Field("openai/gsm8k", description="Dataset id.")
+    dataset: str = Field(
+        "openai/gsm8k",
+        description="Id on the hub, owner/name; of json, jsonl, csv, parquet, arrow or text files.",
+    )
     config: str | None = Field("main", description="Configuration of the dataset.")
     split: str = Field("train", description="Split to read.")
     revision: str | None = Field(None, description="Commit, tag or branch; none: the newest.")
