@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from loco.contracts.errors import DataError
+from loco.contracts.requests import JobRequest
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.queue import submission
-from loco.contracts.requests import JobRequest
 from loco.recipes.datasets import data_file
 from loco.recipes.resolve import resolve
 from loco.running import attempt

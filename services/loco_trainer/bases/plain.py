@@ -5,6 +5,7 @@ is left without the function that would load it (`refuse_code`), whoever calls i
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +26,9 @@ def check(folder: Path) -> Path:
     home = folder.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":  # a hub's cache: its files are links to blobs beside
-        allowed.append(home.parent.parent / "blobs")
+        allowed.append((home.parent.parent / "blobs").resolve())
     for file in sorted(folder.rglob("*")):
-        target = file.resolve()
+        target = Path(os.path.realpath(file))  # of links in a circle, too
         if not any(target.is_relative_to(place) for place in allowed):
             raise _refused(
                 folder, f"{file.relative_to(folder)} is a link to {target}, outside of it"
