@@ -329,7 +329,7 @@ def _load_tokenizer(folder: Path) -> Any:
     import_module("loco_trainer.gguf.check")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _outtype(base: Path, spec: ExportSpec) -> Literal["f16", "bf16"]:

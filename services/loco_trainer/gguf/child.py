@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from loco.contracts.errors import DiskFull, ExportFailed, LocoError
+from loco_trainer.bases.plain import refuse_code
 from loco_trainer.gguf import ggml, kquants
 from loco_trainer.gguf.device import StreamDevice
 from loco_trainer.gguf.layout import Header, Planned, plan
@@ -44,6 +45,7 @@ _REPORT_SECONDS = 0.1
 def main(path: str) -> int:
     """Runs one job and returns the exit code."""
     hide("torchao", "sklearn", "bitsandbytes", "peft", "accelerate")
+    refuse_code()
     job = Job(**json.loads(Path(path).read_text()))
     with os.fdopen(os.dup(1), "w") as parent:
         os.dup2(2, 1)  # whatever a library prints goes to the log

@@ -26,6 +26,8 @@ def make(folder: Path, base: Path, tokenizer: Path, embedded: Callable[[str], st
     for source in (base, tokenizer):
         for pattern in ("tokenizer*", "*.jinja", "vocab.json", "merges.txt", "special_tokens*"):
             for file in source.glob(pattern):
+                if file.suffix not in (".json", ".jinja", ".txt", ".model"):
+                    continue  # no program, whatever its name begins with
                 (folder / file.name).unlink(missing_ok=True)
                 shutil.copyfile(file, folder / file.name)
     _embed(

@@ -12,6 +12,9 @@ from loco_worker.sources.sources import Record, Records
 #: so many rows resemble the training rows has nothing else to validate on.
 FRUITLESS = 2000
 
+#: Malformed rows that the log names.
+NAMED = 10
+
 
 class Sieve:
     """Lets through usable rows that are new and overlap no eval item; counts the others."""
@@ -22,14 +25,18 @@ class Sieve:
         self.read = 0
         self.dropped: Counter[str] = Counter()
         self.overlaps: list[Overlap] = []
+        #: The first malformed rows, in words.
+        self.malformed: list[str] = []
 
     def accept(self, record: Record) -> Row | None:
         """The record's row, or None when it is dropped."""
         self.read += 1
         try:
             row = record()
-        except Malformed:
+        except Malformed as error:
             self.dropped["malformed"] += 1
+            if len(self.malformed) < NAMED:
+                self.malformed.append(f"{error}"[:300].encode(errors="backslashreplace").decode())
             return None
         except Empty:
             self.dropped["empty"] += 1

@@ -1,8 +1,10 @@
 """Where rows come from: a hub data set, a file, or a generator."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Protocol
 
 from loco.contracts.errors import DataError
@@ -15,12 +17,12 @@ from loco.contracts.sources import (
     ReasoningGymSource,
 )
 from loco.contracts.specs import Inputs
-from loco.grading.eval_items import EvalItem, parse_line, read_lines
+from loco.grading.eval_items import EvalItem, parse_line, read_lines, value_of
 from loco.recipes.datasets import data_file
 from loco_worker.sources import arithmetic, gym
 from loco_worker.sources.hub import hub_table
 from loco_worker.sources.questions import question_of, with_item
-from loco_worker.sources.rows import Row, bare_row, row_of, worked_row
+from loco_worker.sources.rows import Malformed, Row, bare_row, row_of, worked_row
 
 
 class Record(Protocol):
@@ -125,19 +127,47 @@ def _posed(record: Record, answer: str, kind: str) -> Record:
 
 
 def _file(source: JsonlSource, inputs: Inputs, reader: Reader) -> Records:
-    path = data_file(source.path, inputs)
+    path = data_file(source.path, inputs, "prepare.source.path")
     # read whole and parsed first: a broken line at the end must fail before anything is written
-    values = [
-        (number, parse_line(path, number, line))
+    records = [
+        _line_record(path, number, line, reader)
         for number, line in enumerate(read_lines(path), start=1)
         if line.strip()
     ]
-    records = (_value_record(number, value, reader) for number, value in values)
-    return Records(f"{path.name} (sha256 {sha256_of(path)[:12]})", records, len(values))
+    return Records(f"{path.name} (sha256 {sha256_of(path)[:12]})", iter(records), len(records))
+
+
+def _line_record(path: Path, number: int, line: str, reader: Reader) -> Record:
+    """The record of a line; what is JSON and cannot be used is dropped as one row, not the file."""
+    try:
+        return _value_record(number, value_of(line), reader)
+    except json.JSONDecodeError:
+        parse_line(path, number, line)  # raises, with its place
+        raise
+    except ValueError as error:
+        return _unusable(number, str(error))
+
+
+def _unusable(number: int, why: str) -> Record:
+    def refuse() -> Row:
+        raise Malformed(f"row {number}: {why}")
+
+    return refuse
 
 
 def _value_record(number: int, value: Any, reader: Reader) -> Record:
-    return lambda: reader(number, value)
+    def read() -> Row:
+        try:
+            row = reader(number, value)
+            for turn in row.conversations:
+                "".join(turn.values()).encode()
+        except Malformed as error:
+            raise Malformed(f"row {number}: {error}") from error
+        except UnicodeEncodeError as error:
+            raise Malformed(f"row {number}: half a surrogate pair is no character") from error
+        return row
+
+    return read
 
 
 def table_records(

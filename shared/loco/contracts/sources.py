@@ -18,7 +18,11 @@ class HuggingFaceSource(Contract):
     """Question/answer rows of a dataset on the Hugging Face hub."""
 
     kind: Literal["huggingface"] = Field(description="Rows of a hub dataset.")
-    dataset: str = Field("openai/gsm8k", max_length=LONGEST_NAME, description="Dataset id.")
+    dataset: str = Field(
+        "openai/gsm8k",
+        max_length=LONGEST_NAME,
+        description="Id on the hub, owner/name; of json, jsonl, csv, parquet, arrow or text files.",
+    )
     config: str | None = Field(
         "main", max_length=LONGEST_NAME, description="Configuration of the dataset."
     )

@@ -44,6 +44,12 @@ _EXAMPLES = {
 _HASHES = "####"
 
 
+#: Characters of a line.
+LONGEST_LINE = 16 * 2**20
+#: Digits of a whole number; Python reads no more than 4,300, in time that grows with their square.
+LONGEST_WHOLE = 4000
+
+
 class EvalItem(BaseModel):
     """One problem. Fields beyond these are allowed and ignored."""
 
@@ -208,12 +214,37 @@ def parse_line(path: Path, number: int, line: str, *, param: str = "prepare.sour
         DataError: it isn't JSON; names file, line and column.
     """
     try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return value_of(line)
+    except ValueError as error:
         column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        why = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        why = f"not JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else error
         raise DataError(
-            f"{path.name}, line {number}{column}: not JSON: {why}.",
+            f"{path.name}, line {number}{column}: {why}.",
             param=param,
             hint="Every line must be one JSON object; mend or remove this line.",
         ) from error
+
+
+def value_of(line: str) -> object:
+    """The JSON value of a line.
+
+    Raises:
+        json.JSONDecodeError: it isn't JSON.
+        ValueError: it can't be used: too long, nested too deep, a number that is none or too long.
+    """
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"longer than {LONGEST_LINE:,} characters")
+    try:
+        return json.loads(line, parse_constant=_no_number, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_WHOLE:
+        raise ValueError(f"a number of {len(digits):,} digits")
+    return int(digits)

@@ -16,7 +16,7 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
-from loco.recipes.datasets import dataset_path, named_files
+from loco.recipes.datasets import check_size, dataset_path, named_files
 from loco.recipes.frozen import freeze
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.settings import Settings
@@ -232,6 +232,7 @@ def _frozen_files(settings: Settings, spec: JobSpec) -> dict[str, FrozenFile]:
     for field, path in named.items():
         try:
             file = dataset_path(path, adapters_dir / spec.adapter, settings.dataset_dirs)
+            check_size(file, field)  # a sparse file of 4 TB is read for hours
             frozen[path] = freeze(file, path, adapters_dir)
         except DataError as error:
             raise DataError(error.message, param=field, hint=error.hint) from error

@@ -36,7 +36,33 @@ def _sources(part: Any) -> dict[str, Any]:
     return sources
 
 
-def data_file(path: str, inputs: Inputs) -> Path:
+#: Bytes of a file of rows, and of an eval set, that a job may read.
+LARGEST_ROWS = 2 * 2**30
+LARGEST_SET = 64 * 2**20
+
+
+def check_size(file: Path, field: str) -> Path:
+    """The file, shown by its size alone to be one that a job can read.
+
+    Args:
+        file: a regular file.
+        field: the field of the request that names it.
+
+    Raises:
+        DataError: it is larger than what its field may name.
+    """
+    size = file.stat().st_size
+    most = LARGEST_SET if field.startswith("eval.sets") else LARGEST_ROWS
+    if size > most:
+        raise DataError(
+            f"{file.name} has {size:,} bytes, and {field} may name a file of {most:,} at most.",
+            param=field,
+            hint="Take a part of it.",
+        )
+    return file
+
+
+def data_file(path: str, inputs: Inputs, field: str) -> Path:
     """The file a stage reads for a name: the bytes frozen at submit, verified.
 
     Without frozen inputs (a job of an earlier release, a spec written by hand) it is the file that
@@ -45,14 +71,17 @@ def data_file(path: str, inputs: Inputs) -> Path:
     Args:
         path: as the source names it.
         inputs: of the attempt.
+        field: the field of the request that names it.
 
     Raises:
-        DataError: the frozen copy is gone or was changed; or see `dataset_path`.
+        DataError: the frozen copy is gone or was changed, or the file is too large; or see `dataset_path`.
     """
     frozen = inputs.frozen.get(path)
     if frozen is None:
-        return dataset_path(path, inputs.adapter_dir, inputs.dataset_dirs)
+        return check_size(dataset_path(path, inputs.adapter_dir, inputs.dataset_dirs), field)
     file = Path(frozen.path)
+    if file.is_file():
+        check_size(file, field)  # before it is read
     found = sha256_of(file) if file.is_file() else None
     if found != frozen.sha256:
         what = "is gone" if found is None else f"now has SHA-256 {found}, not {frozen.sha256}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loco.contracts.artifacts import Artifact
-from loco.contracts.errors import LocoError
+from loco.contracts.errors import DataError, LocoError
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.jobs import Job, Task
 from loco.contracts.paths import inside
@@ -24,7 +24,7 @@ from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.contracts.versions import CandidateVersion, PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
-from loco.recipes.datasets import named_files
+from loco.recipes.datasets import check_size, dataset_path, named_files
 from loco.recipes.frozen import frozen_file
 from loco.running.registry_file import take_over
 from loco.running.verify import sealed, verified
@@ -174,7 +174,7 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
             for a in task.artifacts
             if stage is not Stage.REGISTER and a.name != ENVIRONMENT
         },
-        "files": [_content(run.inputs, path) for path in named_files(spec).values()],
+        "files": [_content(run.inputs, *named) for named in named_files(spec).items()],
     }
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -239,10 +239,12 @@ def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
                 logger.warning("%s is left over: %s", entry, error)
 
 
-def _content(inputs: Inputs, path: str) -> list[str | None]:
+def _content(inputs: Inputs, field: str, path: str) -> list[str | None]:
     """The SHA-256 of a file a stage reads: as frozen, else of what lies there now."""
     if path in inputs.frozen:
         return [inputs.frozen[path].sha256]
-    # an absolute path replaces the folder it is joined to
-    beside = [folder / path for folder in (inputs.adapter_dir, *inputs.dataset_dirs)]
-    return [sha256_of(file) if file.is_file() else None for file in beside]
+    try:
+        file = check_size(dataset_path(path, inputs.adapter_dir, inputs.dataset_dirs), field)
+    except DataError:
+        return [None]  # the stage says so
+    return [sha256_of(file)]
