@@ -1,7 +1,5 @@
-"""The application: routes, errors in Ollama's form, and the check of the Host header."""
+"""The application: routes, and errors in Ollama's form."""
 
-import ipaddress
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,12 +8,10 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import URL
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loco.contracts.addresses import is_loopback
 from loco_modelhost.api import openai
+from loco_modelhost.api.guard import Guard
 from loco_modelhost.api.routes import router
 from loco_modelhost.engine.engine import EngineError
 from loco_modelhost.engine.pool import Pool
@@ -48,8 +44,7 @@ def build(
     app.include_router(router)
     app.include_router(openai.router)
     _add_errors(app)
-    if is_loopback(host):
-        app.add_middleware(_HostCheck)
+    app.add_middleware(Guard, host=host, folder=folder)
     return app
 
 
@@ -75,26 +70,3 @@ def _error(request: Request, status: int, message: str) -> Response:
     of_openai = request.url.path.startswith("/v1/")
     content = openai.error(status, message) if of_openai else {"error": message}
     return JSONResponse(content, status_code=status)
-
-
-class _HostCheck:
-    """A web page must not reach a loopback server through a name of its own (DNS rebinding)."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._here = socket.gethostname().lower()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._allowed(scope):
-            await Response(status_code=403)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _allowed(self, scope: Scope) -> bool:
-        host = (URL(scope=scope).hostname or "").lower()
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            known = ("", "localhost", self._here)
-            return host in known or host.endswith((".localhost", ".local", ".internal"))
-        return address.is_loopback or address.is_private or address.is_unspecified

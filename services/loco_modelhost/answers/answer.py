@@ -12,7 +12,7 @@ from llama_cpp import llama_grammar
 from loco_modelhost.answers.thinking import ThinkingSplitter
 from loco_modelhost.engine.engine import Engine, Session
 from loco_modelhost.engine.pool import Slot
-from loco_modelhost.prompts import known, templates
+from loco_modelhost.prompts import confined, known
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import Refusal
@@ -116,7 +116,7 @@ class Answer:
     def _render(self, engine: Engine, messages: Messages) -> str:
         if not self._uses_jinja:
             return known.render_stored(self.template or self.model.template, messages)
-        return templates.render_jinja(
+        return confined.render(
             self.model.template,
             messages,
             bos=engine.bos,
@@ -154,7 +154,7 @@ def _grammar(form: Any) -> str | None:
             400,
             f'invalid format: {json.dumps(form)}; expected "json" or a valid JSON Schema object',
         )
-    return str(llama_grammar.json_schema_to_gbnf(json.dumps(form)))
+    return confined.grammar(form)
 
 
 def _overflow(tokens: int, context: int) -> str:

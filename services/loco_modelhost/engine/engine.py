@@ -17,6 +17,7 @@ from typing import Any
 
 import llama_cpp
 
+from loco_modelhost.engine import trial
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import Refusal
 
@@ -65,9 +66,15 @@ class Session:
 class Weights:
     """A GGUF in memory, shared by the engines that hold it and freed with the last of them."""
 
-    def __init__(self, path: Path) -> None:
-        """Takes the path; the first engine loads the file."""
+    def __init__(self, path: Path, *, trusted: bool = False) -> None:
+        """Takes the path; the first engine loads the file.
+
+        Args:
+            path: the GGUF.
+            trusted: a child need not try it first.
+        """
         self._path = path
+        self._trusted = trusted
         self._lock = Lock()
         self._holders = 0
         self._model: Any = None
@@ -80,6 +87,9 @@ class Weights:
         """
         with self._lock:
             if not self._holders:
+                if not self._trusted and (why := trial.refusal(self._path)):
+                    raise EngineError(f"unable to load model: {self._path}: {why}")
+                self._trusted = True
                 _start_backend()
                 parameters = llama_cpp.llama_model_default_params()
                 parameters.n_gpu_layers = -1  # all of them, where llama.cpp was built with a GPU

@@ -28,7 +28,7 @@ class Body:
             raise Refusal(400, "missing request body")
         try:
             values = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(400, f"invalid JSON: {error}") from error
         self._request = request
         if not isinstance(values, dict):

@@ -8,6 +8,10 @@ from loco_modelhost.requests.refusals import Refusal
 
 #: Ollama's default context on a machine with little or no GPU memory, in tokens.
 DEFAULT_CONTEXT = 4096
+#: Of any number: every float holds the whole numbers up to here.
+_LARGEST = 2**53
+_MOST_STOPS, _LONGEST_STOP = 100, 1000
+_GO_NUMBERS: Mapping[object, str] = {int: "integer", float: "float32"}
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,20 @@ class Options:
 
 def _checked(name: str, kind: object, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
+    if kind in (int, float):
         if not number:
-            raise Refusal(500, f'option "{name}" must be of type integer')
-        return int(value)
-    if kind is float:
-        if not number:
-            raise Refusal(500, f'option "{name}" must be of type float32')
-        return float(value)
+            raise Refusal(500, f'option "{name}" must be of type {_GO_NUMBERS[kind]}')
+        if not abs(value) <= _LARGEST:  # NaN, too
+            raise Refusal(400, f'option "{name}" must be between -{_LARGEST} and {_LARGEST}')
+        if name == "num_ctx" and value < 1:
+            raise Refusal(400, 'option "num_ctx" must be above 0: leave it out for the default')
+        return int(value) if kind is int else float(value)
     if not isinstance(value, list):
         raise Refusal(500, f'option "{name}" must be of type array')
     if not all(isinstance(item, str) for item in value):
         raise Refusal(500, f'option "{name}" must be of an array of strings')
+    if len(value) > _MOST_STOPS or any(len(item) > _LONGEST_STOP for item in value):
+        raise Refusal(
+            400, f'option "{name}" may have {_MOST_STOPS} strings of {_LONGEST_STOP} characters'
+        )
     return tuple(value)

@@ -1,0 +1,66 @@
+"""Renders templates and turns JSON schemas into grammars in a process of its own, with limits.
+
+`{{ 'x' * 10**9 }}` in a template takes all memory there is, two loops inside each other all time, and
+a schema's `maxItems` as much of both. What a model or a request brings is never computed in the process
+that serves: `python -m loco_modelhost.prompts.child` reads a JSON object a line and answers one a line.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from loco_modelhost.prompts import templates
+from loco_modelhost.requests.refusals import Refusal
+
+#: Bytes of memory beyond what the process has when it starts.
+MEMORY = 1 << 30
+#: Characters of a prompt or grammar: more than any context takes.
+LONGEST_TEXT = 16_000_000
+
+
+def render(arguments: dict[str, Any]) -> str:
+    """`templates.render_jinja`."""
+    return templates.render_jinja(arguments.pop("template"), arguments.pop("messages"), **arguments)
+
+
+def grammar(arguments: dict[str, Any]) -> str:
+    """The grammar of a JSON schema."""
+    from llama_cpp import llama_grammar  # noqa: PLC0415 (half a second that a template need not wait)
+
+    return str(llama_grammar.json_schema_to_gbnf(json.dumps(arguments["schema"])))
+
+
+_WORK: dict[str, Callable[[dict[str, Any]], str]] = {"render": render, "grammar": grammar}
+
+
+def answer(line: bytes) -> dict[str, Any]:
+    """What a line asks for: `text`, or `status` and `error`."""
+    try:
+        asked = json.loads(line)
+        text = _WORK[asked["work"]](asked["arguments"])
+        if len(text) > LONGEST_TEXT:
+            return {"status": 500, "error": f"more than {LONGEST_TEXT:,} characters came out"}
+        return {"text": text}
+    except Refusal as refusal:
+        return {"status": refusal.status, "error": refusal.message}
+    except (MemoryError, RecursionError, OverflowError) as error:
+        return {"status": 500, "error": f"it takes too much memory ({type(error).__name__})"}
+    except Exception as error:  # noqa: BLE001 (whatever a template or schema brings about)
+        return {"status": 500, "error": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    """Answers until standard input ends."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    limit = used + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(json.dumps(answer(line)).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
