@@ -1,0 +1,73 @@
+"""A web page speaks to the model host behind its reader's back.
+
+`POST /api/create` from a foreign Origin replaced `locollm-math:latest`; bodies had no end.
+"""
+
+import socket
+
+import pytest
+
+from loco_modelhost.api import guard
+
+CHANGES = ["/api/create", "/api/copy", "/api/chat", "/api/generate", "/api/blobs/sha256:0"]
+
+
+@pytest.mark.parametrize("path", CHANGES)
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://127.0.0.1.evil.example",
+        "null",
+        "http://[::1",
+        "ftp://127.0.0.1",
+    ],
+)
+def test_a_page_from_elsewhere_is_refused(own_host, path: str, origin: str) -> None:
+    answer = own_host.http.post(path, json={"model": "x"}, headers={"Origin": origin})
+    assert answer.status_code == 403
+
+
+def test_so_are_reading_and_deleting(own_host) -> None:
+    foreign = {"Origin": "https://evil.example"}
+    assert own_host.http.get("/api/tags", headers=foreign).status_code == 403
+    assert own_host.http.request("DELETE", "/api/delete", headers=foreign).status_code == 403
+    assert own_host.http.request("OPTIONS", "/api/create", headers=foreign).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+def test_a_local_page_asks_before_it_changes_anything(own_host, kind: str) -> None:
+    headers = {"Origin": "http://localhost:3000", "Content-Type": kind}
+    answer = own_host.http.post("/api/copy", content=b"{}", headers=headers)
+    assert answer.status_code == 415
+
+
+def test_programs_and_pages_of_this_machine_go_on(own_host) -> None:
+    body = b'{"model": "smollm2:135m"}'
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # as `curl -d` says
+    assert own_host.http.post("/api/show", content=body, headers=form).status_code == 200
+    for origin in ("http://localhost:3000", "http://127.0.0.1", "app://obsidian.md"):
+        headers = {"Origin": origin, "Content-Type": "application/json"}
+        assert own_host.http.post("/api/show", content=body, headers=headers).status_code == 200
+
+
+def test_a_name_that_points_here_is_refused(own_host) -> None:
+    assert own_host.http.get("/api/tags", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_a_body_has_an_end(own_host) -> None:
+    for path in ("/api/chat", "/api/blobs/sha256:" + "0" * 64):
+        with socket.create_connection(("127.0.0.1", own_host.http.base_url.port), 60) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10**15}\r\n\r\n"
+            client.sendall(head.encode())
+            assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+    def endless():
+        for _ in range(guard.LARGEST_BODY // (1 << 20) + 2):
+            yield b"x" * (1 << 20)
+
+    answer = own_host.http.post("/api/chat", content=endless())
+    assert answer.status_code == 413
+    assert own_host.http.get("/api/version").status_code == 200
