@@ -63,7 +63,6 @@ test-fast: setup ## What runs in under two minutes: the tests of every room that
 
 fuzz: setup ## Attack API, readers, graders and heads of models with made-up input, for minutes
 	LOCO_FUZZ=long $(RUN)/python -m pytest tests/fuzz -n auto --timeout 3600
-	LOCO_FUZZ=long .venv-train/bin/python -m pytest tests/modelhost/fuzz tests/trainer/fuzz --timeout 3600
 
 bench: setup ## Measure the API beside a bare route and a raw Redis round trip
 	$(RUN)/python tests/benchmarks/api.py
@@ -72,12 +71,22 @@ gpu-bench: $(TRAIN_STAMP) ## Measure training and export on an NVIDIA GPU; OPTIO
 	@! command -v nvidia-smi > /dev/null || $(MAKE) --no-print-directory setup-gpu
 	@.venv-train/bin/python tests/benchmarks/gpu.py $(OPTIONS)
 
-check: $(STAMP) ## Format, lint, types, import rules, dead code
+check: $(STAMP) ## Format, lint, types, import rules, dead code, unsafe code, pins
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	PYTHONPATH=shared:services $(RUN)/lint-imports
 	$(RUN)/vulture
+	$(RUN)/bandit -q -ll -c pyproject.toml -r shared services
+	$(RUN)/python -m pytest -q tests/test_pins.py
+
+audit: .venv-audit/.installed ## Ask the advisory services about every pin (needs the network)
+	@for file in $(REQ)/*.txt; do echo $$file; .venv-audit/bin/pip-audit --disable-pip --no-deps -r $$file || failed=1; done; exit $${failed:-0}
+
+.venv-audit/.installed: Makefile
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) install pip-audit==2.10.1
+	@touch $@
 
 format: $(STAMP) ## Format the code and mend what the linter can
 	$(RUN)/ruff check --fix .

@@ -7,7 +7,6 @@ GPU where it has memory left, else on the CPU. Nothing is downloaded but a base 
 that is not cached yet; no compiler, no package manager, no 16-bit file on the way.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loco.contracts.errors import ExportFailed
 from loco.contracts.files import sha256_of, sync_folder, write_text
+from loco.contracts.modelfiles import quoted
 from loco.contracts.results import ExportResult, Perplexity
 from loco.contracts.serving import REFERENCE, ServingReference
 from loco.contracts.specs import ExportSpec, Inputs, Quantization
@@ -305,10 +305,10 @@ def modelfile(spec: ExportSpec, gguf: str, system: str | None) -> str:
         f"PARAMETER temperature {spec.temperature}",
         f"PARAMETER num_ctx {spec.num_ctx}",
         f"PARAMETER num_predict {spec.num_predict}",
-        *(f"PARAMETER stop {json.dumps(stop)}" for stop in base.stop),
+        *(f"PARAMETER stop {quoted(stop, short=True)}" for stop in base.stop),
     ]
     if system is not None:
-        lines.append(f'SYSTEM """{system}"""')
+        lines.append(f"SYSTEM {quoted(system)}")
     return "\n".join(lines) + "\n"
 
 

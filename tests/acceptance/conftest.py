@@ -25,23 +25,24 @@ class Up:
         self.data_dir = data_dir
         self.output = data_dir.with_suffix(".out")
         inherited = {n: v for n, v in os.environ.items() if not n.startswith("LOCO_")}
+        self.environment = {
+            **inherited,
+            "LOCO_DATA_DIR": str(data_dir),
+            "LOCO_ADAPTERS_DIR": str(adapters_dir),
+            "LOCO_TRAIN_PYTHON": str(TRAIN_PYTHON),
+            "LOCO_LEASE_SECONDS": "6",
+            "LOCO_RENEW_SECONDS": "0.5",
+            "LOCO_REAP_SECONDS": "1",
+            "LOCO_REHINT_SECONDS": "2",
+            **environment,
+        }
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "loco.cli.main", "up", "--port", "0"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=data_dir.parent,
-                env={
-                    **inherited,
-                    "LOCO_DATA_DIR": str(data_dir),
-                    "LOCO_ADAPTERS_DIR": str(adapters_dir),
-                    "LOCO_TRAIN_PYTHON": str(TRAIN_PYTHON),
-                    "LOCO_LEASE_SECONDS": "6",
-                    "LOCO_RENEW_SECONDS": "0.5",
-                    "LOCO_REAP_SECONDS": "1",
-                    "LOCO_REHINT_SECONDS": "2",
-                    **environment,
-                },
+                env=self.environment,
                 start_new_session=True,
             )
 

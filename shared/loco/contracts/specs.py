@@ -27,6 +27,7 @@ from loco.contracts.evaluation import (
     Role,
     SetName,
 )
+from loco.contracts.modelfiles import ModelfileText
 from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import PlanAttempt
 from loco.contracts.sources import JsonlSource, Source
@@ -54,12 +55,11 @@ class BaseModelSpec(Contract):
         max_length=LONGEST_PATH, description="Hub id or folder of the 16-bit weights merged into."
     )
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
-    system: str | None = Field(
+    system: ModelfileText | None = Field(
         None,
-        max_length=LONGEST_PROMPT,
         description="System prompt of training and serving, not empty; none: the template's own.",
     )
-    stop: tuple[Annotated[str, Field(max_length=200)], ...] = Field(
+    stop: tuple[Annotated[ModelfileText, Field(max_length=200)], ...] = Field(
         (), max_length=32, description="Strings that end an answer."
     )
     parameters_billion: float = Field(gt=0, le=10_000, description="Parameters in billions (10^9).")

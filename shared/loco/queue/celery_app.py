@@ -21,6 +21,7 @@ from loco.contracts.errors import RedisUnavailable
 from loco.contracts.stages import Queue
 from loco.ledger.connection import masked
 from loco.ledger.ledger import Hint, broker_prefix
+from loco.queue.transport import drop_what_is_no_message
 from loco.settings import Settings
 
 #: The one task. Its keyword arguments are the hint's fields, `job_id` and `stage`.
@@ -43,6 +44,7 @@ def celery_app(settings: Settings) -> Celery:
             "No Redis is configured.",
             hint="Set LOCO_REDIS_URL, or use `loco up`, which brings a server along.",
         )
+    drop_what_is_no_message()
     app = Celery("loco", set_as_current=False, loader=_Loader)
     app.conf.update(_configuration(settings.redis_url, settings.namespace))
     return app
