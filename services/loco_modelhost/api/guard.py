@@ -110,7 +110,7 @@ class Guard:
             return False
         if parts.scheme in _APPS:
             return True
-        return parts.scheme in ("http", "https") and (is_loopback(host) or host == "0.0.0.0")  # noqa: S104 (read, not bound) # nosec B104 (read, not bound)
+        return parts.scheme in ("http", "https") and (is_loopback(host) or host == "0.0.0.0")  # noqa: S104 (read, not bound)
 
     def _most(self, path: str) -> int:
         if not path.startswith(_BLOBS):

@@ -104,7 +104,7 @@ def require_same(template: Template, text: str, messages: list[Message], *, thin
 def _steering(text: str) -> list[str]:
     """Variables of the caller's that steer thoughts, in the order of their names."""
     try:
-        parsed = Environment(extensions=[loopcontrols]).parse(text)  # noqa: S701 (it makes no HTML) # nosec B701 (prompts, not HTML)
+        parsed = Environment(extensions=[loopcontrols]).parse(text)  # noqa: S701 (it makes no HTML)
     except TemplateError as error:
         raise ExportFailed(
             f"The chat template is no Jinja template: {error}",

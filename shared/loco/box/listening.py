@@ -4,7 +4,7 @@ import socket
 
 from loco.contracts.errors import Conflict
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (read, not bound) # nosec B104 (read, not bound)
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}  # noqa: S104 (read, not bound)
 
 
 def checked_port(host: str, port: int) -> int:
