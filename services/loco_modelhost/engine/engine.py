@@ -66,15 +66,17 @@ class Session:
 class Weights:
     """A GGUF in memory, shared by the engines that hold it and freed with the last of them."""
 
-    def __init__(self, path: Path, *, trusted: bool = False) -> None:
+    def __init__(self, path: Path, *, trusted: bool = False, on_gpu: bool = True) -> None:
         """Takes the path; the first engine loads the file.
 
         Args:
             path: the GGUF.
             trusted: a child need not try it first.
+            on_gpu: put all layers on the GPU, where llama.cpp was built with one.
         """
         self._path = path
         self._trusted = trusted
+        self._on_gpu = on_gpu
         self._lock = Lock()
         self._holders = 0
         self._model: Any = None
@@ -92,7 +94,7 @@ class Weights:
                 self._trusted = True
                 _start_backend()
                 parameters = llama_cpp.llama_model_default_params()
-                parameters.n_gpu_layers = -1  # all of them, where llama.cpp was built with a GPU
+                parameters.n_gpu_layers = -1 if self._on_gpu else 0
                 self._model = llama_cpp.llama_model_load_from_file(
                     str(self._path).encode(), parameters
                 )

@@ -20,10 +20,11 @@ def main() -> int:
     """Tries the file of the command line."""
     path = Path(sys.argv[1])
     limit = 3 * path.stat().st_size + _MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    # written memory: the file is mapped, and a GPU's driver reserves addresses by the terabyte
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    engine = Engine(Weights(path, trusted=True), _CONTEXT, threads=1)
+    engine = Engine(Weights(path, trusted=True, on_gpu=False), _CONTEXT, threads=1)
     tokens = engine.tokenize("One, two")[: _CONTEXT // 2]
     session = Session(tokens=tokens or [0], options=Options(num_predict=1), context_length=_CONTEXT)
     for _ in engine.pieces(session):
