@@ -94,7 +94,7 @@ def error(response: httpx.Response, status: int) -> dict[str, object]:
         ({"adapter": "math/../math"}, 404, "unknown_adapter", "adapter"),
         ({"adapter": "/etc"}, 404, "unknown_adapter", "adapter"),
         ({"adapter": "math\x00"}, 404, "unknown_adapter", "adapter"),
-        ({"adapter": "m" * 300}, 404, "unknown_adapter", "adapter"),
+        ({"adapter": "m" * 300}, 422, "invalid_request", "adapter"),
         ({"adapter": ""}, 404, "unknown_adapter", "adapter"),
         ({"adapter": None}, 422, "invalid_request", "adapter"),
         ({"profile": "huge"}, 422, "unknown_profile", "profile"),
