@@ -3,8 +3,10 @@
 Address, Redis and folders come from LOCO_HOST, LOCO_PORT, LOCO_REDIS_URL, LOCO_ADAPTERS_DIR.
 """
 
+import asyncio
 import logging
 import signal
+import socket
 import sys
 from dataclasses import replace
 from types import FrameType
@@ -19,7 +21,7 @@ from loco.ledger.ledger import Ledger
 from loco.queue.celery_app import celery_app
 from loco.settings import Settings
 from loco_api.app import create_app
-from loco_api.connections import Limits, limits_here, protocol
+from loco_api.connections import Limits, limits_here, protocol, quiet_when_exhausted
 from loco_api.context import Context
 from loco_api.streams import Streams
 
@@ -36,6 +38,11 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, streams: Streams) -> None:
         super().__init__(config)
         self._streams = streams
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listens."""
+        quiet_when_exhausted(asyncio.get_running_loop())
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
         """Takes SIGTERM or SIGINT; unlike uvicorn's own, a clean stop ends with exit code 0."""

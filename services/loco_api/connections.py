@@ -5,22 +5,30 @@ Every connection here has to send a whole request in time and to take what it as
 """
 
 import asyncio
+import errno
 import logging
 import resource
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from loco.contracts.errors import InvalidRequest
+from loco_api.errors import answer
+from loco_api.rates import network_of
+
 log = logging.getLogger(__name__)
 
-#: File descriptors that are not connections: event streams' Redis sockets, files, the ledger's pool.
+#: File descriptors of no connection: event streams' Redis sockets, the ledger's pool, recipes.
 _RESERVED_FILES = 300
 #: Between two lines about refused connections.
 _SAY_SECONDS = 10.0
+#: What accept says where there is no descriptor or memory left for a connection.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Limits:
     request_seconds: float = 30.0
     #: Seconds for a client to take what waits in the socket's buffer (64 KiB and more).
     write_seconds: float = 60.0
-    #: Open connections: all, and of one address.
+    #: Open connections: all, and of one address, or of one IPv6 /64.
     connections: int = 1000
     per_address: int = 250
 
@@ -52,6 +60,24 @@ class _Count:
             self._refused, self._said_at = 0, time.monotonic()
 
 
+class _Exhaustion:
+    """An event loop's handler of errors that says once in a while that no connection can be taken.
+
+    asyncio tries as often as the backlog is long, each second, and has a traceback for every try.
+    """
+
+    def __init__(self) -> None:
+        self._said_at = float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said_at >= _SAY_SECONDS:
+            log.error("no connection can be taken: %s; trying again each second", error.strerror)
+            self._said_at = time.monotonic()
+
+
 class BoundedProtocol(H11Protocol):
     """One connection, closed when it takes too long."""
 
@@ -67,7 +93,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes the connection, or drops it where there are too many."""
         super().connection_made(transport)
-        address = self.client[0] if self.client else ""
+        address = network_of(self.client[0]) if self.client else ""
         total = self.count.by_address.total()
         if (
             total >= self.limits.connections
@@ -90,21 +116,40 @@ class BoundedProtocol(H11Protocol):
         self._taken()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        """Reads on; from the first byte of a request the time runs until its last."""
-        super().data_received(data)
+    def handle_events(self) -> None:
+        """Reads what has come; from the first byte of a request the time runs until its last.
+
+        Also called when a request was answered, for what came behind it. While the keep-alive timer runs,
+        no next one has begun.
+        """
+        super().handle_events()
         if self.transport.is_closing():
             self._expect_taken()
         elif self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._received()
-        elif self._reading is None:
+        elif self._reading is None and self.timeout_keep_alive_task is None:
             self._expect_request()
 
-    def handle_events(self) -> None:
-        """Reads what has come; an answered request may have had the next one behind it."""
-        super().handle_events()
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-            self._received()
+    def on_response_complete(self) -> None:
+        """Goes on with the next request; where there is none, the end of the answer has its time."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_taken()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is no HTTP in the API's form; in the middle of an answer there is none."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        refusal = InvalidRequest(msg, hint="Send HTTP/1.1 with a head of less than 64 KiB.")
+        refused = answer(refusal.body, HTTPStatus.BAD_REQUEST, {"Connection": "close"})
+        for event in (
+            h11.Response(status_code=400, headers=refused.raw_headers, reason=b"Bad Request"),
+            h11.Data(data=bytes(refused.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def pause_writing(self) -> None:
         """The buffer is full: the client has some time to take it."""
@@ -150,6 +195,11 @@ class BoundedProtocol(H11Protocol):
         self._expect_taken()
 
 
+def quiet_when_exhausted(loop: asyncio.AbstractEventLoop) -> None:
+    """Keeps a loop that is out of file descriptors from filling the log."""
+    loop.set_exception_handler(_Exhaustion())
+
+
 def protocol(limits: Limits) -> type[BoundedProtocol]:
     """The protocol of one server, with its limits and its count of connections."""
     return type("Connection", (BoundedProtocol,), {"limits": limits, "count": _Count()})
@@ -164,7 +214,8 @@ def limits_here(wanted: Limits | None = None) -> Limits:
         soft = hard
     if soft == resource.RLIM_INFINITY:
         return wanted
-    possible = max(soft - _RESERVED_FILES, soft // 2)
+    # each may download a file: two descriptors
+    possible = max((soft - _RESERVED_FILES) // 2, soft // 4)
     return replace(
         wanted,
         connections=min(wanted.connections, possible),

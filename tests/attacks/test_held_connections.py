@@ -1,15 +1,21 @@
 """Clients that open connections and hold on to them.
 
 1,100 half-open connections at `ulimit -n 1024` stopped the server and had it log 720 MB in 80 s; a
-head or body that never ended, and an answer that nobody read, were waited for without end.
+head or body that never ended, and an answer that nobody read, were waited for without end. So were,
+later, a body that began behind a whole request, and the end of an answer after which the server closes.
 """
 
 import contextlib
+import json
+import re
 import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,6 +31,8 @@ pytestmark = pytest.mark.redis
 QUICK = Limits(request_seconds=2, write_seconds=5, connections=8, per_address=6)
 #: More than the buffers of two sockets and of the server hold.
 ANSWER_BYTES = 64 << 20
+#: More than the sockets hold, and too little for the server to wait with what it writes.
+SHORT_BYTES = 60_000
 
 
 class App:
@@ -40,7 +48,7 @@ class App:
         if message["type"] == "http.disconnect":
             self.said.append("cut off")
             return
-        size = ANSWER_BYTES if scope["path"] == "/large" else 2
+        size = {"/large": ANSWER_BYTES, "/short": SHORT_BYTES}.get(scope["path"], 2)
         headers = [(b"content-length", str(size).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         chunk = b"x" * min(size, 1 << 20)
@@ -61,19 +69,22 @@ def app() -> App:
 
 
 @pytest.fixture
-def serve_uvicorn() -> Iterator[Callable[[uvicorn.Config], None]]:
-    """Runs a server in a thread."""
+def serve_uvicorn() -> Iterator[Callable[[uvicorn.Config], int]]:
+    """Runs a server in a thread; gives its port. The buffers of its sockets are small."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def serve(config: uvicorn.Config) -> None:
+    def serve(config: uvicorn.Config) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         one = uvicorn.Server(config)
-        thread = threading.Thread(target=one.run)
+        thread = threading.Thread(target=one.run, args=([listener],))
         thread.start()
         running.append((one, thread))
         deadline = time.monotonic() + 60
         while not one.started:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        return int(listener.getsockname()[1])
 
     yield serve
     for one, thread in running:
@@ -84,19 +95,24 @@ def serve_uvicorn() -> Iterator[Callable[[uvicorn.Config], None]]:
 
 
 @pytest.fixture
-def port(app: App, serve_uvicorn: Callable[[uvicorn.Config], None], free_port: int) -> int:
-    serve_uvicorn(
+def bounded() -> type[BoundedProtocol]:
+    return protocol(QUICK)
+
+
+@pytest.fixture
+def port(
+    app: App, bounded: type[BoundedProtocol], serve_uvicorn: Callable[[uvicorn.Config], int]
+) -> int:
+    return serve_uvicorn(
         uvicorn.Config(
             app,
-            port=free_port,
-            http=protocol(QUICK),
+            http=bounded,
             ws="none",
             lifespan="off",
-            timeout_keep_alive=20,
+            timeout_keep_alive=4,
             log_config=None,
         )
     )
-    return free_port
 
 
 @pytest.fixture
@@ -142,6 +158,9 @@ def whole(connection: socket.socket) -> bytes:
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345",
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n",
+        # what begins behind a whole request
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHo",
     ],
 )
 def test_a_request_that_does_not_end_is_cut_off(
@@ -190,6 +209,19 @@ def test_an_answer_that_nobody_reads_is_given_up(
     assert received < ANSWER_BYTES
 
 
+def test_the_end_of_one_is_given_up_too(
+    client: Callable[[bytes], socket.socket], app: App, bounded: type[BoundedProtocol]
+) -> None:
+    client(b"GET /short HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    deadline = time.monotonic() + 60
+    while not app.said:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while bounded.count.by_address.total():  # all is written, and waits for a client that reads
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_one_that_is_read_slowly_but_steadily_arrives(
     client: Callable[[bytes], socket.socket],
 ) -> None:
@@ -210,15 +242,77 @@ def test_too_many_of_one_address_are_dropped_and_others_served(
     assert is_cut(over)
     assert time.monotonic() - began < 30
     # the held ones are let go after their time, and the address is served again
+    until_answered(f"http://127.0.0.1:{port}/")
+
+
+def test_what_is_no_http_is_refused_in_the_form_of_the_api(
+    client: Callable[[bytes], socket.socket],
+) -> None:
+    answered = b""
+    connection = client(b"GET /\0 HTTP/1.1\r\n\r\n")
+    while chunk := connection.recv(1000):
+        answered += chunk
+    head, _, body = answered.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request")
+    assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+#: As few files as the server can start with, and no limit on connections but that.
+STARVED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+import uvicorn
+from loco_api.__main__ import Server
+from loco_api.connections import Limits, protocol
+from loco_api.streams import Streams
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"xx"})
+http = protocol(Limits(connections=10**6, per_address=10**6))
+config = uvicorn.Config(app, port=int(sys.argv[1]), http=http, ws="none", lifespan="off")
+Server(config, Streams(None, "")).run()
+"""
+
+
+def test_a_server_without_files_left_neither_fills_the_log_nor_dies(
+    tmp_path: Path, free_port: int
+) -> None:
+    url = f"http://127.0.0.1:{free_port}/"
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        served = subprocess.Popen(
+            [sys.executable, "-c", STARVED, str(free_port)], stdout=out, stderr=out
+        )
+    try:
+        until_answered(url)
+        with contextlib.ExitStack() as held:
+            for _ in range(80):
+                held.enter_context(socket.create_connection(("127.0.0.1", free_port)))
+            deadline = time.monotonic() + 60
+            while not re.search(
+                "no connection can be taken|out of system resource", log.read_text()
+            ):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        until_answered(url)
+        assert log.stat().st_size < 20_000, log.read_text()[:2000]
+        served.terminate()
+        assert served.wait(60) == 0
+    finally:
+        served.kill()
+        served.wait()
+
+
+def until_answered(url: str) -> None:
+    """Asks until there is an answer."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            answer = httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=5)
+            assert httpx.get(url, trust_env=False, timeout=5).status_code == 200
         except httpx.TransportError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         else:
-            assert answer.status_code == 200
             return
 
 
@@ -229,7 +323,7 @@ def test_there_are_fewer_connections_than_files() -> None:
         raised = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert raised in (hard, resource.RLIM_INFINITY)
         if raised != resource.RLIM_INFINITY:
-            assert found.connections < raised
+            assert 2 * found.connections < raised  # each may have a file open
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
