@@ -9,6 +9,7 @@ import logging
 import resource
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -105,6 +106,10 @@ class BoundedProtocol(H11Protocol):
         super().handle_events()
         if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
             self._received()
+        elif self._reading is None and (
+            self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]
+        ):
+            self._expect_request()  # it came behind the one before, and only in part
 
     def pause_writing(self) -> None:
         """The buffer is full: the client has some time to take it."""
@@ -160,8 +165,9 @@ def limits_here(wanted: Limits | None = None) -> Limits:
     wanted = wanted or Limits()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY or soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
+        with suppress(ValueError, OSError):  # macOS takes no infinity here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
     possible = max(soft - _RESERVED_FILES, soft // 2)

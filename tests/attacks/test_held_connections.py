@@ -174,6 +174,15 @@ def test_one_that_comes_in_parts_in_time_is_answered(
     assert whole(connection).startswith(b"HTTP/1.1 200 OK")
 
 
+def test_half_a_request_behind_a_whole_one_is_cut_off(
+    client: Callable[[bytes], socket.socket],
+) -> None:
+    half = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n1"
+    connection = client(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + half)
+    assert whole(connection).startswith(b"HTTP/1.1 200 OK")
+    assert is_cut(connection)
+
+
 def test_an_answer_that_nobody_reads_is_given_up(
     client: Callable[[bytes], socket.socket], app: App
 ) -> None:
