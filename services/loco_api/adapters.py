@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.errors import (
     ErrorBody,
     InvalidRequest,
@@ -77,7 +78,7 @@ def get_adapter(
     name: AdapterName,
     here: Here,
     profile: Annotated[
-        str, Query(description="Profile to resolve.", examples=["tiny"])
+        str, Query(max_length=LONGEST_NAME, description="Profile to resolve.", examples=["tiny"])
     ] = DEFAULT_PROFILE,
 ) -> AdapterDetail:
     """The recipe, what it resolves to, and the models that were registered."""

@@ -10,6 +10,7 @@ import logging
 import resource
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -210,8 +211,9 @@ def limits_here(wanted: Limits | None = None) -> Limits:
     wanted = wanted or Limits()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY or soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
+        with suppress(ValueError, OSError):  # macOS takes no infinity here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
     # each may download a file: two descriptors

@@ -162,8 +162,10 @@ def test_an_attempt_neither_writes_nor_resumes_outside(
 def test_one_record_that_cannot_be_read_stops_nothing(
     ledger: Ledger, spec: Callable[..., JobSpec], raw: redis.Redis
 ) -> None:
-    ids = [ledger.submit(spec(stages=("prepare",)))[0].id for _ in range(4)]
-    broken, wrong_type, no_hash, whole = ids
+    ids = [ledger.submit(spec(stages=("prepare",)))[0].id for _ in range(6)]
+    broken, wrong_type, no_hash, no_adapter, no_stage, whole = ids
+    raw.hdel(f"{ledger.namespace}:job:{no_adapter}", "adapter")
+    raw.hset(f"{ledger.namespace}:task:{no_stage}-prepare", "stage", "nostage")
     raw.hset(f"{ledger.namespace}:job:{broken}", "spec", "{")
     raw.delete(f"{ledger.namespace}:job:{wrong_type}")
     raw.set(f"{ledger.namespace}:job:{wrong_type}", "text")
@@ -173,12 +175,18 @@ def test_one_record_that_cannot_be_read_stops_nothing(
 
     page = ledger.page()
     assert [job.id for job in page.jobs] == [whole]
-    assert {entry.id for entry in page.unreadable} == {broken, wrong_type, no_hash}
+    assert {entry.id for entry in page.unreadable} == {
+        broken,
+        wrong_type,
+        no_hash,
+        no_adapter,
+        no_stage,
+    }
     assert all("cannot be read" in entry.message for entry in page.unreadable)
     assert ledger.workers() == []
     ledger.reap()
 
-    claimed = [ledger.claim(Queue.CPU, worker_id="w", nonce=str(n)) for n in range(4)]
+    claimed = [ledger.claim(Queue.CPU, worker_id="w", nonce=str(n)) for n in range(6)]
     assert [claim.job_id for claim in claimed if claim] == [whole]
     ledger.reap()
     assert ledger.claim(Queue.CPU, worker_id="w", nonce="again") is None

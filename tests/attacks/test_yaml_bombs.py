@@ -80,6 +80,8 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
     loop.symlink_to(loop)
     nothing = tmp_path / "latin.yaml"
     nothing.write_bytes(b"a: \xff")
-    for path in (large, loop, nothing):
+    sexagesimal = tmp_path / "sixty.yaml"
+    sexagesimal.write_text("a: " + "1:" * 200 + "1.5")
+    for path in (large, loop, nothing, sexagesimal):
         with pytest.raises(InvalidRequest):
             read_yaml(path)

@@ -3,13 +3,14 @@
 import hashlib
 import secrets
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from loco.contracts.errors import Conflict, InvalidRequest, NotFound
+from loco.contracts.errors import Conflict, InvalidRequest, NotFound, RedisUnavailable
 from loco.contracts.keys import LONGEST_NAME, KeyInfo, Scope
 from loco.ledger.audit import Audit
 from loco.ledger.connection import Connection
@@ -127,7 +128,9 @@ class Keys:
                     return None
             if due:
                 self._noted[info.id] = time.monotonic()
-                client.hset(self._used, info.id, round(now.timestamp() * 1000))
+                # while Redis takes no writes, what only reads goes on
+                with suppress(RedisUnavailable), self._connection.client() as writer:
+                    writer.hset(self._used, info.id, round(now.timestamp() * 1000))
         return info
 
     def any(self) -> bool:

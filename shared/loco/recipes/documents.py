@@ -55,7 +55,7 @@ def _read(path: Path, *state: int) -> Any:
         )
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, LookupError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError) as error:
         raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
 
 
@@ -71,7 +71,8 @@ def parsed_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
 
     Raises:
         yaml.YAMLError: it is none, or deeper or larger than anything here has reason to be.
-        ValueError, LookupError: a number in it has thousands of digits, or a date is none; `!!int ""`.
+        ValueError, LookupError, ArithmeticError: a number in it has thousands of digits or none, or is
+            too large; a date is none.
     """
     _weigh(yaml.parse(text, Loader=_LOADER), most)
     return yaml.load(text, Loader=_LOADER)  # noqa: S506 (a safe loader)
@@ -125,7 +126,7 @@ class _Open:
     def repeats(self, entry: yaml.NodeEvent) -> bool:
         """Takes the next entry; True: a key that is there already."""
         self._is_key = self._is_mapping and not self._is_key
-        if not self._is_key or not isinstance(entry, yaml.ScalarEvent):
+        if not self._is_key or not isinstance(entry, yaml.ScalarEvent) or entry.value == "<<":
             return False
         known = entry.value in self._keys
         self._keys.add(entry.value)

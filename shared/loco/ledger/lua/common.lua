@@ -168,9 +168,12 @@ local function sound(id)
   if redis.call('TYPE', job).ok ~= 'hash' then
     return false
   end
-  local priority, place, seq, status, stages = unpack(
-    redis.call('HMGET', job, 'priority', 'place', 'seq', 'status', 'stages'))
-  return tonumber(priority) and tonumber(place) and tonumber(seq) and status and stages and true or false
+  local priority, place, seq, status, stages, adapter = unpack(
+    redis.call('HMGET', job, 'priority', 'place', 'seq', 'status', 'stages', 'adapter'))
+  if not (tonumber(priority) and tonumber(place) and tonumber(seq) and status and stages and adapter) then
+    return false
+  end
+  return string.find(',' .. stages .. ',', ',' .. stage .. ',', 1, true) ~= nil
 end
 
 -- Takes a stage that is not sound off every list, so that nobody meets it again; its record stays.
