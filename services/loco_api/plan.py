@@ -1,5 +1,7 @@
 """POST /plan: what a job would take, before it is submitted."""
 
+import time
+
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter
@@ -15,6 +17,7 @@ from loco.contracts.errors import (
     UnknownProfile,
 )
 from loco.contracts.previews import PlanRequest, Preview
+from loco.planning.deadline import out_of_time, until
 from loco.planning.preview import preview
 from loco_api.auth import COUNTED, SUBMIT
 from loco_api.context import Here
@@ -45,17 +48,14 @@ router = APIRouter(tags=["jobs"])
 )
 async def plan_job(request: PlanRequest, here: Here) -> Preview:
     """How a job would be trained, and the memory, disk and time it would take; it is not submitted."""
-    # threads of their own: however many plans are asked for, the other routes have theirs
+    ends = time.monotonic() + PLAN_SECONDS
+
+    def plan() -> Preview:
+        with until(ends):
+            return preview(here.ledger, here.settings, request)
+
+    # Threads of their own: however many plans are asked for, the other routes have theirs. Who waits for
+    # one is given up; a thread that plans sees its end itself, and keeps its place until then.
     with anyio.move_on_after(PLAN_SECONDS):
-        return await anyio.to_thread.run_sync(
-            preview,
-            here.ledger,
-            here.settings,
-            request,
-            limiter=here.plans,
-            abandon_on_cancel=True,
-        )
-    raise Busy(
-        f"The plan was not made within {PLAN_SECONDS:g} seconds.",
-        hint="Other plans may be in the way: ask again.",
-    )
+        return await anyio.to_thread.run_sync(plan, limiter=here.plans)
+    raise out_of_time()

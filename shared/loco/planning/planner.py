@@ -12,6 +12,7 @@ from loco.contracts.errors import OutOfMemory
 from loco.contracts.plans import Device, Engine, Lengths, Memory, Plan, Shape
 from loco.contracts.specs import TrainSpec
 from loco.planning.batches import cut, largest_pass, of_pairs
+from loco.planning.deadline import check_time
 from loco.planning.lessons import Lessons
 from loco.planning.memory import peak_memory
 from loco.planning.rates import rates
@@ -100,6 +101,7 @@ def make_plan(
     Raises:
         OutOfMemory: nothing fits; the hint says what would.
         InvalidRequest: the pinned micro-batch does not divide the rows of a step.
+        Busy: it takes longer than who asks has said (`deadline`).
     """
     found = estimates(spec, shape, lengths, device, engine=engine, lessons=lessons)
     fitting = [e for e in found if e.fits(device)]
@@ -248,6 +250,7 @@ def _estimate(
     on_pairs: bool = False,
 ) -> Estimate:
     """Of one part alone, as if it were rows."""
+    check_time()
     memory = peak_memory(way, spec, shape, lengths, device)
     # whatever was measured (a part of a run, another program's share): weights and adapter are held
     least = (memory.weights_gb + memory.adapter_gb) / memory.peak_gb

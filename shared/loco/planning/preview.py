@@ -97,6 +97,7 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
     Raises:
         UnknownAdapter, UnknownProfile, UnknownBaseModel, StageGap, InvalidRequest: as for a job.
         OutOfMemory: it does not fit; the hint says what would.
+        Busy: it takes longer than who asks has said (`deadline`).
     """
     spec = resolve(settings.adapters_dir, _job(request))
     device, device_from = device_of(request.device, ledger.workers())
