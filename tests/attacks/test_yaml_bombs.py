@@ -7,8 +7,10 @@ deep crashes libyaml, and the process with it.
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from live_api import ApiServer
 
 from loco.contracts.errors import InvalidRequest
 from loco.recipes import documents
@@ -39,10 +41,41 @@ def test_a_bomb_is_refused_before_it_is_built(text: str, words: str) -> None:
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("text", [f"a: {'1' * 5000}", "a: 2026-99-99"])
-def test_what_python_cannot_build_is_an_error_too(text: str) -> None:
-    with pytest.raises(ValueError, match=r"digits|month"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"a: {'1' * 5000}", "a number of 5,000 characters"),
+        # 4 s of CPU: YAML 1.1 counts by sixty, and Python multiplies as long as it takes
+        ("a: 1" + ":1" * 100_000, "a number of 200,001 characters"),
+        ("a: 0x" + "f" * 200_000, "a number of"),
+        ("a: !!int '1" + ":1" * 500 + "'", "a number of"),
+        ("a: 2026-99-99", "month"),
+        ("a: !!timestamp today", "cannot be read"),
+        ("a: !!bool perhaps", "cannot be read"),
+        ("a: !!int ''", "cannot be read"),
+    ],
+)
+def test_what_python_cannot_build_is_an_error_too(text: str, words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(yaml.YAMLError, match=words):
         parsed_yaml(text)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.redis
+def test_one_broken_recipe_costs_itself_only(live_api: ApiServer, adapters_dir: Path) -> None:
+    """A date that is none, or numbers by sixty, were a 500 for the whole list."""
+    texts = ["a: !!timestamp today", "a: 1" + ":1" * 200 + ".5", LAUGHS, "- x"]
+    for n, text in enumerate(texts):
+        folder = adapters_dir / f"broken{n}"
+        folder.mkdir()
+        (folder / "adapter.yaml").write_text(text)
+    answer = httpx.get(f"{live_api.url}/adapters", trust_env=False, timeout=60)
+    assert answer.status_code == 200
+    found = {entry["name"]: entry["error"] for entry in answer.json()["data"]}
+    assert found.pop("math") is None
+    assert sorted(found) == [f"broken{n}" for n in range(len(texts))]
+    assert all(error["code"] == "invalid_request" for error in found.values())
 
 
 def test_what_recipes_use_is_read_as_before() -> None:

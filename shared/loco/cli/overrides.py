@@ -63,7 +63,7 @@ def _value(assignment: str, text: str) -> Any:
         pass
     try:
         return parsed_yaml(text)
-    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError) as error:
+    except yaml.YAMLError as error:
         raise InvalidRequest(
             f"--set {assignment}: the value is not YAML.",
             param="--set",

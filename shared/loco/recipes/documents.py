@@ -1,5 +1,6 @@
 """YAML files of the adapters folder, read and validated with errors that name the file and field."""
 
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -20,6 +21,8 @@ LARGEST_BYTES = 256 * 1024
 DEEPEST = 32
 #: Values, those of an alias counted wherever it stands; a recipe has some hundred.
 MOST_VALUES = 20_000
+#: What YAML 1.1 may take for a number, of more characters than one has reason to have.
+_LONG_NUMBER = re.compile(r"[-+.]?[0-9][-+.:_xo0-9a-fA-F]{200,}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def _read(path: Path, *state: int) -> Any:
         )
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
 
 
@@ -70,12 +73,15 @@ def parsed_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
         most: values it may have, those of an alias counted wherever it stands.
 
     Raises:
-        yaml.YAMLError: it is none, or deeper or larger than anything here has reason to be.
-        ValueError, LookupError, ArithmeticError: a number in it has thousands of digits or none, or is
-            too large; a date is none.
+        yaml.YAMLError: it is none, deeper or larger than anything here has reason to be, or has a value
+            that is none of its kind.
     """
     _weigh(yaml.parse(text, Loader=_LOADER), most)
-    return yaml.load(text, Loader=_LOADER)  # noqa: S506 (a safe loader)
+    try:
+        return yaml.load(text, Loader=_LOADER)  # noqa: S506 (a safe loader)
+    except (ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        # what PyYAML's constructors let through: a date that is none, `!!bool perhaps`
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 def _weigh(events: Iterator[yaml.Event], most: int) -> None:
@@ -90,6 +96,8 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
                 sizes[ended.anchor] = total - ended.before
         if not isinstance(event, yaml.NodeEvent):
             continue
+        if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
+            raise _refusal(event, f"a number of {len(event.value):,} characters")
         if opened and opened[-1].repeats(event):
             raise _refusal(event, "the key stands there twice")
         if isinstance(event, yaml.CollectionStartEvent):
@@ -106,6 +114,12 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
             raise _refusal(event, f"more than {most:,} values, aliases counted where they stand")
         if len(opened) > DEEPEST:
             raise _refusal(event, f"nested more than {DEEPEST} levels deep")
+
+
+def _is_long_number(event: yaml.ScalarEvent) -> bool:
+    """Whether it may take long to build: `1:1:...` counts by sixty, in time that grows with the square."""
+    quoted = event.implicit[1]
+    return not quoted and _LONG_NUMBER.fullmatch(event.value) is not None
 
 
 class _Open:

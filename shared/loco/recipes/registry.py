@@ -72,7 +72,7 @@ def _read(adapters_dir: Path) -> dict[str, Any]:
     try:
         document = parsed_yaml(path.read_text(), most=_MOST_VALUES)
         adapters = (document or {})["adapters"] if document else {}
-    except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, TypeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(adapters, dict):
         raise _unreadable(path, TypeError("adapters is not a mapping"))
