@@ -27,6 +27,7 @@ from loco_api import (
 )
 from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
+from loco_api.browser_headers import BrowserHeaders
 from loco_api.context import Context
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
 from loco_api.rates import Rate
@@ -59,6 +60,7 @@ def create_app(context: Context) -> FastAPI:
     if settings.trusted_proxies:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
+    app.add_middleware(BrowserHeaders)
     app.include_router(health.open_router)
     for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
         app.include_router(module.router, dependencies=[READ])

@@ -5,6 +5,7 @@ viewer that ignores that (or a record that says so) would have run the script un
 address, where a browser's session may do everything.
 """
 
+import re
 from http import HTTPStatus
 
 import httpx
@@ -56,3 +57,36 @@ def test_an_error_that_quotes_a_script_is_json(live_api):
     answer = httpx.get(f"{live_api.url}/jobs/<script>alert(1)<%2Fscript>", trust_env=False)
     assert answer.status_code == HTTPStatus.NOT_FOUND
     assert answer.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/healthz", 200),
+        ("/jobs", 200),
+        ("/openapi.json", 200),
+        ("/docs", 200),
+        ("/docs/oauth2-redirect", 200),
+        ("/nowhere", 404),
+        ("/jobs?limit=x", 422),
+    ],
+)
+def test_every_answer_tells_browsers_to_run_and_keep_nothing(live_api, path, status):
+    """`/docs` could be framed, and answers with jobs were kept by caches."""
+    answer = httpx.get(f"{live_api.url}{path}", trust_env=False)
+    assert answer.status_code == status
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'; frame-ancestors 'none'" in policy
+    assert ("script-src" in policy) == path.startswith("/docs")
+    refused = httpx.get(f"{live_api.url}{path}", headers={"Host": "evil"}, trust_env=False)
+    assert "frame-ancestors 'none'" in refused.headers["Content-Security-Policy"]
+
+
+def test_the_page_of_docs_loads_only_what_its_policy_names(live_api):
+    answer = httpx.get(f"{live_api.url}/docs", trust_env=False)
+    policy = answer.headers["Content-Security-Policy"]
+    loaded = set(re.findall(r'(?:src|href)="(https?://[^/"]+)', answer.text))
+    assert loaded
+    assert all(origin in policy for origin in loaded)
