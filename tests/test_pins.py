@@ -12,11 +12,19 @@ _PIN = re.compile(
 )
 #: First versions without a known hole that concerns what is done with them here, and which hole it was.
 FLOORS = {
+    "aiohttp": ("3.14.3", "CVE-2026-69243, request smuggling; CVE-2026-69244, a parser kept busy"),
     "h11": ("0.16.0", "CVE-2025-43859, request smuggling by chunked bodies"),
     "jinja2": ("3.1.6", "CVE-2025-27516, a way out of the sandbox"),
-    "starlette": ("0.49.1", "CVE-2025-62727, a Range header that takes the square of its length"),
+    "llama-cpp-python": ("0.2.72", "CVE-2024-34359, a chat template that runs code"),
+    "pillow": ("12.3.0", "CVE-2026-59199, CVE-2026-59205, writes beyond a buffer"),
     "requests": ("2.32.4", "CVE-2024-47081, credentials of .netrc for another host"),
-    "torch": ("2.6.0", "CVE-2025-32434, code run by torch.load with weights_only"),
+    "starlette": ("1.3.1", "CVE-2026-48710, a Host header that passes for a path; CVE-2026-54283"),
+    "torch": ("2.10.0", "CVE-2026-24747, memory broken by torch.load with weights_only"),
+    "transformers": (
+        "5.5.0",
+        "CVE-2026-5241, CVE-2026-4372, CVE-2026-1839, code of a base's folder",
+    ),
+    "urllib3": ("2.6.3", "CVE-2026-21441, a small answer that fills memory"),
 }
 
 
@@ -49,6 +57,7 @@ def test_a_package_has_one_version_in_all_files() -> None:
 
 
 def test_no_pin_is_below_a_known_hole() -> None:
+    assert set(FLOORS) <= {name for file in FILES for name in pins(file)}
     for file in FILES:
         for name, version in pins(file).items():
             floor, hole = FLOORS.get(name, ("0", ""))

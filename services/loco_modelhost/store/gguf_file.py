@@ -182,6 +182,10 @@ class GgufFile:
         spans = {}
         for _ in range(keys):
             start, key = cursor.at, cursor.string()
+            if (
+                key in metadata
+            ):  # llama.cpp refuses it too, and a copy with a key added would lose one
+                raise BrokenGguf(f"invalid GGUF: key {key!r:.100} stands there twice")
             metadata[key] = cursor.value()
             spans[key] = (start, cursor.at)
         alignment = metadata.get("general.alignment", 32)

@@ -18,6 +18,7 @@ LONGEST_NAME = 100
 #: Ten years; what shall hold longer needs no end.
 LONGEST_LIFETIME = timedelta(days=3650)
 
+_LIFETIME = "([1-9][0-9]{0,6})([mhdw])"
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -68,6 +69,9 @@ class KeyRequest(Contract):
         max_length=8,
         description="How long it works: a number and m, h, d or w; none: until it is revoked.",
         examples=["90d"],
+        json_schema_extra={
+            "pattern": f"^{_LIFETIME}$"
+        },  # for the document: `lifetime_of` says more
     )
 
 
@@ -102,7 +106,7 @@ def lifetime_of(text: str) -> timedelta:
     Raises:
         InvalidRequest: it says no such time, or one over ten years.
     """
-    found = re.fullmatch(r"([1-9][0-9]{0,6})([mhdw])", text)
+    found = re.fullmatch(_LIFETIME, text)
     lifetime = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
     if lifetime is None or lifetime > LONGEST_LIFETIME:
         raise InvalidRequest(

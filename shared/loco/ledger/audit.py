@@ -49,6 +49,8 @@ class Audit:
             InvalidRequest: `after` is no ID of an entry.
         """
         below = "+" if after is None else f"({_checked(after)}"
+        if after is not None and not after.strip("0-"):
+            return [], False  # nothing is older than 0-0, and Redis takes no such range
         with self._connection.client() as client:
             stream = self._refusals if refused else self._changes
             entries = client.xrevrange(stream, max=below, count=limit + 1)
