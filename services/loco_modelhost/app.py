@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from loco_modelhost.api import openai
 from loco_modelhost.api.guard import Guard
 from loco_modelhost.api.routes import router
-from loco_modelhost.engine.engine import EngineError
 from loco_modelhost.engine.pool import Pool
+from loco_modelhost.engine.session import EngineError
 from loco_modelhost.requests.refusals import Refusal
 from loco_modelhost.store.store import Store
 
@@ -36,7 +36,7 @@ def build(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(app.state.store.prune)
         yield
-        app.state.pool.close()
+        await app.state.pool.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.store = Store(folder)

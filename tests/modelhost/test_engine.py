@@ -6,7 +6,8 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from loco_modelhost.engine.engine import PIECE, Engine, EngineError, Session, StopFilter, Weights
+from loco_modelhost.engine.engine import PIECE, Engine, StopFilter, Weights
+from loco_modelhost.engine.session import EngineError, Session
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import Refusal
 

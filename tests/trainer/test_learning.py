@@ -54,7 +54,8 @@ def test_a_batch_answers_like_one_prompt_at_a_time() -> None:
 def test_llama_cpp_s_batch_answers_like_the_model_host(smollm2_dir: Path) -> None:
     from transformers import AutoTokenizer
 
-    from loco_modelhost.engine.engine import Engine, Session, Weights
+    from loco_modelhost.engine.engine import Engine, Weights
+    from loco_modelhost.engine.session import Session
     from loco_modelhost.requests.options import Options
     from loco_trainer.bases import smollm2
 

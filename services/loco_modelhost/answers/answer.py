@@ -7,12 +7,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from llama_cpp import llama_grammar
-
 from loco_modelhost.answers.thinking import ThinkingSplitter
-from loco_modelhost.engine.engine import Engine, Session
 from loco_modelhost.engine.pool import Slot
-from loco_modelhost.prompts import confined, known
+from loco_modelhost.engine.session import Session
+from loco_modelhost.prompts import known
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import Refusal
@@ -36,7 +34,7 @@ class Answer:
     options: Options
     think: bool | None
     truncate: bool
-    grammar: str | None
+    form: dict[str, Any] | str | None
     template: str = ""
     started: int = field(default_factory=time.monotonic_ns)
     loaded_at: int = 0
@@ -57,7 +55,7 @@ class Answer:
             _options(model, body),
             _think(model, requested, body),
             truncate=body.flag("truncate", default=True),
-            grammar=_grammar(body.any("format")),
+            form=_form(body.any("format")),
             template=template,
         )
 
@@ -69,13 +67,24 @@ class Answer:
 
     async def prompt(self, slot: Slot, messages: Messages) -> tuple[str, list[int]]:
         """The rendered prompt and its tokens, cut to the context unless `truncate` is false."""
-        return await slot.call(lambda engine: self._fitted(engine, messages))
+        limit = self.options.num_ctx
+        # drops the oldest turns, but never a system prompt or the last turn, until it fits
+        for first in range(self._first(messages), len(messages)):
+            kept = [m for m in messages[:first] if m["role"] == "system"] + messages[first:]
+            prompt = await self._render(slot, kept)
+            tokens = await slot.tokenize(prompt, limit, self.options.num_keep)
+            if not self.truncate or tokens.count <= limit:
+                break
+        if tokens.count >= limit and (not self.truncate or self._uses_jinja):
+            raise Refusal(400, _overflow(tokens.count, limit))
+        return prompt, tokens.ids
 
     async def pieces(
         self, slot: Slot, prompt: str, tokens: list[int]
     ) -> AsyncIterator[tuple[str, str, Event]]:
         """(content, thinking, {}) for each piece, at last what was held back and the counts."""
-        session = Session(tokens, self.options, self.options.num_ctx, self.grammar)
+        grammar = await slot.confined.grammar(self.form) if self.form is not None else None
+        session = Session(tokens, self.options, self.options.num_ctx, grammar)
         splitter = ThinkingSplitter(prompt, active=bool(self.think))
         async for piece in slot.pieces(session):
             thinking, content = splitter.add(piece)
@@ -94,35 +103,20 @@ class Answer:
         final = {"done": True, "done_reason": tally.done_reason}
         yield content, thinking, final | {k: v for k, v in counts.items() if v}
 
-    def _fitted(self, engine: Engine, messages: Messages) -> tuple[str, list[int]]:
-        """Drops the oldest turns, but never a system prompt or the last turn, until it fits."""
-        limit = self.options.num_ctx
-        for first in range(len(messages)):
-            kept = [m for m in messages[:first] if m["role"] == "system"] + messages[first:]
-            prompt = self._render(engine, kept)
-            tokens = engine.tokenize(prompt)
-            if not self.truncate or len(tokens) <= limit:
-                break
-        if len(tokens) < limit:
-            return prompt, tokens
-        if not self.truncate or self._uses_jinja:
-            raise Refusal(400, _overflow(len(tokens), limit))
-        return prompt, _cut(tokens, limit, self.options.num_keep + engine.adds_bos)
+    def _first(self, messages: Messages) -> int:
+        """The first turn that may fit: one is no less than a token."""
+        return max(0, len(messages) - self.options.num_ctx) if self.truncate else 0
 
     @property
     def _uses_jinja(self) -> bool:
         return self.model.uses_jinja and not self.template
 
-    def _render(self, engine: Engine, messages: Messages) -> str:
+    async def _render(self, slot: Slot, messages: Messages) -> str:
         if not self._uses_jinja:
             return known.render_stored(self.template or self.model.template, messages)
-        return confined.render(
-            self.model.template,
-            messages,
-            bos=engine.bos,
-            eos=engine.eos,
-            think=self.think is not False,
-            add_bos=engine.adds_bos,
+        assert slot.facts
+        return await slot.confined.render(
+            self.model.template, messages, slot.facts, think=self.think is not False
         )
 
 
@@ -143,18 +137,16 @@ def _think(model: Model, requested: str, body: Body) -> bool | None:
     return think
 
 
-def _grammar(form: Any) -> str | None:
-    """The grammar of `format`: "json" or a JSON schema."""
+def _form(form: Any) -> dict[str, Any] | str | None:
+    """`format`: "json" or a JSON schema."""
     if form in (None, ""):
         return None
-    if form == "json":
-        return str(llama_grammar.JSON_GBNF)
-    if not isinstance(form, dict):
-        raise Refusal(
-            400,
-            f'invalid format: {json.dumps(form)}; expected "json" or a valid JSON Schema object',
-        )
-    return confined.grammar(form)
+    if form == "json" or isinstance(form, dict):
+        return form
+    raise Refusal(
+        400,
+        f'invalid format: {json.dumps(form)}; expected "json" or a valid JSON Schema object',
+    )
 
 
 def _overflow(tokens: int, context: int) -> str:
@@ -168,10 +160,3 @@ def _overflow(tokens: int, context: int) -> str:
         "n_ctx": context,
     }
     return json.dumps({"error": error}, separators=(",", ":"))
-
-
-def _cut(tokens: list[int], context: int, keep: int) -> list[int]:
-    """The silent cut of a prompt rendered by a Go template: its start and its end stay."""
-    keep = max(0, min(keep, context - 1))
-    size = context - max((context - keep) // 2, 1)
-    return tokens[:keep] + tokens[len(tokens) - (size - keep) :]

@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 
 from loco_modelhost.answers.answer import Answer, Event
-from loco_modelhost.engine.engine import Engine
 from loco_modelhost.engine.pool import Pool, Slot
+from loco_modelhost.engine.session import OVERFLOW
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.refusals import INVALID_NAME, Refusal, not_found
 from loco_modelhost.store.models import Model
@@ -47,8 +46,7 @@ async def generate(store: Store, pool: Pool, body: Body) -> AsyncIterator[Event]
             said += thinking + content
             more: Event = {"thinking": thinking} if thinking else {}
             if final and not body.flag("raw"):
-                whole = prompt + said
-                more["context"] = await slot.call(partial(Engine.tokenize, text=whole))
+                more["context"] = (await slot.tokenize(prompt + said)).ids
             yield answer.event({"response": content}, **more, **final)
 
 
@@ -69,14 +67,29 @@ def _check(model: Model, body: Body) -> None:
 
 async def _prompt(model: Model, answer: Answer, slot: Slot, body: Body) -> tuple[str, list[int]]:
     """The prompt as it is (`raw`), or rendered as a chat, after the `context` of an earlier answer."""
-    text, earlier = body.text("prompt"), body.any("context")
+    text, earlier = body.text("prompt"), _context(body)
     if body.flag("raw"):
-        return text, await slot.call(partial(Engine.tokenize, text=text))
+        return text, await _tokens(answer, slot, text)
     messages = [] if earlier else [*model.messages]
     if system := body.text("system") or model.system:
         messages.insert(0, {"role": "system", "content": system})
     prompt, tokens = await answer.prompt(slot, [*messages, {"role": "user", "content": text}])
     if not earlier:
         return prompt, tokens
-    prompt = await slot.call(partial(Engine.detokenize, tokens=earlier)) + prompt
-    return prompt, await slot.call(partial(Engine.tokenize, text=prompt))
+    prompt = await slot.detokenize(earlier) + prompt
+    return prompt, await _tokens(answer, slot, prompt)
+
+
+async def _tokens(answer: Answer, slot: Slot, prompt: str) -> list[int]:
+    """All of a prompt that is not cut."""
+    tokens = await slot.tokenize(prompt, answer.options.num_ctx)
+    if tokens.count >= answer.options.num_ctx:
+        raise Refusal(400, OVERFLOW)
+    return tokens.ids
+
+
+def _context(body: Body) -> list[int]:
+    context = body.any("context") or []
+    if not isinstance(context, list) or not all(type(token) is int for token in context):
+        raise Refusal(400, "context must be the list of numbers that an earlier answer had")
+    return context

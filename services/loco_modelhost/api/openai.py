@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from loco_modelhost.answers import chat as chats
 from loco_modelhost.api.routes import ThePool, TheStore
 from loco_modelhost.api.streams import unless_gone
-from loco_modelhost.engine.engine import EngineError
+from loco_modelhost.engine.session import EngineError
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.openai import chat_body
 from loco_modelhost.requests.refusals import Refusal

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from loco_modelhost.engine.engine import EngineError
+from loco_modelhost.engine.session import EngineError
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.refusals import Refusal
 

@@ -9,25 +9,18 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 import llama_cpp
 
-from loco_modelhost.engine import trial
-from loco_modelhost.requests.options import Options
+from loco_modelhost.engine.session import OVERFLOW, EngineError, Facts, Session, Tokens
 from loco_modelhost.requests.refusals import Refusal
 
 #: Tokens evaluated at once. A cancelled request is noticed between two such pieces.
 PIECE = 128
-
-OVERFLOW = (
-    "the prompt is longer than the context length currently available to the model; shorten the "
-    "prompt, adjust the context length in settings, or use a model with a longer context length"
-)
 
 
 @llama_cpp.llama_log_callback
@@ -36,47 +29,12 @@ def _errors_only(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         os.write(2, text)
 
 
-class EngineError(Exception):
-    """llama.cpp could not load or run the model; its own log on standard error says more."""
-
-
-@dataclass
-class Tally:
-    """What a finished generation counted. Durations in nanoseconds."""
-
-    prompt_tokens: int = 0
-    prompt_ns: int = 0
-    generated_tokens: int = 0
-    generated_ns: int = 0
-    done_reason: str = "stop"
-
-
-@dataclass
-class Session:
-    """One generation: iterate `pieces`, then read `tally`."""
-
-    tokens: list[int]
-    options: Options
-    context_length: int
-    grammar: str | None = None
-    cancelled: Event = field(default_factory=Event)
-    tally: Tally = field(default_factory=Tally)
-
-
 class Weights:
     """A GGUF in memory, shared by the engines that hold it and freed with the last of them."""
 
-    def __init__(self, path: Path, *, trusted: bool = False, on_gpu: bool = True) -> None:
-        """Takes the path; the first engine loads the file.
-
-        Args:
-            path: the GGUF.
-            trusted: a child need not try it first.
-            on_gpu: put all layers on the GPU, where llama.cpp was built with one.
-        """
+    def __init__(self, path: Path) -> None:
+        """Takes the path; the first engine loads the file."""
         self._path = path
-        self._trusted = trusted
-        self._on_gpu = on_gpu
         self._lock = Lock()
         self._holders = 0
         self._model: Any = None
@@ -89,12 +47,9 @@ class Weights:
         """
         with self._lock:
             if not self._holders:
-                if not self._trusted and (why := trial.refusal(self._path)):
-                    raise EngineError(f"unable to load model: {self._path}: {why}")
-                self._trusted = True
                 _start_backend()
                 parameters = llama_cpp.llama_model_default_params()
-                parameters.n_gpu_layers = -1 if self._on_gpu else 0
+                parameters.n_gpu_layers = -1
                 self._model = llama_cpp.llama_model_load_from_file(
                     str(self._path).encode(), parameters
                 )
@@ -112,7 +67,7 @@ class Weights:
 
 
 class Engine:
-    """One context of a model. Not thread-safe: `loco_modelhost.engine.pool` gives each one thread."""
+    """One context of a model. Not thread-safe: `loco_modelhost.engine.child` gives each one thread."""
 
     def __init__(self, weights: Weights, context_length: int, *, threads: int) -> None:
         """Loads the weights, unless another engine has, and makes a context.
@@ -139,10 +94,11 @@ class Engine:
             raise EngineError(f"no memory for a context of {context_length} tokens")
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = self._vocabulary
-        #: Whether the tokenizer puts BOS before every prompt by itself.
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(vocabulary))
-        self.bos = self._text(llama_cpp.llama_vocab_bos(vocabulary))
-        self.eos = self._text(llama_cpp.llama_vocab_eos(vocabulary))
+        self.facts = Facts(
+            bool(llama_cpp.llama_vocab_get_add_bos(vocabulary)),
+            self._text(llama_cpp.llama_vocab_bos(vocabulary)),
+            self._text(llama_cpp.llama_vocab_eos(vocabulary)),
+        )
         self._prompt: list[int] = []  # what the context holds from its start, …
         self._ends: list[int] = []  # … and in which pieces it was evaluated
 
@@ -162,8 +118,30 @@ class Engine:
                 return list(ids[:count])
             room = -count
 
+    def cut(self, text: str, most: int | None, keep: int) -> Tokens:
+        """The tokens of a prompt; of `most` or more its start and its end, as Ollama cuts silently.
+
+        Args:
+            text: the rendered prompt.
+            most: tokens of the context; None: no cut.
+            keep: tokens at the start that stay, and the BOS that the tokenizer adds.
+        """
+        ids = self.tokenize(text)
+        if most is None or len(ids) < most:
+            return Tokens(len(ids), ids)
+        keep = max(0, min(keep + self.facts.adds_bos, most - 1))
+        size = most - max((most - keep) // 2, 1)
+        return Tokens(len(ids), ids[:keep] + ids[len(ids) - (size - keep) :])
+
     def detokenize(self, tokens: list[int]) -> str:
-        """Text of token ids, control tokens spelled out."""
+        """Text of token ids, control tokens spelled out.
+
+        Raises:
+            Refusal: the vocabulary has no such token (400); llama.cpp would abort.
+        """
+        count = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
+        if wrong := next((t for t in tokens if not 0 <= t < count), None):
+            raise Refusal(400, f"context has token {wrong}; this model has {count}")
         return b"".join(self._piece(t, special=True) for t in tokens).decode(errors="replace")
 
     def pieces(self, session: Session) -> Iterator[str]:
@@ -288,7 +266,7 @@ class Engine:
         if options.penalizes:
             add(
                 llama_cpp.llama_sampler_init_penalties(
-                    options.repeat_last_n,
+                    min(options.repeat_last_n, self.context_length),  # it keeps room for so many
                     options.repeat_penalty,
                     options.frequency_penalty,
                     options.presence_penalty,
@@ -349,8 +327,3 @@ def _start_backend() -> None:
     """Prepares llama.cpp (it does nothing the second time) and quiets its log."""
     llama_cpp.llama_log_set(_errors_only, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-
-
-def cores() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

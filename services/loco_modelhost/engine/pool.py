@@ -1,23 +1,26 @@
 """The loaded models: who waits, who runs, who is put out.
 
-A loaded model has slots, each with a context and a thread of its own: the requests of a slot run one
-after the other in the order they came, and nothing else touches its context. As OLLAMA_NUM_PARALLEL.
+A loaded model has a process, and in it slots, each with a context and a thread of its own: the requests
+of a slot run one after the other in the order they came, and nothing else touches its context. As
+OLLAMA_NUM_PARALLEL. A process that died is replaced by the next request.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from loco_modelhost.engine.engine import Engine, Session, Weights, cores
+from loco_modelhost.engine.process import Process
+from loco_modelhost.engine.session import EngineError, Facts, Session, Tally, Tokens
+from loco_modelhost.prompts.confined import Confined
 from loco_modelhost.requests.refusals import BUSY, Refusal
+from loco_modelhost.store.gguf_file import GgufFile
 from loco_modelhost.store.models import Model
-
-T = TypeVar("T")
 
 #: `expires_at` of a model that stays for good.
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -25,23 +28,39 @@ NEVER = datetime(9999, 1, 1, tzinfo=UTC)
 #: Seconds to stay that are as good as for ever (a year).
 _FOREVER = 365 * 24 * 3600
 
+#: Bytes for Python, llama.cpp and its buffers, beside weights and contexts.
+_ELSE = 4 << 30
+#: Bytes llama.cpp keeps of a token of context beside its keys and values (by measure, 40 to 70).
+_CELL = 64
+
 
 @dataclass(eq=False)
 class Slot:
-    """One of a model's places to generate in: a context and the thread that uses it."""
+    """One of a model's places to generate in: what is asked of it is done in the order it was asked."""
 
-    weights: Weights
-    thread: ThreadPoolExecutor
-    compute_threads: int
+    process: Process
+    confined: Confined
+    number: int
     context_length: int = 0
-    engine: Engine | None = None
+    facts: Facts | None = None
     users: int = 0
 
-    async def call(self, work: Callable[[Engine], T]) -> T:
-        """Runs work on the slot's thread, after what came before."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self.thread, lambda: work(self._ready())
-        )
+    async def ready(self) -> Facts:
+        """Waits for what came before, and until the context is there.
+
+        Raises:
+            EngineError: the model can't be loaded.
+        """
+        self.facts = Facts(**await self._end("ready"))
+        return self.facts
+
+    async def tokenize(self, text: str, most: int | None = None, keep: int = 0) -> Tokens:
+        """As `Engine.cut`."""
+        return Tokens(**await self._end("tokenize", text=text, most=most, keep=keep))
+
+    async def detokenize(self, tokens: list[int]) -> str:
+        """As `Engine.detokenize`."""
+        return str(await self._end("detokenize", tokens=tokens))
 
     async def pieces(self, session: Session) -> AsyncIterator[str]:
         """Text as it is generated. Leaving the iteration early ends the generation.
@@ -49,40 +68,28 @@ class Slot:
         Raises:
             Refusal, EngineError: as the engine raised it.
         """
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[str | Exception | None] = asyncio.Queue()
+        asked = self._ask(
+            "generate",
+            tokens=session.tokens,
+            options=asdict(session.options),
+            limit=session.context_length,
+            grammar=session.grammar,
+        )
+        async with aclosing(asked) as answers:
+            async for answer in answers:
+                if "end" in answer:
+                    session.tally = Tally(**answer["end"])
+                else:
+                    yield answer["piece"]
 
-        def generate() -> None:
-            end: Exception | None = None
-            try:
-                for piece in self._ready().pieces(session):
-                    loop.call_soon_threadsafe(queue.put_nowait, piece)
-            except Exception as error:  # noqa: BLE001  # raised again where the pieces are read
-                end = error
-            loop.call_soon_threadsafe(queue.put_nowait, end)
+    async def _end(self, work: str, **arguments: Any) -> Any:
+        async with aclosing(self._ask(work, **arguments)) as answers:
+            return (await anext(answers))["end"]
 
-        self.thread.submit(generate)
-        try:
-            while (item := await queue.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            session.cancelled.set()
-
-    def _ready(self) -> Engine:
-        """The engine, loaded or grown to the context that is asked for. Runs on the thread."""
-        if self.engine and self.engine.context_length < self.context_length:
-            self.engine.close()
-            self.engine = None
-        if not self.engine:
-            self.engine = Engine(self.weights, self.context_length, threads=self.compute_threads)
-        return self.engine
-
-    def close(self) -> None:
-        """Frees the memory once the thread is through with what waits for it."""
-        self.thread.submit(lambda: self.engine.close() if self.engine else None)
-        self.thread.shutdown(wait=False)
+    def _ask(self, work: str, **arguments: Any) -> AsyncGenerator[dict[str, Any]]:
+        return self.process.ask(
+            work, slot=self.number, context_length=self.context_length, **arguments
+        )
 
 
 @dataclass(eq=False)
@@ -91,6 +98,8 @@ class Loaded:
 
     model: Model
     context_length: int
+    process: Process
+    confined: Confined
     slots: list[Slot]
     expires_at: datetime = NEVER
     expiry: asyncio.TimerHandle | None = None
@@ -104,7 +113,7 @@ class Loaded:
     @property
     def in_memory(self) -> bool:
         """Whether any context is there."""
-        return any(slot.engine for slot in self.slots)
+        return self.process.alive and any(slot.facts for slot in self.slots)
 
     def slot(self) -> Slot:
         """The slot with the fewest users; the first of equals, so that one user keeps its context."""
@@ -127,11 +136,11 @@ class Loaded:
         }
 
     def close(self) -> None:
-        """Frees the memory once every slot is through with what waits for it."""
+        """Ends the processes of the model, and with them what they hold."""
         if self.expiry:
             self.expiry.cancel()
-        for slot in self.slots:
-            slot.close()
+        self.process.end()
+        self.confined.close()
 
 
 class Pool:
@@ -156,12 +165,19 @@ class Pool:
         """
         if self._requests > self._most_waiting:
             raise Refusal(503, BUSY)
+        if _context_bytes(model.gguf, context_length) > _available():
+            raise EngineError(f"no memory for a context of {context_length} tokens")
         self._requests += 1
         loaded = self._take(model, context_length)
         slot = loaded.slot()
         slot.users += 1
         try:
-            await slot.call(lambda _: None)
+            try:
+                await slot.ready()
+            except EngineError:
+                if self._loaded.get(model.path) is loaded:
+                    self.unload(model)  # the next does not get what this one asked for
+                raise
             yield slot
         except BaseException:
             keep_alive = keep_alive if loaded.in_memory else 0
@@ -188,16 +204,20 @@ class Pool:
             reverse=True,
         )
 
-    def close(self) -> None:
-        """Puts all models out."""
-        for loaded in list(self._loaded.values()):
+    async def close(self) -> None:
+        """Puts all models out, with the answers that are on their way."""
+        every = list(self._loaded.values())
+        for loaded in every:
+            await asyncio.gather(loaded.process.ended(), loaded.confined.ended())
             self.unload(loaded.model)
 
     def _take(self, model: Model, context_length: int) -> Loaded:
+        if (dead := self._loaded.get(model.path)) and not dead.process.alive:
+            self.unload(dead.model)
         loaded = self._loaded.pop(model.path, None)
         if not loaded:
             self._make_room()
-            loaded = Loaded(model, context_length, self._slots(model))
+            loaded = self._start(model, context_length)
         loaded.model = model
         loaded.context_length = max(loaded.context_length, context_length)
         if loaded.expiry:
@@ -205,13 +225,16 @@ class Pool:
         self._loaded[model.path] = loaded
         return loaded
 
-    def _slots(self, model: Model) -> list[Slot]:
-        weights, name = Weights(model.path), f"engine {model.manifest.name.short}"
-        compute_threads = max(1, cores() // self._parallel)
-        return [
-            Slot(weights, ThreadPoolExecutor(1, thread_name_prefix=name), compute_threads)
-            for _ in range(self._parallel)
-        ]
+    def _start(self, model: Model, context_length: int) -> Loaded:
+        process = Process(
+            model.path,
+            slots=self._parallel,
+            threads=max(1, cores() // self._parallel),
+            memory=memory(model.gguf, model.weights.size, self._parallel),
+        )
+        confined = Confined()
+        slots = [Slot(process, confined, number) for number in range(self._parallel)]
+        return Loaded(model, context_length, process, confined, slots)
 
     def _make_room(self) -> None:
         idle = [x for x in self._loaded.values() if not x.users]
@@ -231,3 +254,36 @@ class Pool:
             loaded.expires_at = datetime.now(UTC) + timedelta(seconds=keep_alive)
             loop = asyncio.get_running_loop()
             loaded.expiry = loop.call_later(keep_alive, self.unload, loaded.model)
+
+
+def memory(head: GgufFile, size: int, contexts: int) -> int:
+    """Bytes that the process of a model may write to.
+
+    Three times the file (llama.cpp repacks weights for the CPU), contexts as long as the model was trained
+    for, and what else it takes; never more than four fifths of what the machine has left.
+
+    Args:
+        head: of the GGUF; what it says of contexts may be a lie.
+        size: bytes of the file.
+        contexts: how many.
+    """
+    wanted = _ELSE + 3 * size + contexts * _context_bytes(head, head.context_length)
+    return min(wanted, _available() * 4 // 5)
+
+
+def _context_bytes(head: GgufFile, tokens: int) -> int:
+    return tokens * (head.token_bytes + _CELL)
+
+
+def _available() -> int:
+    """Bytes of memory that programs can still take; all there is where the system does not say."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cores() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,20 +2,26 @@
 
 `{{ 'x' * 10**9 }}` in a template takes all memory there is, two loops inside each other all time, and
 a schema's `maxItems` as much of both. What a model or a request brings is never computed in the process
-that serves: `python -m loco_modelhost.prompts.child` reads a JSON object a line and answers one a line.
+that serves: `python -P -m loco_modelhost.prompts.child PARENT` reads a JSON object a line and answers one
+a line. Its own limit on CPU time holds where the one who asks is gone.
 """
 
 import json
+import math
 import resource
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+from loco.stage.deathsig import die_with_parent
 from loco_modelhost.prompts import templates
 from loco_modelhost.requests.refusals import Refusal
 
 #: Bytes of memory beyond what the process has when it starts.
 MEMORY = 1 << 30
+#: Seconds of computing for one line.
+CPU_SECONDS = 15
 #: Characters of a prompt or grammar: more than any context takes.
 LONGEST_TEXT = 16_000_000
 
@@ -26,10 +32,12 @@ def render(arguments: dict[str, Any]) -> str:
 
 
 def grammar(arguments: dict[str, Any]) -> str:
-    """The grammar of a JSON schema."""
+    """The grammar of a JSON schema, or of any JSON object."""
     from llama_cpp import llama_grammar  # noqa: PLC0415 (half a second that a template need not wait)
 
-    return str(llama_grammar.json_schema_to_gbnf(json.dumps(arguments["schema"])))
+    if arguments["form"] == "json":
+        return str(llama_grammar.JSON_GBNF)
+    return str(llama_grammar.json_schema_to_gbnf(json.dumps(arguments["form"])))
 
 
 _WORK: dict[str, Callable[[dict[str, Any]], str]] = {"render": render, "grammar": grammar}
@@ -53,11 +61,14 @@ def answer(line: bytes) -> dict[str, Any]:
 
 def main() -> None:
     """Answers until standard input ends."""
+    die_with_parent(int(sys.argv[1]))
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     limit = used + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin.buffer:
+        spent = math.ceil(time.process_time())
+        resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, resource.RLIM_INFINITY))
         sys.stdout.buffer.write(json.dumps(answer(line)).encode() + b"\n")
         sys.stdout.buffer.flush()
 

@@ -1,75 +1,100 @@
 """The process that renders templates: started when it is needed, ended when it takes too long."""
 
-import atexit
+import asyncio
+import contextlib
 import json
 import os
-import queue
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from loco_modelhost.prompts.templates import Message
 from loco_modelhost.requests.refusals import Refusal
 
 #: Seconds a template or schema may take; a real one takes milliseconds.
 SECONDS = 10.0
+#: Bytes of an answer: the longest text, each character as \uXXXX.
+_LONGEST_LINE = 128 << 20
+
+
+class Facts(Protocol):
+    """What a template gets to know of the tokenizer: text of BOS and EOS, and who writes BOS."""
+
+    @property
+    def adds_bos(self) -> bool:
+        """The tokenizer puts BOS before every prompt by itself."""
+
+    @property
+    def bos(self) -> str:
+        """Text of BOS."""
+
+    @property
+    def eos(self) -> str:
+        """Text of EOS."""
 
 
 class Confined:
-    """One child at a time, shared by all threads, one request after the other."""
+    """One child of a loaded model, one request after the other. Used from one event loop."""
 
     def __init__(self, *, seconds: float = SECONDS) -> None:
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        atexit.register(self.close)
+        """Starts nothing yet.
 
-    def render(
-        self,
-        template: str,
-        messages: Sequence[Message],
-        *,
-        bos: str,
-        eos: str,
-        think: bool,
-        add_bos: bool,
+        Args:
+            seconds: that a template or schema may take.
+        """
+        self._seconds = seconds
+        self._turn = asyncio.Lock()
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process ID; None: there is none."""
+        return self._child.pid if self._child else None
+
+    async def render(
+        self, template: str, messages: Sequence[Message], facts: Facts, *, think: bool
     ) -> str:
         """As `templates.render_jinja`.
 
         Raises:
             Refusal: the template cannot render these messages, or not within the limits.
         """
-        return self._ask(
+        return await self._ask(
             "render",
             template=template,
             messages=[dict(m) for m in messages],
-            bos=bos,
-            eos=eos,
+            bos=facts.bos,
+            eos=facts.eos,
             think=think,
-            add_bos=add_bos,
+            add_bos=facts.adds_bos,
         )
 
-    def grammar(self, schema: Mapping[str, Any]) -> str:
-        """The grammar of a JSON schema.
+    async def grammar(self, form: Mapping[str, Any] | str) -> str:
+        """The grammar of a JSON schema, or of "json".
 
         Raises:
             Refusal: it is none, or makes one beyond the limits.
         """
-        return self._ask("grammar", schema=schema)
+        return await self._ask("grammar", form=form)
 
     def close(self) -> None:
         """Ends the child; the next request starts another."""
         child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.communicate()
+        if child is not None and child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
 
-    def _ask(self, work: str, **arguments: Any) -> str:
+    async def ended(self) -> None:
+        """Ends the child and waits until it is gone."""
+        child = self._child
+        self.close()
+        if child is not None:
+            await child.communicate()
+
+    async def _ask(self, work: str, **arguments: Any) -> str:
         line = json.dumps({"work": work, "arguments": arguments}).encode() + b"\n"
-        with self._lock:
-            answer = self._answer(line)
+        async with self._turn:
+            answer = await self._answer(line)
         if answer is None:
             what = "chat template" if work == "render" else "format"
             raise Refusal(500, f"{what} error: it takes too long or too much memory")
@@ -77,49 +102,38 @@ class Confined:
             return str(answer["text"])
         raise Refusal(answer["status"], answer["error"])
 
-    def _answer(self, line: bytes) -> dict[str, Any] | None:
+    async def _answer(self, line: bytes) -> dict[str, Any] | None:
         """The child's answer; None: it died or was ended."""
-        child = self._child if self._child and self._child.poll() is None else self._start()
-        answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        reader = threading.Thread(target=_exchange, args=(child, line, answers), daemon=True)
-        reader.start()
+        child = self._child if self._child and self._child.returncode is None else None
+        child = child or await self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        raw = b""
         try:
-            raw = answers.get(timeout=self._seconds)
-        except queue.Empty:
-            raw = b""
-        if not raw:
-            self.close()
+            async with asyncio.timeout(self._seconds):
+                child.stdin.write(line)
+                await child.stdin.drain()
+                raw = await child.stdout.readline()
+        except (TimeoutError, OSError, ValueError):
+            pass  # too long, dead, or a line without end
+        except BaseException:
+            self.close()  # nobody waits any more, and the next must not get this answer
+            raise
+        if not raw.endswith(b"\n"):
+            await self.ended()
             return None
         found: dict[str, Any] = json.loads(raw)
         return found
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        self.close()
+    async def _start(self) -> asyncio.subprocess.Process:
         # what a template does is kept from the variables of the server, too
         kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG", "TZ")}
-        self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "loco_modelhost.prompts.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+        self._child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "loco_modelhost.prompts.child", str(os.getpid())),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
             env=kept,
+            limit=_LONGEST_LINE,
         )
         return self._child
-
-
-def _exchange(
-    child: "subprocess.Popen[bytes]", line: bytes, answers: "queue.SimpleQueue[bytes]"
-) -> None:
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        child.stdin.write(line)
-        child.stdin.flush()
-        answers.put(child.stdout.readline())
-    except (OSError, ValueError):  # it died, or was closed
-        answers.put(b"")
-
-
-_shared = Confined()
-render = _shared.render
-grammar = _shared.grammar

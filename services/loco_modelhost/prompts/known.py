@@ -83,12 +83,16 @@ def check_stored(template: str) -> None:
 
 def render_stored(template: str, messages: Sequence[Message]) -> str:
     """The prompt of a Go template that `check_stored` lets pass."""
-    merged: list[dict[str, str]] = []
+    alike: list[list[Message]] = []
     for message in messages:
-        if merged and merged[-1]["role"] == message["role"] != "tool":
-            merged[-1]["content"] += "\n\n" + message["content"]
+        if alike and alike[-1][0]["role"] == message["role"] != "tool":
+            alike[-1].append(message)
         else:
-            merged.append({"role": message["role"], "content": message["content"]})
+            alike.append([message])
+    merged = [
+        {"role": turns[0]["role"], "content": "\n\n".join(turn["content"] for turn in turns)}
+        for turns in alike
+    ]
     names = {text: name for name, text in _index()["go"].items()}
     if name := names.get(template):
         return _RENDERERS[name](merged)

@@ -1,6 +1,7 @@
 """JSON request bodies, refused in the words of Go's decoder that Ollama passes on."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -10,6 +11,8 @@ _GO_KINDS = ((bool, "bool"), (int | float, "number"), (str, "string"), (list, "a
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"([0-9]*\.?[0-9]+)(h|ms|us|µs|ns|m|s)")
 
+#: Messages of a chat: an answer's context would take no more.
+MOST_MESSAGES = 16_384
 #: Seconds a model stays loaded after a request that doesn't say.
 DEFAULT_KEEP_ALIVE = 300.0
 
@@ -28,6 +31,9 @@ class Body:
             raise Refusal(400, "missing request body")
         try:
             values = json.loads(raw)
+            if b"\\ud" in raw.lower():  # halves of characters alone, which no UTF-8 holds, as in Go
+                whole = json.dumps(values, ensure_ascii=False).encode("utf-16", "surrogatepass")
+                values = json.loads(whole.decode("utf-16", "replace"))
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"invalid JSON: {error}") from error
         self._request = request
@@ -61,6 +67,8 @@ class Body:
     def messages(self) -> list[dict[str, Any]]:
         """The `messages` field, each with role and content."""
         found = self._get("messages", list, "[]api.Message") or []
+        if len(found) > MOST_MESSAGES:
+            raise Refusal(400, f"messages has {len(found)} entries; at most {MOST_MESSAGES}")
         return [self._message(m) for m in found]
 
     def has(self, name: str) -> bool:
@@ -90,8 +98,13 @@ class Body:
             return DEFAULT_KEEP_ALIVE
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise Refusal(400, f"Unsupported type: '{_go(value)}'")
-        seconds = _seconds(value) if isinstance(value, str) else float(value)
-        return float("inf") if seconds < 0 else seconds
+        try:
+            seconds = _seconds(value) if isinstance(value, str) else float(value)
+        except OverflowError:
+            seconds = math.inf
+        if math.isnan(seconds):
+            raise Refusal(400, "keep_alive must be a number of seconds or a duration such as 5m")
+        return math.inf if seconds < 0 else seconds
 
     def _message(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -52,8 +52,11 @@ _BLOCKS = {
     34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
 
-#: More tensors or keys than any model has: a file that claims them is damaged.
-_MOST = 10_000_000
+#: More tensors, keys or items of a list than any model has: a file that claims them is damaged.
+_MOST, _MOST_ITEMS = 200_000, 4_000_000
+#: Bytes of a head: a vocabulary of a million tokens has fewer.
+_LONGEST_HEAD = 256 << 20
+_ALIGNMENTS = tuple(1 << power for power in range(21))
 
 #: Dimensions a tensor may have (GGML_MAX_DIMS).
 _MOST_DIMENSIONS = 4
@@ -128,6 +131,20 @@ class GgufFile:
         """Tokens the model was trained for; 0: it doesn't say."""
         return self.number(f"{self.architecture}.context_length")
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of context: keys and values of 16 bits in every layer, as the head tells."""
+
+        def said(key: str) -> int:
+            return max(0, self.number(f"{self.architecture}.{key}"))
+
+        heads = said("attention.head_count")
+        width = said("embedding_length") // max(1, heads)
+        sizes = [said(f"attention.{kind}_length") or width for kind in ("key", "value")]
+        # heads of its own in every layer are a list, which is not read: as many as of queries then
+        kept = said("attention.head_count_kv") or heads
+        return 2 * said("block_count") * kept * sum(sizes)
+
     def number(self, key: str) -> int:
         """A whole number of the metadata, 0 where it is missing."""
         value = self.metadata.get(key)
@@ -189,8 +206,8 @@ class GgufFile:
             metadata[key] = cursor.value()
             spans[key] = (start, cursor.at)
         alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment <= 0:
-            raise BrokenGguf("invalid GGUF: general.alignment must be a number above 0")
+        if type(alignment) is not int or alignment not in _ALIGNMENTS:
+            raise BrokenGguf("invalid GGUF: general.alignment must be a power of two up to 2^20")
         tensors, ends = [], [0]
         for _ in range(count):
             tensor, end = cursor.tensor()
@@ -236,8 +253,8 @@ class _Cursor:
     def string(self) -> str:
         (length,) = self.take("Q")
         end = self.at + length
-        if end > len(self._view):
-            raise IndexError("a string reaches past the end of the file")
+        if end > min(len(self._view), _LONGEST_HEAD):
+            raise IndexError("a string reaches past the end of the head or file")
         text = self._view[self.at : end].decode()
         self.at = end
         return text
@@ -279,6 +296,8 @@ class _Cursor:
 
     def _skip_array(self) -> None:
         kind, count = self.take("IQ")
+        if count > _MOST_ITEMS:
+            raise IndexError(f"a list has {count} items")
         if kind == _STRING:
             view, at, unpack = self._view, self.at, struct.Struct("<Q").unpack_from
             for _ in range(count):

@@ -3,11 +3,14 @@
 `POST /api/create` from a foreign Origin replaced `locollm-math:latest`; bodies had no end.
 """
 
+import asyncio
 import socket
+from pathlib import Path
 
 import pytest
 
 from loco_modelhost.api import guard
+from loco_modelhost.store.store import Store
 
 CHANGES = ["/api/create", "/api/copy", "/api/chat", "/api/generate", "/api/blobs/sha256:0"]
 
@@ -71,3 +74,36 @@ def test_a_body_has_an_end(own_host) -> None:
     answer = own_host.http.post("/api/chat", content=endless())
     assert answer.status_code == 413
     assert own_host.http.get("/api/version").status_code == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
+    """Through the guard alone, with little patience; what was uploaded so far is gone."""
+    store = Store(tmp_path)
+
+    async def app(scope, receive, send) -> None:
+        with store.new_blob() as blob:
+            while (message := await receive()).get("more_body"):
+                blob.write(message["body"])
+            blob.keep()
+
+    async def ask(path: str, pieces: list[bytes]) -> int:
+        scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"host", b"localhost")],
+                 "scheme": "http", "server": ("localhost", 1), "query_string": b""}  # fmt: skip
+        coming, sent = iter(pieces), []
+
+        async def receive():
+            if (piece := next(coming, None)) is None:
+                await asyncio.sleep(1000)
+            return {"type": "http.request", "body": piece, "more_body": True}
+
+        async def send(message) -> None:
+            sent.append(message)
+
+        await guard.Guard(app, host="127.0.0.1", folder=tmp_path, patience=0.2)(
+            scope, receive, send
+        )
+        return sent[0]["status"]
+
+    for path in ("/api/chat", "/api/blobs/sha256:0"):
+        assert asyncio.run(ask(path, [b"x"] * 3)) == 408
+        assert list((tmp_path / "blobs").iterdir()) == []
