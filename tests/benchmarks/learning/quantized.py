@@ -109,8 +109,8 @@ def _answered(home: Path, name: str) -> int:
 
 
 def run(lab: Lab, driver: Driver, problems: int, processes: int, threads: int) -> None:
-    """Exports and answers `default` and the chosen variant of one seed, as they are trained, then the base."""
-    for job_name in ("default", CHOSEN, BASE):
+    """Exports and answers the base, then `default` and the chosen variant of one seed as they are trained."""
+    for job_name in (BASE, "default", CHOSEN):
         name, adapter = BASE, None
         while job_name != BASE and adapter is None:
             job = next((j for j in driver.jobs if j.name == job_name), None)
