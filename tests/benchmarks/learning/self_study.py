@@ -90,15 +90,17 @@ def stopped_by_signals(*budgets: Budget) -> None:
 def _jobs(arguments: argparse.Namespace) -> list[Job]:
     """All jobs, each GPU's most important first."""
     gpus = arguments.gpus
-    own = gpus[1:] or gpus
+    exploring = arguments.strong == "auto" or arguments.variants
+    own = (gpus[1:] if exploring else gpus) or gpus
     jobs = base_jobs(gpus, TEST)
-    for number, seed in enumerate(arguments.seeds):
-        gpu = own[number % len(own)]
-        # the longest way first: it runs beside the short ones
-        names = ["strong-sft", *ARMS, CHOSEN] if not arguments.arms else arguments.arms
-        jobs += [Job(name, seed, TEST, gpu) for name in names]
+    # the longest way first: it runs beside the short ones
+    for name in arguments.arms or ["strong-sft", *ARMS, CHOSEN]:
+        jobs += [
+            Job(name, seed, TEST, own[number % len(own)])
+            for number, seed in enumerate(arguments.seeds)
+        ]
     variants = arguments.variants or list(VARIANTS)
-    if arguments.strong == "auto" or arguments.variants:
+    if exploring:
         jobs += [Job(name, EXPLORE_SEED, DEV, gpus[0]) for name in variants]
     if arguments.small is not None:
         # the last GPU is no more loaded than others
