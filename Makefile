@@ -52,7 +52,7 @@ up: setup ## Start everything on this machine (the same as `loco up`)
 
 test: setup ## The whole test suite, but for that of the learning study's server
 	$(RUN)/python -m pytest $(QUICK) -n auto
-	$(RUN)/python -m pytest tests/acceptance tests/faults
+	$(RUN)/python -m pytest tests/acceptance tests/faults -n 2 --dist worksteal
 	.venv-train/bin/python -m pytest tests/trainer tests/modelhost -m "not study" -n 2 --dist worksteal
 
 test-study: setup ## The learning study's server and trainings on the CPU: minutes, after changes to them

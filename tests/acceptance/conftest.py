@@ -13,9 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
+from own_cpus import take_own_cpus
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN_PYTHON = REPOSITORY / ".venv-train" / "bin" / "python"
+
+take_own_cpus()
 
 
 class Up:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 #: `tiny`, smaller: what a test can wait for.
 SMALL: dict[str, Any] = {
@@ -43,7 +43,7 @@ class Jobs:
         task: dict[str, Any] = self.http.get(f"/tasks/{job_id}-{stage}").raise_for_status().json()
         return task
 
-    def wait(self, job_id: str, seconds: float = 6 * MINUTES) -> dict[str, Any]:
+    def wait(self, job_id: str, seconds: float = 20 * MINUTES) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while not (job := self.get(job_id))["is_terminal"]:
             assert time.monotonic() < deadline, job
@@ -51,7 +51,7 @@ class Jobs:
         return job
 
     def wait_for_checkpoint(self, job_id: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 3 * MINUTES
+        deadline = time.monotonic() + 10 * MINUTES
         while not (task := self.task(job_id, "train"))["checkpoints"]:
             assert time.monotonic() < deadline, task
             assert task["status"] in ("pending", "queued", "running"), task
