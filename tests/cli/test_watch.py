@@ -186,7 +186,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
     )
     assert "succeeded in 2 min 31 s" in text
     assert (
-        "160 of 170 rows, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
+        "160 of 170 rows and none for validation, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
         in text
     )
     assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text

@@ -192,9 +192,10 @@ def _prepare(task: Task) -> str:
     sets = sum(result.eval_sets.values())
     held_out = f", apart from {sets} eval problems" if sets else ""
     left_out = f"; left out {dropped}" if dropped else ""
-    rows = f"{result.kept} of {result.read} rows"
+    validation = f" and {result.validation or 'none'} for validation"
+    rows = f"{result.kept} of {result.read} rows{validation}"
     if result.sampling is not None:
-        rows = f"{result.kept} rows{_sampled(result.sampling)}"
+        rows = f"{result.kept} rows{validation}{_sampled(result.sampling)}"
     return f"{rows}{held_out}{left_out}"
 
 
