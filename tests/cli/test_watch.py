@@ -121,7 +121,7 @@ def task(stage: Stage, status: StageStatus = StageStatus.SUCCEEDED, **fields) ->
 
 def text_of(renderable, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(renderable)
+    console.print(renderable, crop=False)
     return console.file.getvalue()
 
 
@@ -193,6 +193,45 @@ def test_the_summary_says_what_a_job_came_to(make_job):
     assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
     assert "a" * 64 in text
     assert "ollama run locollm-math:J" in text
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("0.33.0", "ollama run locollm-math"), ("0.33.0+locollm", "curl http://h")],
+)
+def test_where_there_is_no_ollama_the_summary_names_none(make_job, version, told):
+    result = {
+        "seconds": 1,
+        "files": {},
+        "ollama_host": "http://h",
+        "ollama_version": version,
+        "candidate": "locollm-math:J",
+        "digest": "d",
+        "blob": "b",
+        "uploaded": True,
+        "probe_answer": "4",
+    }
+    text = text_of(render(make_job(JobStatus.SUCCEEDED, task(Stage.REGISTER, result=result))))
+    assert told in text
+    assert ("ollama run" in text) is (told.startswith("ollama"))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_what_people_copy_is_on_one_line(make_job, width):
+    """A path and a hash were folded, so that a double click took half of them."""
+    path = "math/runs/20261122-143722-4f9a2c/export/a1/gguf/unsloth.Q4_K_M.gguf"
+    gguf = Artifact(
+        name="gguf/unsloth.Q4_K_M.gguf",
+        stage=Stage.EXPORT,
+        path=path,
+        size=1,
+        sha256="a" * 64,
+        media_type="application/vnd.gguf",
+    )
+    exported = task(Stage.EXPORT, artifacts=(gguf,))
+    lines = text_of(render(make_job(JobStatus.SUCCEEDED, exported)), width).splitlines()
+    assert f"GGUF    adapters/{path}" in lines
+    assert f"sha256  {'a' * 64}" in lines
 
 
 def test_the_summary_of_a_failure_says_what_to_do(make_job):

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from loco.cli import watch as cli_watch
-from loco.cli.console import client, note, show, show_json, stderr, stdout, table
+from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
 from loco.cli.versions import VERDICTS
@@ -224,7 +224,7 @@ def follow(loco: Client, started: Job) -> Job:
 
 def show_job(shown: Job, *, as_json: bool) -> None:
     """Prints a job: its summary, or JSON."""
-    show_json(shown) if as_json else stdout().print(render(shown))
+    show_json(shown) if as_json else show(render(shown))
 
 
 def exit_code(ended: Job) -> int:
