@@ -30,6 +30,7 @@ from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
 from loco_api.context import Context
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
+from loco_api.query import KNOWN_QUERY
 from loco_api.rates import Rate
 from loco_api.trail import Trail
 
@@ -61,9 +62,9 @@ def create_app(context: Context) -> FastAPI:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
-    app.include_router(health.open_router)
+    app.include_router(health.open_router, dependencies=[KNOWN_QUERY])
     for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
-        app.include_router(module.router, dependencies=[READ])
+        app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 
 

@@ -175,3 +175,21 @@ def test_hostile_artifact_paths_are_not_found(http, job_id, path):
     connection.close()
     assert answer.status == 404
     assert body["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "hint"),
+    [
+        ("/jobs?metadata=x", "metadata", "This route takes adapter, after, limit, status."),
+        ("/jobs?stats=failed", "stats", "Did you mean status?"),
+        ("/version?verbose=1", "verbose", "This route takes none."),
+        ("/healthz?verbose=1", "verbose", "This route takes none."),
+        ("/adapters/math/versions?befor=3", "befor", "This route takes after, limit, model."),
+    ],
+)
+def test_a_query_parameter_that_is_none_is_refused(http, path, name, hint):
+    """`/jobs?metadata=x` listed all jobs, as if the filter had been applied."""
+    answer = http.get(path)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert (error["code"], error["param"], error["hint"]) == ("invalid_request", name, hint)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from versions import MODEL, register_result
 
 from loco import Client
 from loco.cli.main import main
@@ -301,12 +302,13 @@ def test_artifacts_are_listed_and_downloaded(loco, client, hands, tmp_path):
 
 def test_eval_measures_the_newest_registered_model(started, client, hands):
     built = client.submit("math", profile="tiny", stages=["prepare", "train", "export", "register"])
-    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT, Stage.REGISTER):
+    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EXPORT):
         hands.commit(hands.claim(stage), {})
-    process = started(
-        *("eval", "math", "--profile", "tiny", "--set", "eval.sets.held_out.count=150")
-    )
+    hands.commit(hands.claim(Stage.REGISTER), register_result(built.id))
+    # of profile tiny, which is not what a recipe takes where nothing is said
+    process = started("eval", "math", "--set", "eval.sets.held_out.count=150")
     claim = hands_wait(hands, Stage.EVAL)
+    assert claim.job.spec.profile == "tiny"
     assert claim.job.spec.eval.sets["held_out"].count == 150
     assert claim.job.spec.stages == (Stage.EVAL,)
     assert claim.job.spec.from_job == built.id
@@ -330,6 +332,23 @@ def test_eval_measures_the_newest_registered_model(started, client, hands):
     assert "55 % (45-64)" in stdout
     assert "+34 pts" in stdout
     assert "< 0.0001" in stdout
+    assert f"Measures version 1, {MODEL}:{built.id}." in stderr
+    for option, value in (
+        ("--profile", "gold"),
+        ("--job", "20260101-000000-abcdef"),
+        ("--version", "7"),
+    ):
+        refused = started("eval", "math", option, value)
+        _, stderr = refused.communicate(timeout=30)
+        assert refused.returncode == 2
+        assert f"no registered model for {option} {value}" in stderr
+        assert "loco versions math" in stderr
+
+
+def test_eval_without_a_registered_model_says_how_to_build_one(loco):
+    refused = loco("eval", "math")
+    assert refused.returncode == 2
+    assert "loco submit math --wait" in refused.stderr
 
 
 def test_eval_sets_fields_of_eval_alone(loco):

@@ -105,6 +105,7 @@ def prepared(sampling: Sampling | None) -> Task:
         source="the base's own answers",
         read=7473,
         kept=200,
+        validation=32,
         dropped=Dropped(),
         overlaps=(),
         eval_items_checked=0,
@@ -121,15 +122,15 @@ def prepared(sampling: Sampling | None) -> Task:
 
 def test_prepare_says_what_became_of_the_answers_it_asked_for() -> None:
     assert outcome(prepared(SAMPLING)) == (
-        "200 rows (140 at try 1, 41 at try 2, 12 at try 3, 4 with a hint, 3 gold) and 50 pairs from "
+        "200 rows and 32 for validation (140 at try 1, 41 at try 2, 12 at try 3, 4 with a hint, 3 gold) and 50 pairs from "
         "432 answers of qwen3:4b to 260 questions: 55.4 % right at the first try, 3 cut, 32 known before, 88 tokens/s"
     )
     nothing = {"known": 0, "unfinished": 0, "tokens_per_second": None, "pairs": 0, "hinted": 0}
     plain = SAMPLING.model_copy(update={**nothing, "gold": 0, "rows_by_tries": {1: 200}})
     assert outcome(prepared(plain)) == (
-        "200 rows (200 at try 1) from 432 answers of qwen3:4b to 260 questions: 55.4 % right at the first try"
+        "200 rows and 32 for validation (200 at try 1) from 432 answers of qwen3:4b to 260 questions: 55.4 % right at the first try"
     )
-    assert outcome(prepared(None)) == "200 of 7473 rows"
+    assert outcome(prepared(None)) == "200 of 7473 rows and 32 for validation"
 
 
 @pytest.mark.parametrize("told", [True, False])

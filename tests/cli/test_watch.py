@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from loco.cli.summary import p_value, render
 from loco.cli.watch import LineView, TableView, bar, in_words
@@ -68,13 +69,13 @@ def test_progress_in_words():
     progress = Progress(
         percent=30, step=3, total_steps=10, loss=1.23456, tokens_per_second=512.3, eta_seconds=65
     )
-    assert in_words(progress) == "step 3/10, loss 1.235, 512 tokens/s, 1 min 05 s left"
+    assert in_words(progress) == "1 min 05 s left, step 3/10, loss 1.235, 512 tokens/s"
     measured = progress.model_copy(update={"validation_loss": 0.98765})
     assert "loss 1.235, validation 0.988, 512 tokens/s" in in_words(measured)
     assert in_words(Progress(percent=30.4, message="reading")) == "30 %, reading"
     asking = Progress(step=80, total_steps=232, message="asked 150, right 81")
     asking = asking.model_copy(update={"tokens_per_second": 95.4, "eta_seconds": 312.0})
-    assert in_words(asking) == "step 80/232, asked 150, right 81, 95 tokens/s, 5 min 12 s left"
+    assert in_words(asking) == "5 min 12 s left, step 80/232, asked 150, right 81, 95 tokens/s"
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def task(stage: Stage, status: StageStatus = StageStatus.SUCCEEDED, **fields) ->
 
 def text_of(renderable, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(renderable)
+    console.print(renderable, crop=False)
     return console.file.getvalue()
 
 
@@ -185,13 +186,52 @@ def test_the_summary_says_what_a_job_came_to(make_job):
     )
     assert "succeeded in 2 min 31 s" in text
     assert (
-        "160 of 170 rows, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
+        "160 of 170 rows and none for validation, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
         in text
     )
     assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text
     assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
     assert "a" * 64 in text
     assert "ollama run locollm-math:J" in text
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [("0.33.0", "ollama run locollm-math"), ("0.33.0+locollm", "curl http://h")],
+)
+def test_where_there_is_no_ollama_the_summary_names_none(make_job, version, told):
+    result = {
+        "seconds": 1,
+        "files": {},
+        "ollama_host": "http://h",
+        "ollama_version": version,
+        "candidate": "locollm-math:J",
+        "digest": "d",
+        "blob": "b",
+        "uploaded": True,
+        "probe_answer": "4",
+    }
+    text = text_of(render(make_job(JobStatus.SUCCEEDED, task(Stage.REGISTER, result=result))))
+    assert told in text
+    assert ("ollama run" in text) is (told.startswith("ollama"))
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_what_people_copy_is_on_one_line(make_job, width):
+    """A path and a hash were folded, so that a double click took half of them."""
+    path = "math/runs/20261122-143722-4f9a2c/export/a1/gguf/unsloth.Q4_K_M.gguf"
+    gguf = Artifact(
+        name="gguf/unsloth.Q4_K_M.gguf",
+        stage=Stage.EXPORT,
+        path=path,
+        size=1,
+        sha256="a" * 64,
+        media_type="application/vnd.gguf",
+    )
+    exported = task(Stage.EXPORT, artifacts=(gguf,))
+    lines = text_of(render(make_job(JobStatus.SUCCEEDED, exported)), width).splitlines()
+    assert f"GGUF    adapters/{path}" in lines
+    assert f"sha256  {'a' * 64}" in lines
 
 
 def test_the_summary_of_a_failure_says_what_to_do(make_job):
@@ -320,3 +360,36 @@ def test_the_table_shows_curve_bar_and_time(make_job):
     client.answer = make_job(JobStatus.CANCELLED, task(Stage.TRAIN, StageStatus.CANCELLED))
     view.on_event(event("job.cancelled"))
     assert "cancelled in 2 min 31 s" in text_of(view.renderable())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+@pytest.mark.parametrize("colours", [True, False])
+def test_names_states_and_the_time_left_are_whole_on_any_terminal(make_job, width, colours):
+    """On 80 columns `prepare` and `succeeded` had shrunk to `p…` and `suc…`."""
+    running = make_job(
+        JobStatus.RUNNING,
+        task(Stage.PREPARE, StageStatus.REUSED, result={"x": 1}, reused_from="I"),
+        task(Stage.TRAIN, StageStatus.RUNNING),
+        task(Stage.EXPORT, StageStatus.PENDING),
+        task(Stage.REGISTER, StageStatus.PENDING),
+        task(Stage.EVAL, StageStatus.PENDING),
+    )
+    view = TableView(OneJob(running), running)
+    fields = {"step": 41, "total_steps": 75, "percent": 54.7, "loss": 1.2345, "message": "training"}
+    speed = {"tokens_per_second": 12_345.0, "gpu_memory_gb": 15.5, "validation_loss": 1.3}
+    more = {"elapsed_seconds": 431.0, "eta_seconds": 3725.0}
+    view.on_event(event("stage.progress", Stage.TRAIN, **fields, **speed, **more))
+    view.on_event(event("stage.log", Stage.TRAIN, message="a long line " * 30))
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=not colours)
+    console._encoding = "utf-8"  # what a terminal has; a StringIO has none
+    console.print(view.renderable())
+    lines = Text.from_ansi(console.file.getvalue()).plain.splitlines()
+    assert len(lines) == 7  # headline, five stages, the log: none is folded
+    assert max(map(len, lines)) <= width
+    for line, stage in zip(lines[1:6], Stage, strict=True):
+        assert line.startswith(f"{stage.value} ")
+    train = lines[2]
+    states = ["↺", "●", "○", "○", "○"] if colours else ["reused", "running", *["pending"] * 3]
+    assert [line.split()[1] for line in lines[1:6]] == states
+    assert "7 min 11 s" in train
+    assert "55 %  1 h 02 min left" in train

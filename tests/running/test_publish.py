@@ -86,6 +86,20 @@ def test_publishing_twice_is_the_same_as_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_new_quantization_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    """`gguf/` kept the file of a job before, which nothing described any more."""
+    old = committed(tmp_path, "j1", Stage.EXPORT, {"gguf/unsloth.Q8_0.gguf": "old"})
+    new = committed(tmp_path, "j2", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "new"}, minutes=1)
+    assert publish(tmp_path, "math", old)
+    gguf = tmp_path / "math" / "gguf"
+    (gguf / "mine.gguf").write_text("a user's own")
+    assert publish(tmp_path, "math", new)
+    assert sorted(p.name for p in gguf.iterdir()) == ["mine.gguf", "unsloth.Q4_K_M.gguf"]
+    prepared = committed(tmp_path, "j3", Stage.PREPARE, {"training_data.jsonl": "{}"}, minutes=2)
+    assert publish(tmp_path, "math", prepared)
+    assert (gguf / "unsloth.Q4_K_M.gguf").read_text() == "new"
+
+
 def test_checkpoints_are_replaced_as_a_whole(tmp_path: Path) -> None:
     first = committed(
         tmp_path, "j1", Stage.TRAIN, {"checkpoints/adapter.st": "1", "checkpoints/only_old": "x"}

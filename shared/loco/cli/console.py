@@ -70,7 +70,7 @@ def show(*renderables: RenderableType) -> None:
     """Prints results."""
     console = stdout()
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, crop=False)
 
 
 def note(message: str) -> None:

@@ -48,7 +48,7 @@ def main() -> int:
                 job = client.submit(ADAPTER, profile=PROFILE, reuse=False)
                 console.print(f"submitted  {ADAPTER} ({PROFILE}) as job {job.id}\n")
                 job = follow(client, job.id, console)
-            console.print(render(job, adapters_dir=settings.adapters_dir), "")
+            console.print(render(job, adapters_dir=settings.adapters_dir), "", crop=False)
     except LocoError as error:
         console.print(f"error: {error.message}\nfix: {error.hint}")
         return 1

@@ -1,4 +1,4 @@
-"""Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts, eval."""
+"""Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts."""
 
 from datetime import UTC, datetime
 from itertools import islice
@@ -9,17 +9,9 @@ import typer
 from rich.text import Text
 
 from loco.cli import watch as cli_watch
-from loco.cli.console import client, note, show, show_json, stderr, stdout, table
+from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.overrides import parse_assignments, parse_metadata
-from loco.cli.summary import (
-    STYLES,
-    comparison_table,
-    headline,
-    is_promoted,
-    render,
-    serving,
-    verdict,
-)
+from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -27,7 +19,6 @@ from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.figures import duration, size
 from loco.contracts.jobs import Job, JobStatus
 from loco.contracts.requests import DEFAULT_PROFILE
-from loco.contracts.results import EvalResult
 from loco.contracts.stages import Stage
 from loco.recipes.resolve import merge
 
@@ -46,7 +37,6 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands in the order in which help lists them."""
     for command in (submit, jobs, job, watch, cancel, retry, artifacts):
         app.command()(command)
-    app.command("eval")(evaluate)
 
 
 def submit(
@@ -209,45 +199,6 @@ def artifacts(
     show(rows) if found else note("No inputs are kept of this job, and no stage has committed yet.")
 
 
-def evaluate(
-    context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
-    *,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Field of stage eval, like eval.sets.held_out.count=all.",
-        ),
-    ] = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Measure the newest registered model of an adapter against its base model."""
-    overrides = parse_assignments(assignments or [])
-    if foreign := [name for name in overrides if name not in ("eval", "from_job", "seed")]:
-        raise InvalidRequest(
-            f"--set {foreign[0]}…: `loco eval` runs stage eval alone.",
-            param="--set",
-            hint="Set a field of eval, like --set eval.sets.held_out.count=all; "
-            "`loco submit` sets those of other stages.",
-        )
-    with client(context) as loco:
-        accepted = _submit(loco, adapter, profile=profile, stages=[Stage.EVAL], **overrides)
-        ended = follow(loco, accepted)
-    task = ended.stage(Stage.EVAL)
-    if as_json:
-        show_json(ended)
-    elif ended.status is JobStatus.SUCCEEDED and task is not None and task.result is not None:
-        show(comparison_table(EvalResult.model_validate(task.result, extra="ignore")))
-        if served := serving(ended):
-            show("", served)
-    else:
-        show(render(ended))
-    return exit_code(ended)
-
-
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
     # --set may name any field of the request; the server knows which there are
     return loco.submit(adapter, **request)
@@ -273,7 +224,7 @@ def follow(loco: Client, started: Job) -> Job:
 
 def show_job(shown: Job, *, as_json: bool) -> None:
     """Prints a job: its summary, or JSON."""
-    show_json(shown) if as_json else stdout().print(render(shown))
+    show_json(shown) if as_json else show(render(shown))
 
 
 def exit_code(ended: Job) -> int:

@@ -2,7 +2,7 @@
 
 `loco submit --wait`, `loco watch`, `loco job` and `loco demo` print it:
 
-    Console().print(render(job))
+    Console().print(render(job), crop=False)
 """
 
 from datetime import datetime
@@ -192,9 +192,10 @@ def _prepare(task: Task) -> str:
     sets = sum(result.eval_sets.values())
     held_out = f", apart from {sets} eval problems" if sets else ""
     left_out = f"; left out {dropped}" if dropped else ""
-    rows = f"{result.kept} of {result.read} rows"
+    validation = f" and {result.validation or 'none'} for validation"
+    rows = f"{result.kept} of {result.read} rows{validation}"
     if result.sampling is not None:
-        rows = f"{result.kept} rows{_sampled(result.sampling)}"
+        rows = f"{result.kept} rows{validation}{_sampled(result.sampling)}"
     return f"{rows}{held_out}{left_out}"
 
 
@@ -292,7 +293,14 @@ def _gguf(job: Job, adapters_dir: Path | None) -> RenderableType | None:
         return None
     gguf = found[-1]
     path = f"{adapters_dir / gguf.path}" if adapters_dir else f"adapters/{gguf.path}"
-    return _fields([("GGUF", path), ("size", size(gguf.size)), ("sha256", gguf.sha256)])
+    rows = [("GGUF", path), ("size", size(gguf.size)), ("sha256", gguf.sha256)]
+    # a line each, however narrow the terminal is: people copy them
+    return Group(
+        *(
+            Text.assemble((f"{label:<8}", "bold"), value, no_wrap=True, overflow="ignore")
+            for label, value in rows
+        )
+    )
 
 
 def verdict(job: Job) -> str:
@@ -318,7 +326,7 @@ def serving(job: Job) -> RenderableType | None:
     candidate = registered.candidate if registered else evaluated.candidate if evaluated else ""
     outcome = job.promotion
     if outcome is None:  # a job of an earlier release
-        return _fields([("Model", candidate), ("try", f"ollama run {candidate}")])
+        return _fields([("Model", candidate), _try(candidate, registered)])
     gate = evaluated.gate if evaluated else None
     refused = gate is not None and gate.verdict is Verdict.REFUSED
     rows = []
@@ -334,7 +342,7 @@ def serving(job: Job) -> RenderableType | None:
         rows.append(("Serves", f"{outcome.model} now serves version {outcome.version}{said}"))
         rows += [("", reason) for reason in (gate.reasons if gate else [outcome.reason or ""])]
         rows += [("advice", advice) for advice in (gate.advice if gate else ())]
-        rows.append(("try", f"ollama run {outcome.model}"))
+        rows.append(_try(outcome.model, registered))
         return _fields(rows)
     present = (
         f"version {outcome.serving} keeps serving as {outcome.model}"
@@ -346,8 +354,16 @@ def serving(job: Job) -> RenderableType | None:
     reasons = gate.reasons if gate and refused else (outcome.reason or "",)
     rows += [("", reason) for reason in reasons if reason]
     rows += [("advice", advice) for advice in (gate.advice if gate else ())]
-    rows.append(("try", f"ollama run {candidate}"))
+    rows.append(_try(candidate, registered))
     return _fields(rows)
+
+
+def _try(model: str, registered: RegisterResult | None) -> tuple[str, str]:
+    """How to ask a model: by Ollama's command, or where our model host serves, by its API."""
+    if registered is None or not registered.ollama_version.endswith("+locollm"):
+        return "try", f"ollama run {model}"
+    body = f'{{"model": "{model}", "prompt": "What is 17 + 25?", "stream": false}}'
+    return "try", f"curl {registered.ollama_host}/api/generate -d '{body}'"
 
 
 def _failure(job: Job) -> RenderableType | None:

@@ -4,11 +4,13 @@ loco watch 20261122-143722-4f9a2c
 """
 
 import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +30,17 @@ SERVED_SECONDS = 10.0
 _LOOK_SECONDS = 0.2
 
 _REDRAWS_PER_SECOND = 4
+#: Columns of a bar, and how many its line must have for that.
+_BARS = ((20, 70), (8, 36), (0, 0))
+_SIGNS = {
+    StageStatus.SUCCEEDED: "✓",
+    StageStatus.REUSED: "↺",
+    StageStatus.RUNNING: "●",
+    StageStatus.QUEUED: "○",
+    StageStatus.PENDING: "○",
+    StageStatus.FAILED: "✗",
+    StageStatus.CANCELLED: "■",
+}
 
 
 class View(Protocol):
@@ -119,14 +132,21 @@ class TableView:
 
     def renderable(self) -> RenderableType:
         """The table as it is now."""
+        return _Fitted(self._screen)
+
+    def _screen(self, console: Console, width: int) -> RenderableType:
+        """The table for a screen so many columns wide: stage, state and time keep their width."""
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for _ in range(4):
-            table.add_column(no_wrap=True, overflow="ellipsis")
-        for task in self._job.stages:
-            status = Text(task.status.value, style=STYLES[task.status])
-            table.add_row(
-                task.stage.value, status, self._time(task), Text(one_line(self._words(task)))
-            )
+        for _ in range(3):
+            table.add_column(no_wrap=True)
+        table.add_column()  # the one that shrinks
+        kept = [
+            (task.stage.value, state(task, console), self._time(task)) for task in self._job.stages
+        ]
+        left = width - sum(max(map(cell_len, column)) + 2 for column in zip(*kept, strict=True))
+        for task, (stage, status, time_) in zip(self._job.stages, kept, strict=True):
+            words = Text(one_line(self._words(task, left)), no_wrap=True, overflow="ellipsis")
+            table.add_row(stage, Text(status, style=STYLES[task.status]), time_, words)
         log = Text(one_line(self._log), style="dim", no_wrap=True, overflow="ellipsis")
         return Group(headline(self._job), table, log)
 
@@ -137,7 +157,7 @@ class TableView:
         since = time.monotonic() - self._heard[task.stage]
         return duration((progress.elapsed_seconds or 0) + since)
 
-    def _words(self, task: Task) -> str:
+    def _words(self, task: Task, width: int) -> str:
         if task.status.is_terminal or task.error is not None:
             return outcome(task)
         progress = self._progress.get(task.stage)
@@ -146,11 +166,29 @@ class TableView:
         if progress is None:
             return "starting"
         parts = [
-            bar(progress.percent),
+            bar(progress.percent, next(bars for bars, least in _BARS if width >= least)),
             in_words(progress.model_copy(update={"percent": None})),
             sparkline(self._losses.get(task.stage, [])),
         ]
         return "  ".join(filter(None, parts))
+
+
+class _Fitted:
+    """Something that is drawn for the width it gets."""
+
+    def __init__(self, draw: Callable[[Console, int], RenderableType]) -> None:
+        self._draw = draw
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        yield self._draw(console, options.max_width)
+
+
+def state(task: Task, console: Console) -> str:
+    """A stage's state: a sign on a terminal with colours, else the word."""
+    signs = console.is_terminal and not console.no_color and console.encoding.startswith("utf")
+    return _SIGNS[task.status] if signs else task.status.value
 
 
 class LineView:
@@ -185,8 +223,10 @@ class LineView:
 
 
 def in_words(progress: Progress) -> str:
-    """A progress reading in one line."""
+    """A progress reading in one line, the time left first."""
     parts = []
+    if progress.eta_seconds:
+        parts.append(f"{duration(progress.eta_seconds)} left")
     if progress.total_steps:
         parts.append(f"step {progress.step or 0}/{progress.total_steps}")
     elif progress.percent is not None:
@@ -201,8 +241,6 @@ def in_words(progress: Progress) -> str:
         parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
     if progress.gpu_memory_gb:
         parts.append(f"{progress.gpu_memory_gb:.1f} GB GPU")
-    if progress.eta_seconds:
-        parts.append(f"{duration(progress.eta_seconds)} left")
     return ", ".join(parts)
 
 
@@ -212,7 +250,7 @@ def bar(percent: float | None, width: int = 20) -> str:
         return ""
     percent = min(max(percent, 0), 100)
     done = round(percent / 100 * width)
-    return "━" * done + "╌" * (width - done) + f" {percent:3.0f} %"
+    return ("━" * done + "╌" * (width - done) + f" {percent:3.0f} %").lstrip()
 
 
 def _kind(event: JobEvent) -> str:

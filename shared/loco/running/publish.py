@@ -34,6 +34,9 @@ FILES = ("training_data.jsonl", "gguf/", "Modelfile")
 #: Folders that are replaced as a whole, because their files belong together.
 FOLDERS = ("checkpoints",)
 
+#: What export calls its files.
+_GGUFS = "gguf/unsloth.*.gguf"
+
 #: Ends the names of what is made ready.
 _PART = ".publish.part"
 #: Seconds to wait for readers, and between two looks.
@@ -104,6 +107,8 @@ def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> Non
             _link(sources[name], fresh / name)
         for place, part in parts.items():
             part.replace(place)
+        for old in _outdated(parts):
+            old.unlink(missing_ok=True)
         for name in FOLDERS:
             if (fresh / name).exists():
                 sync_folder(fresh / name)
@@ -113,6 +118,17 @@ def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> Non
     finally:
         # what was replaced, and links to files that were in their places already: rename() keeps both
         _clear(fresh, parents)
+
+
+def _outdated(published: Iterable[Path]) -> list[Path]:
+    """GGUFs of other quantizations beside one that was published just now; a user's own files stay."""
+    ours = [place for place in published if place.match(_GGUFS)]
+    return [
+        other
+        for folder in {place.parent for place in ours}
+        for other in folder.glob(Path(_GGUFS).name)
+        if other not in ours
+    ]
 
 
 def _checked(adapters_dir: Path, folder: Path, parent: Path) -> Path:
