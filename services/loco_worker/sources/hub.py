@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from loco.contracts.bounds import LARGEST_FETCH
 from loco.contracts.disk import disk_full, is_disk_full
@@ -169,11 +170,7 @@ def _check_files(name: str, builder: Any, param: str) -> None:
 
 def _check_fetched(name: str, builder: Any, param: str) -> None:
     """Refuses what is too large to be fetched: its files as the hub has them, or what its card says."""
-    from huggingface_hub import HfFileSystem  # noqa: PLC0415
-
-    hub = HfFileSystem()  # it has listed them already, for `builder`
-    fetched = sum(hub.info(url)["size"] or 0 for url in _files(builder.config.data_files))
-    size = max(fetched, builder.info.dataset_size or 0)
+    size = max(_fetched(name, builder.config.data_files), builder.info.dataset_size or 0)
     if size > LARGEST_FETCH:
         raise InvalidRequest(
             f"Data set {name!r} has {size:,} bytes in this configuration, and {LARGEST_FETCH:,} are fetched "
@@ -181,6 +178,27 @@ def _check_fetched(name: str, builder: Any, param: str) -> None:
             param=f"{param}.dataset",
             hint="Take a smaller configuration, or convert the part that is needed to a jsonl file.",
         )
+
+
+def _fetched(name: str, data_files: Any) -> int:
+    """Bytes of a data set's files, which `_check_files` let pass, as the hub has them."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    paths: dict[str, list[str]] = {}
+    for url in _files(data_files):
+        revision, _, path = url.removeprefix(f"hf://datasets/{name}@").partition("/")
+        paths.setdefault(unquote(revision), []).append(path)
+    return sum(
+        getattr(found, "size", 0)
+        for revision, files in paths.items()
+        for asked in _batched(files)
+        for found in HfApi().get_paths_info(name, asked, revision=revision, repo_type="dataset")
+    )
+
+
+def _batched(files: list[str], size: int = 500) -> Iterator[list[str]]:
+    """So many at a time, as one request asks about."""
+    yield from (files[start : start + size] for start in range(0, len(files), size))
 
 
 def _check_read(name: str, size: int, param: str) -> None:
