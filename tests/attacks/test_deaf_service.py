@@ -123,6 +123,33 @@ def test_a_worker_is_known_by_its_heartbeat(ledger: Ledger, redis_url: str, name
     assert ask(os.getpid() + 1) is False
 
 
+def test_a_machine_may_get_another_name(
+    ledger: Ledger, redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = worker_beats(redis_url, namespace)
+    monkeypatch.setattr(socket, "gethostname", lambda: "a-cafe")
+    test_a_worker_is_known_by_its_heartbeat(ledger, redis_url, namespace)
+    assert ask(os.getpid()) is True
+
+
+def test_a_question_that_fails_is_asked_again(
+    run: Callable[..., Service], caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[int] = []
+
+    def ask(pid: int) -> bool:
+        asked.append(pid)
+        if len(asked) < 5:
+            raise ValueError("a record that nobody foresaw")
+        return len(asked) == 5
+
+    service = run("import time; time.sleep(100)", ask=ask)
+    said = _tend(service, lambda said: bool(said))
+    assert "does not answer" in said[0]
+    assert len(asked) >= 5 + QUICK.failures
+    assert caplog.text.count("a record that nobody foresaw") == 1
+
+
 def test_without_redis_nobody_is_deaf(free_port: int) -> None:
     assert worker_beats(f"redis://127.0.0.1:{free_port}/0", "n")(1) is None
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from loco.box.log_file import MOST_OF_A_KIND, LogFile
+from loco.box import redis_server
+from loco.box.log_file import LONGEST_LOG_BYTES, MOST_OF_A_KIND, LogFile
 from loco.box.service import Service
+from loco.running.child import Child
 
 pytestmark = pytest.mark.redis
 
@@ -83,6 +85,31 @@ def test_what_the_disk_refused_is_said_when_there_is_room_again(tmp_path: Path) 
     assert place.read_text() == "... 5 bytes of this log are lost: the disk was full or slow\n"
     log.release()
     log.wait(60)
+
+
+def test_the_log_of_an_attempt_keeps_its_start_and_its_end(tmp_path: Path) -> None:
+    """Before: it grew until the disk was full."""
+    program = "import sys\nprint('x' * 300_000, file=sys.stderr)\ninput()\nprint('the end', file=sys.stderr)"
+    log = tmp_path / "log.txt"
+    child = Child([sys.executable, "-c", program], log=log, environment=dict(os.environ))
+    _wait_for(lambda: log.stat().st_size == 300_001)
+    child.bound_log(300_001)
+    assert log.stat().st_size == 300_001
+    child.bound_log(100_000)
+    child.tick()  # it goes on
+    assert child.finish() == 0
+    left_out = "\n... 250001 bytes of this log are left out\n"
+    assert log.read_text() == "x" * 50_000 + left_out + "the end\n"
+
+
+def test_the_log_of_redis_is_put_aside_at_a_start(tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with (folder / "redis.log").open("wb") as log:
+        log.truncate(LONGEST_LOG_BYTES + 1)
+    redis_server.start(folder).stop()
+    assert (folder / "redis.log").stat().st_size < 100_000
+    assert (folder / "redis.log.1").stat().st_size == LONGEST_LOG_BYTES + 1
 
 
 def _run(tmp_path: Path, program: str) -> Service:

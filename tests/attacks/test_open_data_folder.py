@@ -51,6 +51,41 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     assert "chown" in str(refused.value.hint)
 
 
+def test_a_link_of_the_user_is_followed_and_what_it_leads_to_is_closed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "large disk"
+    elsewhere.mkdir(mode=0o755)
+    (tmp_path / "data").symlink_to(elsewhere)
+    assert take_from_others(tmp_path / "data", ()) == []
+    assert mode(elsewhere) == 0o700
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "to file").symlink_to(tmp_path / "file")
+    for name, words in (
+        ("file", "a file"),
+        ("nowhere", "a link to nothing"),
+        ("to file", "a file"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"is {words}"):
+            take_from_others(tmp_path / name, ())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link away")
+def test_a_link_of_another_user_and_a_link_to_anothers_folder_are_refused(tmp_path: Path) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    for folder in (mine, theirs):
+        folder.mkdir()
+        (tmp_path / f"to {folder.name}").symlink_to(folder)
+    os.chown(theirs, 65534, 65534)
+    os.chown(tmp_path / "to mine", 65534, 65534, follow_symlinks=False)
+    with pytest.raises(InvalidRequest, match="a link of uid 65534"):
+        take_from_others(tmp_path / "to mine", ())
+    with pytest.raises(InvalidRequest, match="of uid 65534"):
+        take_from_others(tmp_path / "to theirs", ())
+
+
 def test_what_a_service_writes_is_private(tmp_path: Path) -> None:
     program = f"import os; os.mkdir({str(tmp_path / 'd')!r}); open({str(tmp_path / 'd/f')!r}, 'w')"
     log = tmp_path / "logs" / "child.log"

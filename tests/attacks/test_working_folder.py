@@ -136,6 +136,18 @@ def test_a_path_of_python_that_means_the_current_folder_is_left_out() -> None:
     }
 
 
+def test_what_a_compiler_and_a_hub_need_goes_through_and_a_tokens_file_where_it_is_fetched_with() -> (
+    None
+):
+    """Before: a compiler found no headers of an environment module, and a hub was sent a token all the same."""
+    needed = ("DYLD_LIBRARY_PATH", "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH")
+    environment = dict.fromkeys((*needed, "HF_HUB_DISABLE_IMPLICIT_TOKEN", "PYTHONSAFEPATH"), "1")
+    environment["HF_TOKEN_PATH"] = "/secrets/token"
+    assert child_environment(environment, tokens=True) == environment
+    del environment["HF_TOKEN_PATH"]
+    assert child_environment({**environment, "HF_TOKEN_PATH": "/secrets/token"}) == environment
+
+
 def test_a_service_gets_its_settings_and_nothing_else_of_the_shell() -> None:
     environment = {**_SECRETS, "PATH": "/bin", "OLLAMA_HOST": "box", "EDITOR": "vi"}
     known = service_environment(environment, passed=["EDITOR"])

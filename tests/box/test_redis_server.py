@@ -127,9 +127,9 @@ class TestServer:
             server.stop()
             shutil.rmtree(runtime)
 
-    def test_a_folder_of_another_user_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "redis").symlink_to(tmp_path)
-        with pytest.raises(InvalidRequest, match="a link, not a folder of this user"):
+    def test_what_is_no_folder_of_this_user_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "redis").symlink_to(tmp_path / "gone")
+        with pytest.raises(InvalidRequest, match="a link to nothing, not a folder of this user"):
             redis_server.start(tmp_path / "redis")
 
 

@@ -128,10 +128,10 @@ def test_services_wait_for_the_health_of_what_they_need(resolved: dict[str, Any]
 
 def test_every_command_runs_a_program_of_this_repository(resolved: dict[str, Any]) -> None:
     for name in OURS:
-        python, flag, module = resolved[name]["command"]
-        assert (python, flag) == ("python", "-m")
+        *python, module = resolved[name]["command"]
+        assert python == ["python", "-P", "-m"]  # -P: what lies in the current folder is no module
         assert (ROOT / "services" / module / "__main__.py").is_file(), module
-        assert last(resolved[name], "CMD") == ("python", "-m", module)
+        assert last(resolved[name], "CMD") == (*python, module)
 
 
 def test_own_variables_are_settings_with_the_values_meant(resolved: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ def test_llama_cpp_is_built_as_by_make_but_for_any_machine() -> None:
 def test_health_checks_ask_modules_that_exist() -> None:
     for service in ("loco_worker", "loco_trainer"):
         (check,) = values(stages(service)[1], "HEALTHCHECK")
-        assert check == ("CMD", "python", "-m", "loco.running.alive")
+        assert check == ("CMD", "python", "-P", "-m", "loco.running.alive")
     assert (ROOT / "shared" / "loco" / "running" / "alive.py").is_file()
 
 

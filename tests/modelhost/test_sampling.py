@@ -66,3 +66,22 @@ def test_what_is_left_out_is_ollamas_default(own_host):
     assert unset == hot(top_k=40, min_p=0.0)
     assert unset != hot(top_k=0)
     assert unset != hot(min_p=0.05)
+
+
+@pytest.mark.parametrize("last", [64, -1, 2**40, 0])
+def test_penalties_change_the_answer(own_host, last: int):
+    """Each by itself; -1 looks back as far as the context goes, as does more than it holds, 0 at nothing."""
+    question = "Write the word apple twenty times."
+
+    def answer(**options: float) -> str:
+        wanted = {"temperature": 0, "num_predict": 24, "repeat_last_n": last, **options}
+        return sampled(own_host, question, 1, **wanted)[0]
+
+    plain = answer()
+    penalized = [
+        answer(repeat_penalty=2.0),
+        answer(presence_penalty=2.0),
+        answer(frequency_penalty=2.0),
+        answer(repeat_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.5),
+    ]
+    assert [text != plain for text in penalized] == [last != 0] * len(penalized)

@@ -108,7 +108,7 @@ class Guard:
         if not self._from_here(origin):
             return JSONResponse({"error": f"origin {origin!r:.100} is not allowed"}, 403)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        simple = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+        simple = ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
         if scope["method"] == "POST" and kind in simple:
             # what a page may send anywhere without asking first
             return JSONResponse({"error": "send Content-Type: application/json"}, 415)

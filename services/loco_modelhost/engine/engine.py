@@ -264,9 +264,12 @@ class Engine:
                 raise Refusal(400, "format can't be made into a grammar")
             add(grammar)
         if options.penalizes:
+            last = options.repeat_last_n  # -1: of the whole context, as Ollama has it
             add(
                 llama_cpp.llama_sampler_init_penalties(
-                    min(options.repeat_last_n, self.context_length),  # it keeps room for so many
+                    llama_cpp.llama_vocab_n_tokens(self._vocabulary),
+                    # it keeps room for so many
+                    min(last, session.context_length) if last >= 0 else session.context_length,
                     options.repeat_penalty,
                     options.frequency_penalty,
                     options.presence_penalty,

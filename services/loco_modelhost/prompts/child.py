@@ -12,12 +12,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from loco.stage.deathsig import die_with_parent
 from loco_modelhost.prompts import templates
 from loco_modelhost.requests.refusals import Refusal
 
+#: Says what a process has; where it is missing there is no limit on memory, and `confined` says so.
+STATM = Path("/proc/self/statm")
 #: Bytes of memory beyond what the process has when it starts.
 MEMORY = 1 << 30
 #: Seconds of computing for one line.
@@ -62,10 +65,10 @@ def answer(line: bytes) -> dict[str, Any]:
 def main() -> None:
     """Answers until standard input ends."""
     die_with_parent(int(sys.argv[1]))
-    with open("/proc/self/statm", encoding="ascii") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    limit = used + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if STATM.exists():
+        used = int(STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        limit = used + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for line in sys.stdin.buffer:
         spent = math.ceil(time.process_time())
         resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, resource.RLIM_INFINITY))

@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
+from loco_modelhost.prompts import child as program
 from loco_modelhost.prompts.templates import Message
 from loco_modelhost.requests.refusals import Refusal
 
@@ -15,6 +18,10 @@ from loco_modelhost.requests.refusals import Refusal
 SECONDS = 10.0
 #: Bytes of an answer: the longest text, each character as \uXXXX.
 _LONGEST_LINE = 128 << 20
+_KEPT = ("PATH", "PYTHONPATH", "LANG", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+logger = logging.getLogger(__name__)
 
 
 class Facts(Protocol):
@@ -126,14 +133,26 @@ class Confined:
         return found
 
     async def _start(self) -> asyncio.subprocess.Process:
+        if not program.STATM.exists():
+            _say_unlimited()
         # what a template does is kept from the variables of the server, too
-        kept = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LANG", "TZ")}
+        kept = {name: value for name, value in os.environ.items() if name in _KEPT}
+        # numpy's threads would take what memory it may have on a machine of many cores
+        kept["OPENBLAS_NUM_THREADS"] = "1"
         self._child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-m", "loco_modelhost.prompts.child", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
             env=kept,
             limit=_LONGEST_LINE,
         )
         return self._child
+
+
+@cache
+def _say_unlimited() -> None:
+    logger.warning(
+        "%s is missing: templates and grammars are limited to %d s here, but not in memory",
+        program.STATM,
+        program.CPU_SECONDS,
+    )

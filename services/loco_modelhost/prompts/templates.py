@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, TemplateError
@@ -61,7 +61,7 @@ def render_jinja(
     return prompt.removeprefix(bos) if add_bos and bos else prompt
 
 
-@cache
+@lru_cache(16)
 def _compiled(template: str) -> Template:
     """The environment of transformers' `apply_chat_template`, so that both render the same."""
     environment = ImmutableSandboxedEnvironment(

@@ -268,7 +268,6 @@ class BlobWriter:
         """Puts the blob in its place."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._path.chmod(0o644)
         self._path.replace(self._store.blob_path(self.digest))
         return Layer(media_type, self.digest, self._size)
 

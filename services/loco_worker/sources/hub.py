@@ -6,13 +6,18 @@ what it would read is looked at before it reads it.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
-from loco.contracts.errors import InvalidRequest, SourceUnreachable
+from loco.contracts.bounds import LARGEST_FETCH
+from loco.contracts.disk import disk_full, is_disk_full
+from loco.contracts.errors import InvalidRequest, LocoError, SourceUnreachable
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.sources import HuggingFaceSource
+from loco.grading.eval_items import EvalItem
+from loco.recipes.datasets import largest
 
 OFFLINE_CHOICES = (
     "Sources that need no hub: jsonl (a file here), reasoning-gym and arithmetic (generated); "
@@ -22,6 +27,8 @@ OFFLINE_CHOICES = (
 _READERS = ("json", "csv", "parquet", "arrow", "text", "cache")
 _FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
+#: Columns of rows and problems; what others hold is not looked at.
+_USED = {"conversations", "messages", *EvalItem.model_fields}
 _PLAIN = "Take a data set of json, jsonl, csv, parquet, arrow or text files, or convert it to a jsonl file."
 
 
@@ -29,7 +36,9 @@ _PLAIN = "Take a data set of json, jsonl, csv, parquet, arrow or text files, or 
 class HubTable:
     """A data set of the hub."""
 
+    #: With the columns that rows and problems have, where there is one of them.
     rows: Iterable[Any]
+    #: All there are.
     columns: list[str]
     #: Name and fingerprint.
     description: str
@@ -44,13 +53,13 @@ def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTa
 
     Raises:
         SourceUnreachable: the hub cannot be reached, or has no such data set.
-        InvalidRequest: no id of a data set, one without that configuration or split, or one of other
-            files than plain data of its own.
+        InvalidRequest: no id of a data set, one without that configuration or split, one that is too
+            large, or one of other files than plain data of its own.
+        DiskFull: there is no room to fetch it.
     """
     name = check_hub_id(source.dataset, param=f"{param}.dataset")
     # imported here: the package takes seconds to load and offline jobs don't need it
     import datasets  # noqa: PLC0415
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
     try:
         # the library has loaded no scripts since its version 4; pinned in services/requirements
@@ -58,50 +67,81 @@ def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTa
             f"hf://datasets/{name}", source.config, revision=source.revision
         )
         _check_files(name, builder, param)
+        _check_fetched(name, builder, param)
         builder.download_and_prepare()
         table = builder.as_dataset(split=source.split)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise SourceUnreachable(
+    except Exception as error:
+        if is_disk_full(error) or "Not enough disk space" in str(error):
+            raise disk_full(Path(datasets.config.HF_DATASETS_CACHE)) from error
+        if (told := _told(name, error, param)) is None:
+            raise
+        raise told from error
+    columns, fingerprint = table.column_names, table._fingerprint
+    table = table.select_columns([c for c in columns if c in _USED] or columns)
+    for column, feature in table.features.items():
+        if (plain := _unopened(feature)) != feature:
+            table = table.cast_column(column, plain)
+    _check_read(name, table.data.nbytes, param)
+    description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
+    return HubTable(table, columns, f"{description} (fingerprint {fingerprint})")
+
+
+def _unopened(feature: Any) -> Any:
+    """A column's type without what opens the file or URL that a row names: pictures, sound, PDFs."""
+    import datasets  # noqa: PLC0415
+
+    if isinstance(feature, dict):
+        return {name: _unopened(inner) for name, inner in feature.items()}
+    if isinstance(feature, list):  # the library's older spelling of List
+        return [_unopened(inner) for inner in feature]
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_unopened(feature.feature))
+    # of the types that are decoded Json alone holds all it needs
+    opens = hasattr(feature, "decode") and not isinstance(feature, datasets.Json)
+    return replace(feature, decode=False) if opens else feature
+
+
+def _told(name: str, error: Exception, param: str) -> LocoError | None:
+    """What the library raised, in words; None: that is no fault of the data set or the network."""
+    import datasets  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    cause = error
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        return SourceUnreachable(
             f"The hub has no data set {name!r} that may be read from here: {error}",
             param=f"{param}.dataset",
             hint=f"Check the id; private ones need HF_TOKEN. {OFFLINE_CHOICES}",
-        ) from error
-    except (OSError, HfHubHTTPError) as error:
+        )
+    if isinstance(cause, OSError | HfHubHTTPError):
         # ConnectionError, timeouts and the hub's offline mode are all OSErrors
-        raise _unreachable(name, error, param) from error
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, OSError):
-            raise _unreachable(name, error.__cause__, param) from error
-        raise InvalidRequest(
-            f"The files of data set {name!r} cannot be read: {error.__cause__ or error}"[:2000],
+        return SourceUnreachable(
+            f"Could not read data set {name!r} from the hub: {cause}",
+            param=param,
+            hint=f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {OFFLINE_CHOICES}",
+        )
+    if isinstance(error, datasets.exceptions.DatasetGenerationError):
+        return InvalidRequest(
+            f"The files of data set {name!r} cannot be read: {cause}"[:2000],
             param=param,
             hint=_PLAIN,
-        ) from error
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
-            raise
-        raise InvalidRequest(
+        )
+    if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
+        return InvalidRequest(
             f"Data set {name!r} is a program, and programs of a hub are not run: {error}",
             param=f"{param}.dataset",
             hint=_PLAIN,
-        ) from error
-    except ValueError as error:
+        )
+    if isinstance(error, ValueError):
         # an unknown configuration or split: the message lists those there are
-        raise InvalidRequest(
+        return InvalidRequest(
             f"Data set {name!r}: {error}",
             param=param,
             hint="Set source.config and source.split to what the data set has.",
-        ) from error
-    description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
-    return HubTable(table, table.column_names, f"{description} (fingerprint {table._fingerprint})")
-
-
-def _unreachable(name: str, error: Exception, param: str) -> SourceUnreachable:
-    return SourceUnreachable(
-        f"Could not read data set {name!r} from the hub: {error}",
-        param=param,
-        hint=f"Check the network, HF_ENDPOINT and HF_HUB_OFFLINE. {OFFLINE_CHOICES}",
-    )
+        )
+    return None
 
 
 def _check_files(name: str, builder: Any, param: str) -> None:
@@ -126,6 +166,50 @@ def _check_files(name: str, builder: Any, param: str) -> None:
                 param=f"{param}.dataset",
                 hint=_PLAIN,
             )
+
+
+def _check_fetched(name: str, builder: Any, param: str) -> None:
+    """Refuses what is too large to be fetched: its files as the hub has them, or what its card says."""
+    size = max(_fetched(name, builder.config.data_files), builder.info.dataset_size or 0)
+    if size > LARGEST_FETCH:
+        raise InvalidRequest(
+            f"Data set {name!r} has {size:,} bytes in this configuration, and {LARGEST_FETCH:,} are fetched "
+            "at most.",
+            param=f"{param}.dataset",
+            hint="Take a smaller configuration, or convert the part that is needed to a jsonl file.",
+        )
+
+
+def _fetched(name: str, data_files: Any) -> int:
+    """Bytes of a data set's files, which `_check_files` let pass, as the hub has them."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    paths: dict[str, list[str]] = {}
+    for url in _files(data_files):
+        revision, _, path = url.removeprefix(f"hf://datasets/{name}@").partition("/")
+        paths.setdefault(unquote(revision), []).append(path)
+    return sum(
+        getattr(found, "size", 0)
+        for revision, files in paths.items()
+        for asked in _batched(files)
+        for found in HfApi().get_paths_info(name, asked, revision=revision, repo_type="dataset")
+    )
+
+
+def _batched(files: list[str], size: int = 500) -> Iterator[list[str]]:
+    """So many at a time, as one request asks about."""
+    yield from (files[start : start + size] for start in range(0, len(files), size))
+
+
+def _check_read(name: str, size: int, param: str) -> None:
+    """Refuses a split that is larger than a file of rows may be: rows are read into memory."""
+    if size > (most := largest(param)):
+        raise InvalidRequest(
+            f"This split of data set {name!r} has {size:,} bytes in the columns that are read, and {param} may "
+            f"name {most:,} at most.",
+            param=f"{param}.split",
+            hint='Take a part of it, e.g. "split": "train[:100000]".',
+        )
 
 
 def _files(data_files: Any) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Whether a service that runs still does its work: asked now and then, by a thread of its own."""
 
+import logging
 import socket
 import threading
 import time
@@ -11,6 +12,8 @@ import httpx
 
 from loco.contracts.errors import RedisUnavailable
 from loco.ledger.ledger import Ledger
+
+logger = logging.getLogger(__name__)
 
 #: Asked with a service's process ID. True: it lives; False: no sign of it; None: nobody can tell now.
 Ask = Callable[[int], bool | None]
@@ -65,8 +68,14 @@ class Watch:
         self._over.set()
 
     def _run(self) -> None:
+        said = ""
         while not self._over.wait(self._patience.every):
-            answer = self._ask(self._pid)
+            try:
+                answer = self._ask(self._pid)
+            except Exception as error:  # noqa: BLE001 (whatever it is, nobody can tell now: asked again)
+                if (text := f"{type(error).__name__}: {error}") != said:
+                    logger.warning("process %d could not be asked: %s", self._pid, text)
+                said, answer = text, None
             if answer is not None:
                 self._failures = 0 if answer else self._failures + 1
                 self._answered = self._answered or answer
@@ -88,9 +97,9 @@ def server_answers(url: str, patience: Patience = SERVER) -> Ask:
 
 def worker_beats(redis_url: str, namespace: str) -> Ask:
     """Looks for a worker's heartbeat in the ledger; while Redis is down nobody can tell."""
-    here = socket.gethostname()
 
     def ask(pid: int) -> bool | None:
+        here = socket.gethostname()  # as it is now, and as the workers say: a laptop's changes
         with closing(Ledger.connect(redis_url, namespace=namespace)) as ledger:
             try:
                 return (here, pid) in {(w.host, w.pid) for w in ledger.workers()}

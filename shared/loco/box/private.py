@@ -3,6 +3,7 @@
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -15,13 +16,17 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def private_folder(folder: Path) -> Path:
-    """Makes a folder of mode 0700, or takes an existing one's from others.
+    """Makes a folder of mode 0700, or takes an existing one's from others; this user's links are followed.
 
     Raises:
-        InvalidRequest: it is another user's, or a link: who owns it could put other files in.
+        InvalidRequest: it, or the link to it, is another user's, who could put other files in; or it
+            is no folder.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # whatever lies there, it is looked at below
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
+    if stat.S_ISLNK(found.st_mode) and found.st_uid == os.getuid() and folder.exists():
+        found = folder.stat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise InvalidRequest(
             f"{folder} is {_what(found)}, not a folder of this user (uid {os.getuid()}).",
@@ -41,7 +46,7 @@ def open_log(path: Path) -> BinaryIO:
 def take_from_others(data_dir: Path, names: Iterable[str]) -> list[Path]:
     """Takes everybody else's rights to what earlier releases left open in a data folder.
 
-    Links are not followed, and what is another user's stays as it is: the data folder's own mode keeps
+    Links in it are not followed, and what is another user's stays as it is: the data folder's own mode keeps
     others out of it.
 
     Args:
@@ -76,5 +81,7 @@ def _tree(path: Path) -> Iterator[Path]:
 
 def _what(found: os.stat_result) -> str:
     if stat.S_ISLNK(found.st_mode):
-        return "a link"
+        return (
+            f"a link of uid {found.st_uid}" if found.st_uid != os.getuid() else "a link to nothing"
+        )
     return f"of uid {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "a file"

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import redis
 
+from loco.box.log_file import LONGEST_LOG_BYTES
 from loco.box.private import PRIVATE_UMASK, open_log, private_folder
 from loco.contracts.errors import RedisUnavailable
 from loco.contracts.files import try_lock
@@ -107,6 +108,10 @@ def start(
     log = data_dir / _LOG
     socket = _socket(data_dir)
     command = [str(binary), *_flags(data_dir, socket), *options]
+    if log.exists() and log.stat().st_size > LONGEST_LOG_BYTES:
+        log.replace(
+            data_dir / f"{_LOG}.1"
+        )  # nothing else bounds it: its server writes it by itself
     try:
         with open_log(log) as output:
             process = subprocess.Popen(

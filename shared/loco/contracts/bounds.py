@@ -15,3 +15,5 @@ LONGEST_NAME = 200
 LONGEST_PATH = 1024
 #: Characters of a system prompt or an instruction.
 LONGEST_PROMPT = 16_384
+#: Bytes of the files of a hub's data set.
+LARGEST_FETCH = 16 * 2**30

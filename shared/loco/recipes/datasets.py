@@ -36,9 +36,14 @@ def _sources(part: Any) -> dict[str, Any]:
     return sources
 
 
-#: Bytes of a file of rows, and of an eval set, that a job may read.
+#: Bytes of a file of rows, and of an eval set, that a job may read; of a hub's data set its columns in use.
 LARGEST_ROWS = 2 * 2**30
 LARGEST_SET = 64 * 2**20
+
+
+def largest(field: str) -> int:
+    """Bytes of rows or problems that a field of the request may name."""
+    return LARGEST_SET if field.startswith("eval.sets") else LARGEST_ROWS
 
 
 def check_size(file: Path, field: str) -> Path:
@@ -52,8 +57,7 @@ def check_size(file: Path, field: str) -> Path:
         DataError: it is larger than what its field may name.
     """
     size = file.stat().st_size
-    most = LARGEST_SET if field.startswith("eval.sets") else LARGEST_ROWS
-    if size > most:
+    if size > (most := largest(field)):
         raise DataError(
             f"{file.name} has {size:,} bytes, and {field} may name a file of {most:,} at most.",
             param=field,

@@ -22,6 +22,8 @@ from loco.contracts.program_events import LogEvent, StageEvent, parse_event
 _LONGEST_EVENT_BYTES = 1 << 20
 _WAITING_EVENTS = 10_000
 _READER_PATIENCE_SECONDS = 5.0
+#: A log that is longer loses its second half, and goes on: its start and its latest lines stay.
+_LONGEST_LOG_BYTES = 20_000_000
 _TAIL_BYTES = 4000
 _TAIL_LINES = 12
 
@@ -67,6 +69,18 @@ class Child:
             return self._events.get(timeout=timeout) if timeout else self._events.get_nowait()
         except queue.Empty:
             return None
+
+    def bound_log(self, longest: int = _LONGEST_LOG_BYTES) -> None:
+        """Cuts a log that has grown beyond `longest` bytes to half of that; asked often, as it grows meanwhile.
+
+        The program writes to the file by itself, always at its end.
+        """
+        size = os.fstat(self._log.fileno()).st_size
+        if size <= longest:
+            return
+        os.ftruncate(self._log.fileno(), longest // 2)
+        with suppress(OSError):  # a full disk: the line is no reason to stop
+            self._log.write(b"\n... %d bytes of this log are left out\n" % (size - longest // 2))
 
     def tick(self) -> None:
         """Tells the program that its lease holds."""

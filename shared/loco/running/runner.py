@@ -178,6 +178,7 @@ class Runner:
         kill_at = float("inf")
         try:
             while child.running:
+                child.bound_log()
                 event = child.event(_POLL_SECONDS)
                 if event is not None:
                     relay.take(event)

@@ -12,20 +12,22 @@ from typing import Any
 from loco.contracts.specs import ExportSpec, TrainSpec
 from loco.recipes.datasets import named_data_sets
 
-#: The token of the model hub, by the names its client reads.
-TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+#: The token of the model hub and the file that holds it, by the names its client reads.
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")
 
 _NAMES = frozenset(
     (
         "PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TMP", "TEMP",
         "XDG_CACHE_HOME", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM",
-        "LD_LIBRARY_PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER",
+        "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONFAULTHANDLER",
         # how the machine reaches a network: a hub, and an Ollama that is not on this machine
         "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
         "http_proxy", "https_proxy", "all_proxy", "no_proxy",
         "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
         # Triton compiles a launcher for each kernel
-        "CC", "CXX",
+        "CC", "CXX", "CPATH", "C_INCLUDE_PATH", "LIBRARY_PATH",
+        # not to use a token is no secret, whatever its name
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
     )
 )  # fmt: skip
 _PREFIXES = (

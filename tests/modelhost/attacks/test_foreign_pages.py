@@ -47,6 +47,14 @@ def test_a_local_page_asks_before_it_changes_anything(own_host, kind: str) -> No
     assert answer.status_code == 415
 
 
+def test_a_page_may_not_leave_the_type_out(own_host) -> None:
+    """A browser sends a Blob without a type so, and does not ask before."""
+    answer = own_host.http.post(
+        "/api/copy", content=b"{}", headers={"Origin": "http://localhost:3000"}
+    )
+    assert answer.status_code == 415
+
+
 def test_programs_and_pages_of_this_machine_go_on(own_host) -> None:
     body = b'{"model": "smollm2:135m"}'
     form = {"Content-Type": "application/x-www-form-urlencoded"}  # as `curl -d` says
@@ -74,6 +82,14 @@ def test_a_body_has_an_end(own_host) -> None:
     answer = own_host.http.post("/api/chat", content=endless())
     assert answer.status_code == 413
     assert own_host.http.get("/api/version").status_code == 200
+
+
+def test_what_is_stored_is_its_users_alone(tmp_path: Path) -> None:
+    with Store(tmp_path).new_blob() as blob:
+        blob.write(b"private")
+        blob.keep()
+    [path] = (tmp_path / "blobs").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ and 10 s; the host and its other models answer on.
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,8 +18,10 @@ import pytest
 import tiny_gguf
 
 from loco_modelhost.engine.session import Facts
+from loco_modelhost.prompts import child, templates
 from loco_modelhost.prompts.child import CPU_SECONDS, LONGEST_TEXT
 from loco_modelhost.prompts.confined import Confined
+from loco_modelhost.prompts.templates import render_jinja
 from loco_modelhost.requests.body import MOST_MESSAGES
 from loco_modelhost.requests.refusals import Refusal
 
@@ -39,6 +42,9 @@ class Asked:
         asked = self.confined.render(template, MESSAGES, FACTS, think=False)
         return self._runner.run(asked)
 
+    def end(self) -> None:
+        self._runner.run(self.confined.ended())
+
     def grammar(self, form: Any) -> str:
         return self._runner.run(self.confined.grammar(form))
 
@@ -48,7 +54,7 @@ def confined() -> Iterator[Asked]:
     with asyncio.Runner() as runner:
         found = Asked(runner)
         yield found
-        runner.run(found.confined.ended())
+        found.end()
 
 
 @pytest.mark.parametrize(
@@ -78,10 +84,33 @@ def test_the_child_knows_nothing_of_the_servers_variables(
     confined: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCO_SECRET", "canary")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     confined.render("{{ 1 }}")
-    assert confined.confined.pid
-    with open(f"/proc/{confined.confined.pid}/environ", "rb") as file:
-        assert b"canary" not in file.read()
+    process = psutil.Process(confined.confined.pid)
+    known = process.environ()
+    assert "canary" not in known.values()
+    # what its libraries need: they are found, and take no memory for each core
+    assert known["LD_LIBRARY_PATH"] == "/opt/lib"
+    assert known["OPENBLAS_NUM_THREADS"] == "1"
+    # its faults are seen: it writes where the server does
+    ours, its = (os.readlink(f"/proc/{pid}/fd/2") for pid in (os.getpid(), process.pid))
+    assert its == ours
+
+
+def test_templates_seen_before_are_not_kept_for_ever() -> None:
+    for number in range(40):
+        render_jinja(str(number), [], bos="", eos="", think=False, add_bos=False)
+    assert templates._compiled.cache_info().currsize <= 16
+
+
+def test_where_memory_has_no_limit_it_is_said_once(
+    confined: Asked, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(child, "STATM", Path("/proc/none"))
+    for _ in range(2):
+        assert confined.render("{{ 1 }}") == "1"
+        confined.end()
+    assert caplog.text.count("not in memory") == 1
 
 
 def test_a_child_that_nobody_waits_for_ends_by_itself(confined: Asked) -> None:
