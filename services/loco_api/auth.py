@@ -33,6 +33,8 @@ OPEN = frozenset(
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
+#: Operations that change nothing though their method could: the audit trail has none of them.
+_UNTOLD = frozenset({"planJob"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.
@@ -139,9 +141,11 @@ class Authentication:
     async def _change(
         self, scope: Connection, receive: Receive, send: Send, caller: Caller
     ) -> None:
-        """Has a change recorded before its answer leaves."""
+        """Has a change recorded before its answer leaves, done or refused."""
 
         async def record(status: int, path: str | None = None) -> None:
+            if _action(scope) in _UNTOLD:
+                return
             await self._trail.done(
                 path=path or scope["path"],
                 status=status,

@@ -406,7 +406,7 @@ class Client:
         """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
 
         Args:
-            refused: requests without a valid key, counted by address, instead.
+            refused: what was refused (4xx), instead; without a valid key counted by address.
             page_size: entries a page, at most 1,000.
         """
         after: str | None = None

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from loco.contracts.errors import InvalidRequest
-from loco.contracts.keys import REFUSED, AuditEvent
+from loco.contracts.keys import AuditEvent
 from loco.ledger.connection import Connection
 from loco.ledger.views import moment
 
@@ -30,7 +30,7 @@ class Audit:
     def record(self, **fields: Any) -> None:
         """Appends an entry: the fields of `AuditEvent` but `id` and `at`, which the server gives."""
         AuditEvent.model_validate({**fields, "id": "0-0", "at": 0})
-        refused = fields["action"] == REFUSED
+        refused = fields["outcome"] == "refused"
         stream, kept = (self._refusals, REFUSALS_KEPT) if refused else (self._changes, KEPT)
         with self._connection.client() as client:
             client.xadd(stream, {"event": json.dumps(fields)}, maxlen=kept, approximate=True)
@@ -41,7 +41,7 @@ class Audit:
         """Entries, newest first, and whether there are more.
 
         Args:
-            refused: requests without a valid key, instead of changes.
+            refused: what was refused (4xx), instead of what was done or failed.
             after: ID of the last entry of the page before.
             limit: entries on a page, at least 1.
 
