@@ -31,6 +31,16 @@ from loco.ledger.earlier_specs import upgraded
 
 Fields = Mapping[str, str]
 
+#: What pydantic calls a value beyond a limit; limits of earlier releases were wider.
+_LIMITS = (
+    *("less_than", "less_than_equal", "string_too_long", "too_long"),
+    *("string_pattern_mismatch", "value_error"),
+)
+_ACCEPTED_EARLIER = (
+    "Most likely an earlier release accepted the job, whose limits were wider: submit it again within "
+    "today's (docs/security.md); its files stay in adapters/NAME/runs/JOB_ID. Or else: "
+)
+
 
 @contextmanager
 def readable(what: str, record_id: str) -> Iterator[None]:
@@ -43,13 +53,16 @@ def readable(what: str, record_id: str) -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        hint = ""
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            if error.title == JobSpec.__name__ and first["type"] in _LIMITS:
+                hint = _ACCEPTED_EARLIER
         raise UnreadableRecord(
             f"The ledger's record of {what} {record_id!r:.100} cannot be read: {reason:.300}.",
-            hint="Something other than locollm, or a newer release, wrote to its Redis. Nothing of it "
-            "is used; everything else goes on.",
+            hint=f"{hint}Something other than locollm, or a newer release, wrote to its Redis. Nothing of "
+            "it is used; everything else goes on.",
         ) from error
 
 
