@@ -3,7 +3,8 @@
 import logging
 import re
 import sys
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 from loco.contracts.errors import InvalidRequest, NotFound, UnreadableRecord
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
@@ -11,11 +12,22 @@ from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.scripts import Scripts
-from loco.ledger.views import Fields, job_view, parse_event, readable, task_view, worker_view
+from loco.ledger.views import (
+    Fields,
+    hash_of,
+    job_view,
+    legible,
+    parse_event,
+    readable,
+    task_view,
+    worker_view,
+)
 from loco.settings import Timings
 
 #: Jobs read from Redis at a time.
 _BATCH = 25
+#: Events read at a time where the first ones were none.
+_EVENTS = 200
 #: A page ends before it is larger, in characters.
 _PAGE_CHARACTERS = 1_000_000
 
@@ -176,7 +188,7 @@ class LedgerReader:
         return found
 
     def events(self, job_id: str, *, after: str = "0", limit: int = 100) -> list[JobEvent]:
-        """Events of a job after a stream ID, oldest first.
+        """Events of a job after a stream ID, oldest first; an entry that is none is left out.
 
         Raises:
             NotFound: no such job.
@@ -188,15 +200,26 @@ class LedgerReader:
                 param="after",
                 hint="Use the `id` of the last event you have, or 0 for all.",
             )
-        with self._connection.client() as client:
-            entries = client.xrange(self.events_key(job_id), min=f"({after}", count=limit)
-        if not entries:
+        found: list[JobEvent] = []
+        count = limit
+        while True:
+            with self._connection.client() as client:
+                entries = client.xrange(self.events_key(job_id), min=f"({after}", count=count)
+            found += self.legible_events(job_id, entries)
+            if len(found) >= limit or len(entries) < count:
+                break
+            after, count = entries[-1][0], max(limit, _EVENTS)
+        if not found:
             self._seq(job_id, missing=NotFound)
-        return [parse_event(stream_id, fields) for stream_id, fields in entries]
+        return found[:limit]
 
     def events_key(self, job_id: str) -> str:
-        """The stream of a job's events, for XREAD; entries go through `parse_event`."""
+        """The stream of a job's events, for XREAD; entries go through `legible_events`."""
         return self._key("events", job_id)
+
+    def legible_events(self, job_id: str, entries: Iterable[tuple[str, Fields]]) -> list[JobEvent]:
+        """Entries of a job's stream as events; one that is none is left out."""
+        return legible(f"event of job {job_id}", entries, parse_event)
 
     def committed(self, fingerprint: str) -> Task | None:
         """The newest task that ran with these inputs and committed; its files may be gone."""
@@ -228,15 +251,8 @@ class LedgerReader:
             for worker_id in ids:
                 pipeline.hgetall(self._key("worker", worker_id))
             answers = pipeline.execute(raise_on_error=False)
-        found = []
-        for worker_id, fields in zip(ids, answers, strict=True):
-            try:
-                with readable("worker", worker_id):
-                    if fields:
-                        found.append(worker_view(_hash(fields)))
-            except UnreadableRecord as error:
-                logger.warning("%s", error)
-        return found
+        told = [(w, fields) for w, fields in zip(ids, answers, strict=True) if fields]
+        return legible("worker", told, lambda _, fields: worker_view(hash_of(fields)))
 
     def _key(self, *parts: str) -> str:
         return ":".join((self.namespace, *parts))
@@ -299,14 +315,7 @@ class _Record(NamedTuple):
             UnreadableRecord: it cannot be read.
         """
         with readable("job", self.id):
-            return job_view(_hash(self.fields), [_hash(task) for task in self.tasks])
-
-
-def _hash(answer: Any) -> Fields:
-    """A hash that Redis answered; a key of another type is answered with an error."""
-    if isinstance(answer, Exception):
-        raise ValueError(str(answer))
-    return cast("Fields", answer)
+            return job_view(hash_of(self.fields), [hash_of(task) for task in self.tasks])
 
 
 def task_id_of(job_id: str, stage: Stage) -> str:
