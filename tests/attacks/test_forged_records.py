@@ -16,6 +16,7 @@ import redis
 from live_api import ApiServer
 from versions import Builder
 
+from loco import Client
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import NotFound, UnreadableRecord, UnsafePath
 from loco.contracts.files import sha256_of
@@ -212,6 +213,33 @@ def test_the_api_shows_it_as_an_entry(
         answer = http.get(f"/jobs/{broken}")
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "unreadable_record")
         assert http.get(f"/jobs/{whole}").status_code == 200
+
+
+def test_records_that_cannot_be_read_fill_pages_too(
+    live_api: ApiServer, ledger: Ledger, spec: Callable[..., JobSpec], raw: redis.Redis
+) -> None:
+    """Before: one page, whatever its limit, told of all of them."""
+    oldest = ledger.submit(spec(stages=("prepare",)))[0].id
+    broken = [ledger.submit(spec(stages=("prepare",)))[0].id for _ in range(40)]
+    newest = ledger.submit(spec(stages=("prepare",)))[0].id
+    for job_id in broken:
+        raw.hset(f"{ledger.namespace}:job:{job_id}", "spec", "{")
+    page = ledger.page(limit=7)
+    assert (len(page.jobs), len(page.unreadable), page.more) == (1, 6, True)
+    seen: list[str] = []
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=30) as http:
+        after: dict[str, str] = {}
+        while True:
+            told = http.get("/jobs", params={"limit": 7, **after}).json()
+            entries = [*told["data"], *told["unreadable"]]
+            assert len(entries) <= 7
+            seen += [entry["id"] for entry in entries]
+            if not told["has_more"]:
+                break
+            after = {"after": told["last"]}
+    assert sorted(seen) == sorted([oldest, *broken, newest])
+    with Client(live_api.url) as client:
+        assert [job.id for job in client.jobs(page_size=7)] == [newest, oldest]
 
 
 def test_an_artifact_names_a_path_below_its_folders(secret: Path) -> None:

@@ -172,9 +172,9 @@ class Client:
             )
             jobs = [_job(entry) for entry in page["data"]]
             yield from jobs
-            if not page["has_more"] or not jobs:
+            after = page.get("last") or (jobs[-1].id if jobs else None)
+            if not page["has_more"] or after is None:
                 return
-            after = jobs[-1].id
 
     def task(self, task_id: str) -> Task:
         """One stage of a job by its task ID."""

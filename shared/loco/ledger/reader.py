@@ -42,6 +42,8 @@ class JobsPage(NamedTuple):
     unreadable: list[UnreadableJob]
     #: Whether more follow.
     more: bool
+    #: ID of the last one, read or not.
+    last: str | None = None
 
 
 class LedgerReader:
@@ -108,7 +110,7 @@ class LedgerReader:
 
         Args:
             after: ID of the last job of the page before.
-            limit: jobs on a page, at least 1.
+            limit: jobs on a page, those that cannot be read among them; at least 1.
             status: only jobs of this status.
             adapter: only jobs of this adapter.
             longest: characters that their records may have together; a single one may have more.
@@ -132,7 +134,8 @@ class LedgerReader:
             for record in self._records([job_id for job_id, _ in entries]):
                 if not record.fields:
                     continue
-                full = len(page.jobs) == limit or (page.jobs and size + record.size > longest)
+                count = len(page.jobs) + len(page.unreadable)
+                full = count == limit or (page.jobs and size + record.size > longest)
                 try:
                     job = record.job()
                 except UnreadableRecord as error:
@@ -140,11 +143,13 @@ class LedgerReader:
                         return page._replace(more=True)
                     logger.warning("%s", error)
                     page.unreadable.append(UnreadableJob(id=record.id, message=error.message))
+                    page = page._replace(last=record.id)
                     continue
                 if status in (None, job.status) and adapter in (None, job.adapter):
                     if full:
                         return page._replace(more=True)
                     page.jobs.append(job)
+                    page = page._replace(last=record.id)
                     size += record.size
             below = f"({int(entries[-1][1])}"
 
