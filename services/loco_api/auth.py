@@ -84,11 +84,15 @@ class Caller:
         """Raises Forbidden unless the job is the caller's own, or the key an admin's."""
         if job.owner != self.owner and not self.scope.includes(Scope.ADMIN):
             whose = f"is {job.owner!r}'s" if job.owner else "is of before there were owners"
+            able = "its owner or somebody with an admin key"
+            if job.owner in (None, LOCAL):
+                able = "somebody with an admin key"
+            if job.owner == LOCAL:  # made without a key
+                able += f", or for a key of `loco keys create NAME --owner {LOCAL}`"
             raise Forbidden(
                 f"Job {job.id} {whose}; this key is of {self.owner!r}.",
                 param="job_id",
-                hint="Ask its owner or somebody with an admin key. `POST /jobs/{id}/replay` runs it"
-                " once more as your own.",
+                hint=f"Ask {able}. `POST /jobs/{{id}}/replay` runs it once more as your own.",
             )
 
     def check_is_admin(self, why: str) -> None:
