@@ -33,6 +33,8 @@ OPEN = frozenset(
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
+#: Operations that change nothing though their method could: the audit trail has none of them.
+_UNTOLD = frozenset({"planJob"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.
@@ -82,11 +84,15 @@ class Caller:
         """Raises Forbidden unless the job is the caller's own, or the key an admin's."""
         if job.owner != self.owner and not self.scope.includes(Scope.ADMIN):
             whose = f"is {job.owner!r}'s" if job.owner else "is of before there were owners"
+            able = "its owner or somebody with an admin key"
+            if job.owner in (None, LOCAL):
+                able = "somebody with an admin key"
+            if job.owner == LOCAL:  # made without a key
+                able += f", or for a key of `loco keys create NAME --owner {LOCAL}`"
             raise Forbidden(
                 f"Job {job.id} {whose}; this key is of {self.owner!r}.",
                 param="job_id",
-                hint="Ask its owner or somebody with an admin key. `POST /jobs/{id}/replay` runs it"
-                " once more as your own.",
+                hint=f"Ask {able}. `POST /jobs/{{id}}/replay` runs it once more as your own.",
             )
 
     def check_is_admin(self, why: str) -> None:
@@ -139,9 +145,11 @@ class Authentication:
     async def _change(
         self, scope: Connection, receive: Receive, send: Send, caller: Caller
     ) -> None:
-        """Has a change recorded before its answer leaves."""
+        """Has a change recorded before its answer leaves, done or refused."""
 
         async def record(status: int, path: str | None = None) -> None:
+            if _action(scope) in _UNTOLD:
+                return
             await self._trail.done(
                 path=path or scope["path"],
                 status=status,

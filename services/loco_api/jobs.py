@@ -107,7 +107,7 @@ def submit_job(
 def list_jobs(
     here: Here,
     after: Annotated[
-        str | None, Query(description="Go on after the job of this ID, the last of a page.")
+        str | None, Query(description="Go on after the job of this ID, the `last` of a page.")
     ] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
     status: Annotated[JobStatus | None, Query(description="Only jobs of this status.")] = None,
@@ -115,7 +115,12 @@ def list_jobs(
 ) -> JobPage:
     """Jobs, newest first."""
     page = here.ledger.page(after=after, limit=limit, status=status, adapter=adapter)
-    return JobPage(data=tuple(page.jobs), has_more=page.more, unreadable=tuple(page.unreadable))
+    return JobPage(
+        data=tuple(page.jobs),
+        has_more=page.more,
+        unreadable=tuple(page.unreadable),
+        last=page.last,
+    )
 
 
 @router.get(

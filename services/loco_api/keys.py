@@ -92,7 +92,10 @@ async def list_audit(
     request: Request,
     *,
     refused: Annotated[
-        bool, Query(description="Requests without a valid key, counted by address, instead.")
+        bool,
+        Query(
+            description="What was refused (4xx), instead; without a valid key counted by address."
+        ),
     ] = False,
     after: Annotated[
         str | None,
@@ -100,7 +103,7 @@ async def list_audit(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Entries a page.")] = 100,
 ) -> AuditPage:
-    """Every change that was asked for, newest first; or the requests that were let in by nothing."""
+    """Every change that was made or failed, newest first; or what was refused."""
     trail: Trail = request.app.state.trail
     events, more = await trail.page(refused=refused, after=after, limit=limit)
     return AuditPage(data=tuple(events), has_more=more)

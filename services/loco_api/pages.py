@@ -28,7 +28,12 @@ class JobPage(Page[Job]):
     """Jobs, newest first. Its entries take at most about 1 MB: a page may hold fewer than `limit`."""
 
     unreadable: tuple[UnreadableJob, ...] = Field(
-        (), description="Jobs of this page whose records cannot be read."
+        (), description="Jobs of this page whose records cannot be read; `limit` counts them, too."
+    )
+    last: str | None = Field(
+        None,
+        description="ID of the last job of this page, readable or not: `after` of the next; none: the "
+        "page is empty.",
     )
 
 

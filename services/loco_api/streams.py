@@ -21,7 +21,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from loco.contracts.errors import InvalidRequest, RedisUnavailable, TooManyStreams
 from loco.contracts.jobs import JobEvent, JobStatus
-from loco.ledger.ledger import Ledger, parse_event
+from loco.ledger.connection import OPTIONS
+from loco.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,11 @@ class Streams:
     ) -> AsyncGenerator[bytes]:
         # Any: redis-py types an entry as anything any of its protocols may answer
         client: Any = redis.asyncio.Redis.from_url(
-            self._redis_url, decode_responses=True, single_connection_client=True, protocol=2
+            self._redis_url,
+            decode_responses=True,
+            encoding_errors=OPTIONS["encoding_errors"],
+            single_connection_client=True,
+            protocol=2,
         )
         try:
             if missed := await run_in_threadpool(self._snapshot, job_id, after):
@@ -108,11 +113,13 @@ class Streams:
                     block=int(_BLOCK_SECONDS * 1000),
                 )
                 for entry_id, fields in entries[0][1] if entries else []:
-                    event = parse_event(entry_id, fields)
-                    yield encode(event)
-                    after, spoken = entry_id, time.monotonic()
-                    if event.type in _ENDS and await run_in_threadpool(self._over, job_id, after):
-                        return
+                    after = entry_id
+                    for event in self._ledger.legible_events(job_id, [(entry_id, fields)]):
+                        yield encode(event)
+                        spoken = time.monotonic()
+                        ends = event.type in _ENDS
+                        if ends and await run_in_threadpool(self._over, job_id, after):
+                            return
                 if time.monotonic() - asked >= WELCOME_SECONDS:
                     if not await run_in_threadpool(welcome):
                         return

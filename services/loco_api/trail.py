@@ -1,4 +1,4 @@
-"""What goes into the audit trail: every change that is asked for, and refusals, counted."""
+"""What goes into the audit trail: every change that is asked for, and requests without a key, counted."""
 
 import logging
 import time

@@ -2,7 +2,8 @@
 
 A forged export task published a file outside the adapters folder and had a file of mode 0600 served
 over HTTP; one unreadable record made GET /jobs, /readyz and /workers answer 500, stopped the reaper
-and was claimed again and again. A record is refused by its own ID now, and everything else goes on.
+and was claimed again and again. One foreign entry cost all events of a job, the audit trail or all
+versions of an adapter. A record is refused by its own ID now, and everything else goes on.
 """
 
 import json
@@ -13,14 +14,19 @@ import httpx
 import pytest
 import redis
 from live_api import ApiServer
+from versions import Builder
 
+from loco import Client
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import NotFound, UnreadableRecord, UnsafePath
 from loco.contracts.files import sha256_of
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
+from loco.ledger import views
+from loco.ledger.keys import Keys
 from loco.ledger.ledger import Ledger
 from loco.running.attempt import attempt_folder, stage_run
+from loco.running.registry_file import export
 from loco.running.runner import publish_committed
 from loco.running.verify import verified
 from loco.settings import Settings
@@ -209,9 +215,113 @@ def test_the_api_shows_it_as_an_entry(
         assert http.get(f"/jobs/{whole}").status_code == 200
 
 
+def test_records_that_cannot_be_read_fill_pages_too(
+    live_api: ApiServer, ledger: Ledger, spec: Callable[..., JobSpec], raw: redis.Redis
+) -> None:
+    """Before: one page, whatever its limit, told of all of them."""
+    oldest = ledger.submit(spec(stages=("prepare",)))[0].id
+    broken = [ledger.submit(spec(stages=("prepare",)))[0].id for _ in range(40)]
+    newest = ledger.submit(spec(stages=("prepare",)))[0].id
+    for job_id in broken:
+        raw.hset(f"{ledger.namespace}:job:{job_id}", "spec", "{")
+    page = ledger.page(limit=7)
+    assert (len(page.jobs), len(page.unreadable), page.more) == (1, 6, True)
+    seen: list[str] = []
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=30) as http:
+        after: dict[str, str] = {}
+        while True:
+            told = http.get("/jobs", params={"limit": 7, **after}).json()
+            entries = [*told["data"], *told["unreadable"]]
+            assert len(entries) <= 7
+            seen += [entry["id"] for entry in entries]
+            if not told["has_more"]:
+                break
+            after = {"after": told["last"]}
+    assert sorted(seen) == sorted([oldest, *broken, newest])
+    with Client(live_api.url) as client:
+        assert [job.id for job in client.jobs(page_size=7)] == [newest, oldest]
+
+
 def test_an_artifact_names_a_path_below_its_folders(secret: Path) -> None:
     fields = {"stage": Stage.PREPARE, "size": 1, "sha256": "0" * 64, "media_type": "text/plain"}
     with pytest.raises(ValueError, match="no path below a folder"):
         Artifact(name="a/../../b", path="math/f", **fields)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no path below a folder"):
         Artifact(name="b", path=str(secret), **fields)  # type: ignore[arg-type]
+
+
+def test_a_foreign_entry_costs_no_list_of_events(
+    live_api: ApiServer, ledger: Ledger, spec: Callable[..., JobSpec], raw: redis.Redis
+) -> None:
+    """Before: 500 for the events of the job, and its live stream broke off there every time."""
+    job = ledger.submit(spec(stages=("prepare",)))[0].id
+    stream = ledger.events_key(job)
+    for foreign in ({"x": "1"}, {"type": b"\xff", "at": "x", "stage": "", "data": "{}"}) * 150:
+        raw.xadd(stream, foreign)
+    ledger.cancel(job)
+    seen = [event.type for event in ledger.events(job)]
+    assert (seen[0], seen[-1]) == ("job.submitted", "job.cancelled")
+    assert len(seen) == raw.xlen(stream) - 300
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as http:
+        paged: list[str] = []
+        after, more = "0", True
+        while more:
+            page = http.get(f"/jobs/{job}/events", params={"limit": 1, "after": after}).json()
+            paged += [event["type"] for event in page["data"]]
+            after, more = page["data"][-1]["id"], page["has_more"]
+        assert paged == seen
+        told = http.get(f"/jobs/{job}/events", headers={"Accept": "text/event-stream"}).text
+        assert [line[7:] for line in told.splitlines() if line.startswith("event: ")] == seen
+
+
+def test_a_foreign_entry_costs_no_audit_trail(
+    settings: Settings, keys: Keys, raw: redis.Redis
+) -> None:
+    stream = f"{settings.namespace}:audit"
+    keys.audit.record(action="first", target="/", outcome="ok")
+    for foreign in ({"x": "1"}, {"event": "{"}, {"event": "[]"}, {"event": b"\xff"}) * 10:
+        raw.xadd(stream, foreign)
+    keys.audit.record(action="second", target="/", outcome="ok")
+    keys.audit.record(action="third", target="/", outcome="ok")
+    page, more = keys.audit.page(limit=2)
+    assert ([event.action for event in page], more) == (["third", "second"], True)
+    page, more = keys.audit.page(limit=2, after=page[-1].id)
+    assert ([event.action for event in page], more) == (["first"], False)
+
+
+def test_a_foreign_entry_costs_no_list_of_versions(
+    live_api: ApiServer,
+    ledger: Ledger,
+    spec: Callable[..., JobSpec],
+    raw: redis.Redis,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(views, "_told", set())
+    build = Builder(ledger, spec)
+    for _ in range(6):
+        build.registered()
+    version = f"{ledger.namespace}:version:math"
+    raw.hset(f"{version}:2", "entry", "{")
+    raw.hdel(f"{version}:3", "digest", "model")
+    raw.hset(f"{version}:4", "entry", b"\xff")
+    raw.delete(f"{version}:5")
+    raw.set(f"{version}:5", "text")
+    raw.rpush(f"{version}:6:events", "x")
+    raw.zadd(f"{ledger.namespace}:versions:math", {"ghost": 2})
+    raw.sadd(f"{ledger.namespace}:models", "ghost")
+    raw.hset(f"{ledger.namespace}:promoted:ghost", "adapter", "math")
+    found, more = ledger.registry.versions("math", limit=2)
+    assert ([entry.version for entry in found], more) == ([1], False)
+    with pytest.raises(UnreadableRecord, match="math version '2' cannot be read"):
+        ledger.registry.version("math", 2)
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=30) as http:
+        page = http.get("/adapters/math/versions").json()
+        assert [entry["version"] for entry in page["data"]] == [1]
+        assert http.get("/adapters/math").status_code == 200
+    assert export(ledger, settings.adapters_dir)
+    assert caplog.text.count("record of math version ") == 1, "told once a list"
+    raw.hset(f"{version}:1", "entry", "{")
+    raw.hincrby(f"{ledger.namespace}:registry", "changes", 1)
+    assert export(ledger, settings.adapters_dir), "of an adapter with none left, too"

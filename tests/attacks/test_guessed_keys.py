@@ -3,7 +3,7 @@
 Before: nothing counted; a loop of wrong keys, or of plans with a good one, ran as fast as it could.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import httpx
 import pytest
@@ -11,20 +11,12 @@ import pytest
 from loco import Client
 from loco.contracts.errors import TooManyRequests
 from loco.contracts.keys import Scope
-from loco.ledger.keys import Keys
 from loco_api import rates
 from loco_api.rates import Rate, network_of
 
 pytestmark = pytest.mark.redis
 
 TINY = {"adapter": "math", "profile": "tiny"}
-
-
-@pytest.fixture
-def keys(redis_url, namespace) -> Iterator[Keys]:
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from loco.contracts.keys import Scope
-from loco.ledger.keys import Keys
 from loco_api.__main__ import build
 from loco_api.app import create_app
 from loco_api.auth import OPEN
@@ -32,13 +31,6 @@ CHANGES = {
     ("delete", "/keys/{key_id}"): Scope.ADMIN,
     ("get", "/audit"): Scope.ADMIN,
 }
-
-
-@pytest.fixture
-def keys(redis_url, namespace) -> Iterator[Keys]:
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from loco.contracts.errors import InvalidRequest
 from loco.contracts.keys import Scope
-from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
 
@@ -18,9 +18,8 @@ TINY = {"adapter": "math", "profile": "tiny"}
 
 
 @pytest.fixture
-def login(live_api, redis_url, namespace) -> Iterator[Callable[..., httpx.Client]]:
+def login(live_api, keys) -> Iterator[Callable[..., httpx.Client]]:
     """A client with a key of its own: `login("anna")`, `login("root", Scope.ADMIN)`."""
-    keys = Keys.connect(redis_url, namespace=namespace)
     opened: list[httpx.Client] = []
 
     def log_in(owner: str, scope: Scope = Scope.SUBMIT) -> httpx.Client:
@@ -33,7 +32,6 @@ def login(live_api, redis_url, namespace) -> Iterator[Callable[..., httpx.Client
     yield log_in
     for client in opened:
         client.close()
-    keys.close()
 
 
 def test_a_job_is_changed_by_its_owner_and_admins_alone(login):
@@ -63,9 +61,23 @@ def test_jobs_without_an_owner_are_an_admins(live_api, login, ledger, spec, name
         client.hdel(f"{namespace}:job:{older.id}", "owner")
     assert ledger.job(older.id).owner is None
     anna, root = login("anna"), login("root", Scope.ADMIN)
-    for job_id in (before["id"], older.id):
-        assert anna.post(f"/jobs/{job_id}/cancel").status_code == 403
+    for job_id, fix in ((before["id"], "create NAME --owner local"), (older.id, "admin key")):
+        refused = anna.post(f"/jobs/{job_id}/cancel")
+        assert refused.status_code == 403
+        assert fix in refused.json()["error"]["hint"]
         assert root.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+
+
+def test_a_key_that_is_only_called_local_takes_nothing_over(keys, login):
+    """Before: `loco keys create local` made a key that owned what ran before there were keys."""
+    with pytest.raises(InvalidRequest, match="--owner") as caught:
+        keys.create("local")
+    assert caught.value.param == "owner"
+    assert keys.list() == []
+    told = login("root", Scope.ADMIN).post("/keys", json={"name": "local"})
+    assert (told.status_code, told.json()["error"]["param"]) == (422, "owner")
+    assert keys.create("local", owner="anna")[0].owner == "anna"
+    assert keys.create("desk", owner="local")[0].owner == "local"
 
 
 def test_two_owners_idempotency_keys_are_two(login):

@@ -11,16 +11,8 @@ from typer.testing import CliRunner
 
 from loco.cli.keys import app as cli
 from loco.contracts.errors import Conflict
-from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture
-def keys(redis_url, namespace) -> Iterator[Keys]:
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ Before: an event stream that was open when its key was revoked stayed open until
 
 import threading
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -20,11 +19,9 @@ DEADLINE = 60.0
 
 
 @pytest.fixture
-def keys(redis_url, namespace, monkeypatch) -> Iterator[Keys]:
+def keys(keys, monkeypatch) -> Keys:
     monkeypatch.setattr(streams, "WELCOME_SECONDS", 0.2)
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
+    return keys
 
 
 class Listener:

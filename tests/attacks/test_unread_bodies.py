@@ -4,22 +4,12 @@ Before: FastAPI read the whole body, up to 1 MiB, before it looked at the key.
 """
 
 import socket
-from collections.abc import Iterator
 
 import pytest
-
-from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n{more}\r\n\r\n"
-
-
-@pytest.fixture
-def keys(redis_url, namespace) -> Iterator[Keys]:
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
 
 
 def ask(port: int, head: str) -> bytes:

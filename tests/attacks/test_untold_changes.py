@@ -10,18 +10,10 @@ import pytest
 
 from loco.contracts.keys import Scope
 from loco.ledger import audit
-from loco.ledger.keys import Keys
 
 pytestmark = pytest.mark.redis
 
 TINY = {"adapter": "math", "profile": "tiny"}
-
-
-@pytest.fixture
-def keys(redis_url, namespace) -> Iterator[Keys]:
-    keys = Keys.connect(redis_url, namespace=namespace)
-    yield keys
-    keys.close()
 
 
 @pytest.fixture
@@ -57,17 +49,41 @@ def test_every_change_that_is_asked_for_is_recorded(http, keys):
         ("cancelJob", f"/jobs/{job}/cancel", "", "ok"),
         ("retryJob", f"/jobs/{job}/retry", "", "ok"),
         ("replayJob", replay, "", "ok"),
-        ("promoteVersion", "/adapters/math/promote", "version 9, force", "refused"),
-        ("rollbackVersion", "/adapters/math/rollback", "", "refused"),
         ("createKey", f"/keys/{made['id']}", detail, "ok"),
         ("revokeKey", f"/keys/{made['id']}", detail, "ok"),
-        ("submitJob", "/jobs", "", "refused"),
+    ]
+    refused = http.get("/audit?refused=true").json()["data"]
+    assert [(e["action"], e["target"], e["detail"], e["status"]) for e in reversed(refused)] == [
+        ("promoteVersion", "/adapters/math/promote", "version 9, force", 404),
+        ("rollbackVersion", "/adapters/math/rollback", "", 409),
+        ("submitJob", "/jobs", "", 404),
     ]
     first = page["data"][-1]
     assert (first["by"], first["owner"], first["address"]) == ("root's desk", "root", "127.0.0.1")
     assert first["key"] == keys.list()[0].id
     assert "secret-note" not in str(page)
     assert made["key"] not in str(page)
+
+
+def test_what_is_refused_or_changes_nothing_drives_out_nothing(http, keys, monkeypatch):
+    """Before: refused changes of a key with scope read, and every plan, stood among what was done."""
+    monkeypatch.setattr(audit, "KEPT", 100)
+    job = http.post("/jobs", json=TINY).json()["id"]
+    _, reader = keys.create("reader", scope=Scope.READ)
+    limited = {"Authorization": f"Bearer {reader}"}
+    for _ in range(60):
+        for method, path in (("PUT", "/jobs"), ("POST", "/jobs"), ("DELETE", "/nothing")):
+            assert http.request(method, path, headers=limited).status_code in (403, 404, 405)
+    assert http.post("/jobs", json={"adapter": 1}).status_code == 422
+    card = {"name": "RTX 3070", "memory_gb": 8}
+    assert http.post("/plan", json={"adapter": "math", "device": card}).status_code == 200
+    assert http.post("/plan", json={"adapter": "nope"}).status_code == 404
+    told = [(e["action"], e["target"]) for e in http.get("/audit").json()["data"]]
+    assert told == [("submitJob", f"/jobs/{job}")]
+    refused = http.get("/audit?refused=true&limit=1000").json()["data"]
+    assert {e["outcome"] for e in refused} == {"refused"}
+    assert {e["status"] for e in refused} == {403, 404, 405, 422}
+    assert "planJob" not in {e["action"] for e in refused}
 
 
 def test_the_trail_is_read_page_by_page_and_is_bounded(http, keys, monkeypatch):
@@ -93,5 +109,5 @@ def test_the_trail_is_read_page_by_page_and_is_bounded(http, keys, monkeypatch):
 
 def test_without_a_key_it_says_local(live_api, keys):
     httpx.post(f"{live_api.url}/jobs/nope/cancel", trust_env=False)
-    (event,) = keys.audit.page()[0]
+    (event,) = keys.audit.page(refused=True)[0]
     assert (event.by, event.owner, event.key, event.status) == ("local", "local", None, 404)

@@ -30,6 +30,8 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: &a [*a]", "stands for nothing before it"),
         ("a: *b", "stands for nothing before it|undefined alias"),
         ("a: 1\nb: 2\na: 3", "the key stands there twice"),
+        ("1: a\n'1': b", "the key stands there twice"),
+        ("&x a: 1\n*x : 2", "the key stands there twice"),
         ("{" * 50_000, "levels deep"),
         ("[" + "x," * 30_000 + "]", "more than 20,000 values"),
     ],

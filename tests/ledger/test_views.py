@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
+from loco.contracts.errors import UnreadableRecord
 from loco.contracts.jobs import JobStatus, StageStatus
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
-from loco.ledger.views import job_view, parse_event, task_view
+from loco.ledger.views import job_view, parse_event, readable, task_view
 from loco.queue.submission import request_digest
 
 TASK = {
@@ -51,7 +52,39 @@ def test_fields_of_another_release_are_left_out(spec: Callable[..., JobSpec]) ->
         JobSpec.model_validate(document)
 
 
-def test_what_an_earlier_release_took_and_this_one_refuses_is_still_shown(
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        ("eval", "num_predict", 200_000),
+        ("train", "gradient_accumulation", 8192),
+        ("train", "system", 'two\nlines "quoted"'),
+    ],
+)
+def test_what_an_earlier_release_took_beyond_todays_limits_is_told_as_that(
+    spec: Callable[..., JobSpec], stage: str, field: str, value: object
+) -> None:
+    """Before: somebody else was said to have written into the ledger."""
+    document = json.loads(spec().model_dump_json(by_alias=True))
+    place = document[stage]["base_model"] if field == "system" else document[stage]
+    assert field in place
+    place[field] = value
+    with pytest.raises(UnreadableRecord, match=field) as caught, readable("job", "j"):
+        job_view({**JOB, "spec": json.dumps(document)}, [])
+    assert caught.value.hint is not None
+    assert "earlier release" in caught.value.hint
+    assert "submit it again" in caught.value.hint.lower()
+
+
+def test_what_no_release_wrote_is_told_as_that(spec: Callable[..., JobSpec]) -> None:
+    document = json.loads(spec().model_dump_json(by_alias=True))
+    del document["adapter"]
+    with pytest.raises(UnreadableRecord) as caught, readable("job", "j"):
+        job_view({**JOB, "spec": json.dumps(document)}, [])
+    assert caught.value.hint is not None
+    assert "earlier release" not in caught.value.hint
+
+
+def test_what_an_earlier_release_took_and_and_this_one_refuses_is_still_shown(
     spec: Callable[..., JobSpec],
 ) -> None:
     """One old job must not keep the list of jobs from being shown."""

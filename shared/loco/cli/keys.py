@@ -112,7 +112,7 @@ def open_server(
 def audit(
     *,
     refused: Annotated[
-        bool, typer.Option("--refused", help="Requests without a valid key, by address, instead.")
+        bool, typer.Option("--refused", help="What was refused (4xx), instead.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most.")] = 50,
     as_json: JsonOption = False,

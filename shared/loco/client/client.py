@@ -172,9 +172,9 @@ class Client:
             )
             jobs = [_job(entry) for entry in page["data"]]
             yield from jobs
-            if not page["has_more"] or not jobs:
+            after = page.get("last") or (jobs[-1].id if jobs else None)
+            if not page["has_more"] or after is None:
                 return
-            after = jobs[-1].id
 
     def task(self, task_id: str) -> Task:
         """One stage of a job by its task ID."""
@@ -406,7 +406,7 @@ class Client:
         """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
 
         Args:
-            refused: requests without a valid key, counted by address, instead.
+            refused: what was refused (4xx), instead; without a valid key counted by address.
             page_size: entries a page, at most 1,000.
         """
         after: str | None = None

@@ -62,7 +62,10 @@ class KeyRequest(Contract):
     )
     scope: Scope = Field(Scope.SUBMIT, description="What it may do.")
     owner: str | None = Field(
-        None, min_length=1, max_length=LONGEST_NAME, description="Whose it is; none: its name."
+        None,
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description="Whose it is; none: its name, unless that is `local`.",
     )
     expires: str | None = Field(
         None,

@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "socket_connect_timeout": 3,
     "health_check_interval": 10,
     "decode_responses": True,
+    "encoding_errors": "backslashreplace",  # bytes that are no text are what no record here holds
 }
 #: A Unix socket, as the server of `loco up` has, notices by itself when the other end is gone.
 _OVER_A_NETWORK = {"socket_keepalive": True}

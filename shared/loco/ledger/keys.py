@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from loco.contracts.errors import Conflict, InvalidRequest, NotFound, RedisUnavailable
-from loco.contracts.keys import LONGEST_NAME, KeyInfo, Scope
+from loco.contracts.keys import LOCAL, LONGEST_NAME, KeyInfo, Scope
 from loco.ledger.audit import Audit
 from loco.ledger.connection import Connection
 from loco.ledger.views import moment
@@ -56,21 +56,30 @@ class Keys:
         Args:
             name: what it is for.
             scope: what it may do.
-            owner: whose jobs its jobs are; none: the name.
+            owner: whose jobs its jobs are; none: the name. `local`, whose are the jobs made without a
+                key, has to be said.
             lifetime: how long it works; none: until it is revoked.
 
         Raises:
-            InvalidRequest: name or owner is empty, over 100 characters, or not printable.
+            InvalidRequest: name or owner is empty, over 100 characters, or not printable; or a key
+                called `local` names no owner.
         """
         _check("name", name)
-        _check("owner", owner if owner is not None else name)
+        if owner is None and name == LOCAL:
+            raise InvalidRequest(
+                f"A key called {LOCAL} says whose it is (--owner): the jobs made without a key are {LOCAL}'s.",
+                param="owner",
+                hint=f"Say `--owner {LOCAL}` to take them over, or another owner.",
+            )
+        owner = name if owner is None else owner
+        _check("owner", owner)
         plaintext = _PREFIX + secrets.token_urlsafe(32)
         with self._connection.client() as client:
             now = _now(client.time())
             info = KeyInfo(
                 id=secrets.token_hex(4),
                 name=name,
-                owner=owner if owner is not None else name,
+                owner=owner,
                 scope=scope,
                 created_at=now,
                 expires_at=now + lifetime if lifetime else None,

@@ -23,11 +23,10 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Queue, Stage
 from loco.ledger.reader import LedgerReader
 from loco.ledger.registry import change_of
-from loco.ledger.views import parse_event
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Claim", "CommitAnswer", "Hint", "Ledger", "Renewal", "parse_event"]
+__all__ = ["Claim", "CommitAnswer", "Hint", "Ledger", "Renewal"]
 
 #: Seconds a submit may be repeated with its idempotency key (7 days), and without one (a repeat
 #: by the connection after a lost reply).

@@ -3,7 +3,8 @@
 import logging
 import re
 import sys
-from typing import Any, NamedTuple, Self, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 from loco.contracts.errors import InvalidRequest, NotFound, UnreadableRecord
 from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
@@ -11,11 +12,22 @@ from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.scripts import Scripts
-from loco.ledger.views import Fields, job_view, parse_event, readable, task_view, worker_view
+from loco.ledger.views import (
+    Fields,
+    hash_of,
+    job_view,
+    legible,
+    parse_event,
+    readable,
+    task_view,
+    worker_view,
+)
 from loco.settings import Timings
 
 #: Jobs read from Redis at a time.
 _BATCH = 25
+#: Events read at a time where the first ones were none.
+_EVENTS = 200
 #: A page ends before it is larger, in characters.
 _PAGE_CHARACTERS = 1_000_000
 
@@ -30,6 +42,8 @@ class JobsPage(NamedTuple):
     unreadable: list[UnreadableJob]
     #: Whether more follow.
     more: bool
+    #: ID of the last one, read or not.
+    last: str | None = None
 
 
 class LedgerReader:
@@ -96,7 +110,7 @@ class LedgerReader:
 
         Args:
             after: ID of the last job of the page before.
-            limit: jobs on a page, at least 1.
+            limit: jobs on a page, those that cannot be read among them; at least 1.
             status: only jobs of this status.
             adapter: only jobs of this adapter.
             longest: characters that their records may have together; a single one may have more.
@@ -120,7 +134,8 @@ class LedgerReader:
             for record in self._records([job_id for job_id, _ in entries]):
                 if not record.fields:
                     continue
-                full = len(page.jobs) == limit or (page.jobs and size + record.size > longest)
+                count = len(page.jobs) + len(page.unreadable)
+                full = count == limit or (page.jobs and size + record.size > longest)
                 try:
                     job = record.job()
                 except UnreadableRecord as error:
@@ -128,11 +143,13 @@ class LedgerReader:
                         return page._replace(more=True)
                     logger.warning("%s", error)
                     page.unreadable.append(UnreadableJob(id=record.id, message=error.message))
+                    page = page._replace(last=record.id)
                     continue
                 if status in (None, job.status) and adapter in (None, job.adapter):
                     if full:
                         return page._replace(more=True)
                     page.jobs.append(job)
+                    page = page._replace(last=record.id)
                     size += record.size
             below = f"({int(entries[-1][1])}"
 
@@ -176,7 +193,7 @@ class LedgerReader:
         return found
 
     def events(self, job_id: str, *, after: str = "0", limit: int = 100) -> list[JobEvent]:
-        """Events of a job after a stream ID, oldest first.
+        """Events of a job after a stream ID, oldest first; an entry that is none is left out.
 
         Raises:
             NotFound: no such job.
@@ -188,15 +205,26 @@ class LedgerReader:
                 param="after",
                 hint="Use the `id` of the last event you have, or 0 for all.",
             )
-        with self._connection.client() as client:
-            entries = client.xrange(self.events_key(job_id), min=f"({after}", count=limit)
-        if not entries:
+        found: list[JobEvent] = []
+        count = limit
+        while True:
+            with self._connection.client() as client:
+                entries = client.xrange(self.events_key(job_id), min=f"({after}", count=count)
+            found += self.legible_events(job_id, entries)
+            if len(found) >= limit or len(entries) < count:
+                break
+            after, count = entries[-1][0], max(limit, _EVENTS)
+        if not found:
             self._seq(job_id, missing=NotFound)
-        return [parse_event(stream_id, fields) for stream_id, fields in entries]
+        return found[:limit]
 
     def events_key(self, job_id: str) -> str:
-        """The stream of a job's events, for XREAD; entries go through `parse_event`."""
+        """The stream of a job's events, for XREAD; entries go through `legible_events`."""
         return self._key("events", job_id)
+
+    def legible_events(self, job_id: str, entries: Iterable[tuple[str, Fields]]) -> list[JobEvent]:
+        """Entries of a job's stream as events; one that is none is left out."""
+        return legible(f"event of job {job_id}", entries, parse_event)
 
     def committed(self, fingerprint: str) -> Task | None:
         """The newest task that ran with these inputs and committed; its files may be gone."""
@@ -228,15 +256,8 @@ class LedgerReader:
             for worker_id in ids:
                 pipeline.hgetall(self._key("worker", worker_id))
             answers = pipeline.execute(raise_on_error=False)
-        found = []
-        for worker_id, fields in zip(ids, answers, strict=True):
-            try:
-                with readable("worker", worker_id):
-                    if fields:
-                        found.append(worker_view(_hash(fields)))
-            except UnreadableRecord as error:
-                logger.warning("%s", error)
-        return found
+        told = [(w, fields) for w, fields in zip(ids, answers, strict=True) if fields]
+        return legible("worker", told, lambda _, fields: worker_view(hash_of(fields)))
 
     def _key(self, *parts: str) -> str:
         return ":".join((self.namespace, *parts))
@@ -299,14 +320,7 @@ class _Record(NamedTuple):
             UnreadableRecord: it cannot be read.
         """
         with readable("job", self.id):
-            return job_view(_hash(self.fields), [_hash(task) for task in self.tasks])
-
-
-def _hash(answer: Any) -> Fields:
-    """A hash that Redis answered; a key of another type is answered with an error."""
-    if isinstance(answer, Exception):
-        raise ValueError(str(answer))
-    return cast("Fields", answer)
+            return job_view(hash_of(self.fields), [hash_of(task) for task in self.tasks])
 
 
 def task_id_of(job_id: str, stage: Stage) -> str:

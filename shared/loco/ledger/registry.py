@@ -7,7 +7,7 @@ a readable copy.
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from loco.contracts.errors import Conflict, InvalidRequest, NotFound, VersionRefused
@@ -18,7 +18,7 @@ from loco.contracts.versions import Pointer, Version
 from loco.grading.gate import refusal
 from loco.ledger.connection import Connection
 from loco.ledger.scripts import Scripts
-from loco.ledger.views import pointer_view, version_view
+from loco.ledger.views import hash_of, legible, pointer_view, readable, version_view
 
 #: What a model's record in the registry says besides the entry that register wrote.
 _ELSEWHERE = (
@@ -46,20 +46,24 @@ class Registry:
 
         Raises:
             NotFound: the adapter has no such version.
+            UnreadableRecord: it has, but its record cannot be read.
         """
-        found = self._read(adapter, [str(number)])
-        if not found:
+        stored, view = self._stored(adapter, [str(number)])
+        if not stored:
             raise NotFound(
                 f"Adapter {adapter} has no version {number}.",
                 param="version",
                 hint=f"`loco versions {adapter}` lists them.",
             )
-        return found[0]
+        with readable(f"{adapter} version", str(number)):
+            return view(*stored[0])
 
     def versions(
         self, adapter: str, *, after: int | None = None, limit: int = 20, model: str | None = None
     ) -> tuple[list[Version], bool]:
         """A page of an adapter's versions, newest first, and whether there are more.
+
+        One whose record cannot be read is left out.
 
         Args:
             adapter: its name; one that never registered anything has none.
@@ -72,13 +76,19 @@ class Registry:
         while len(found) <= limit:
             with self._connection.client() as client:
                 numbers = client.zrevrangebyscore(
-                    self._key("versions", adapter), below, "-inf", start=0, num=limit + 1
+                    self._key("versions", adapter),
+                    below,
+                    "-inf",
+                    start=0,
+                    num=limit + 1,
+                    withscores=True,
                 )
             if not numbers:
                 break
-            page = self._read(adapter, numbers)
+            stored, view = self._stored(adapter, [number for number, _ in numbers])
+            page = legible(f"{adapter} version", stored, view)
             found += [v for v in page if model is None or v.model == model]
-            below = f"({numbers[-1]}"
+            below = f"({int(numbers[-1][1])}"
         return found[:limit], len(found) > limit
 
     def of_job(self, adapter: str, job_id: str) -> Version | None:
@@ -91,13 +101,19 @@ class Registry:
         """What a model's `latest` shall be; None: nothing was ever promoted."""
         with self._connection.client() as client:
             fields = client.hgetall(self._key("promoted", model))
-        return pointer_view(model, fields) if fields else None
+        with readable("promotions of model", model):
+            return pointer_view(model, fields) if fields else None
 
     def pointers(self, adapter: str | None = None) -> list[Pointer]:
         """What every model, or every model of an adapter, points to; by model."""
         with self._connection.client() as client:
             models = sorted(client.smembers(self._key("models")))
-        found = [pointer for model in models if (pointer := self.promoted(model)) is not None]
+            pipeline = client.pipeline(transaction=False)
+            for model in models:
+                pipeline.hgetall(self._key("promoted", model))
+            answers = pipeline.execute(raise_on_error=False)
+        stored = [(model, fields) for model, fields in zip(models, answers, strict=True) if fields]
+        found = legible("promotions of model", stored, lambda m, f: pointer_view(m, hash_of(f)))
         return [p for p in found if adapter is None or p.adapter == adapter]
 
     def before(self, model: str) -> int | None:
@@ -250,30 +266,29 @@ class Registry:
         with self._connection.client() as client:
             client.hset(self._key("registry"), "exported", changes)
 
-    def _read(self, adapter: str, numbers: Iterable[str]) -> list[Version]:
-        """Versions by number, those that exist, in that order."""
-        wanted = list(numbers)
+    def _stored(
+        self, adapter: str, wanted: list[str]
+    ) -> tuple[list[tuple[str, Any]], Callable[[str, Any], Version]]:
+        """What is stored under numbers, where there is anything, in that order; and how it is read."""
         with self._connection.client() as client:
             pipeline = client.pipeline(transaction=True)
             for number in wanted:
                 pipeline.hgetall(self._key("version", adapter, number))
                 pipeline.lrange(self._key("version", adapter, number, "events"), 0, -1)
-            answers = pipeline.execute()
-        rows = list(zip(wanted, answers[::2], answers[1::2], strict=True))
+            answers = pipeline.execute(raise_on_error=False)
+        rows = zip(wanted, zip(answers[::2], answers[1::2], strict=True), strict=True)
         pointers = {p.model: p for p in self.pointers(adapter)}
         with self._connection.client() as client:
             past = {m: client.lrange(self._key("promoted", m, "past"), 0, -1) for m in pointers}
-        return [
-            version_view(
-                int(number),
-                fields,
-                events,
-                pointers.get(fields["model"]),
-                past.get(fields["model"], ()),
+
+        def view(number: str, stored: tuple[Any, Any]) -> Version:
+            fields, events = map(hash_of, stored)
+            model = fields["model"]
+            return version_view(
+                int(number), fields, events, pointers.get(model), past.get(model, ())
             )
-            for number, fields, events in rows
-            if fields
-        ]
+
+        return [row for row in rows if row[1][0]], view
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._namespace, *parts))

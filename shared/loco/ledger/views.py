@@ -5,9 +5,11 @@ what `earlier_specs` knows to be called otherwise now.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -30,6 +32,24 @@ from loco.contracts.versions import Pointer, Promotion, Version
 from loco.ledger.earlier_specs import upgraded
 
 Fields = Mapping[str, str]
+EntryT = TypeVar("EntryT")
+ViewT = TypeVar("ViewT")
+
+logger = logging.getLogger(__name__)
+
+#: Lists whose unreadable entries this process has told of.
+_told: set[str] = set()
+_MOST_TOLD = 1000
+
+#: What pydantic calls a value beyond a limit; limits of earlier releases were wider.
+_LIMITS = (
+    *("less_than", "less_than_equal", "string_too_long", "too_long"),
+    *("string_pattern_mismatch", "value_error"),
+)
+_ACCEPTED_EARLIER = (
+    "Most likely an earlier release accepted the job, whose limits were wider: submit it again within "
+    "today's (docs/security.md); its files stay in adapters/NAME/runs/JOB_ID. Or else: "
+)
 
 
 @contextmanager
@@ -43,14 +63,48 @@ def readable(what: str, record_id: str) -> Iterator[None]:
         yield
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        hint = ""
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            if error.title == JobSpec.__name__ and first["type"] in _LIMITS:
+                hint = _ACCEPTED_EARLIER
         raise UnreadableRecord(
             f"The ledger's record of {what} {record_id!r:.100} cannot be read: {reason:.300}.",
-            hint="Something other than locollm, or a newer release, wrote to its Redis. Nothing of it "
-            "is used; everything else goes on.",
+            hint=f"{hint}Something other than locollm, or a newer release, wrote to its Redis. Nothing of "
+            "it is used; everything else goes on.",
         ) from error
+
+
+def legible(
+    what: str, entries: Iterable[tuple[str, EntryT]], view: Callable[[str, EntryT], ViewT]
+) -> list[ViewT]:
+    """Those entries of a list that can be read; the log has the first other one of each list.
+
+    Args:
+        what: says which list's entries they are.
+        entries: the ID and the content of each.
+        view: reads one.
+    """
+    found = []
+    for entry_id, content in entries:
+        try:
+            with readable(what, entry_id):
+                found.append(view(entry_id, content))
+        except UnreadableRecord as error:
+            if what not in _told:
+                if len(_told) >= _MOST_TOLD:
+                    _told.clear()
+                _told.add(what)
+                logger.warning("%s Others of its list are left out without a word.", error)
+    return found
+
+
+def hash_of(answer: Any) -> Fields:
+    """A hash that Redis answered; a key of another type is answered with an error."""
+    if isinstance(answer, Exception):
+        raise ValueError(str(answer))
+    return cast("Fields", answer)
 
 
 def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:

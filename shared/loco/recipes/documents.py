@@ -88,6 +88,7 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
     """Refuses what is too deep or too much, names itself, or has a key twice."""
     total = 0
     sizes: dict[str, int] = {}  # values of what has an anchor
+    texts: dict[str, str] = {}  # of single values that have one
     opened: list[_Open] = []
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
@@ -98,14 +99,18 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
             continue
         if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
             raise _refusal(event, f"a number of {len(event.value):,} characters")
-        if opened and opened[-1].repeats(event):
+        text = texts.get(event.anchor or "") if isinstance(event, yaml.AliasEvent) else None
+        if isinstance(event, yaml.ScalarEvent):
+            text = event.value
+        if opened and opened[-1].repeats(text):
             raise _refusal(event, "the key stands there twice")
         if isinstance(event, yaml.CollectionStartEvent):
+            texts.pop(event.anchor or "", None)  # an anchor may be used anew
             opened.append(
                 _Open(event.anchor, total, is_mapping=isinstance(event, yaml.MappingStartEvent))
             )
         elif isinstance(event, yaml.ScalarEvent) and event.anchor:
-            sizes[event.anchor] = 1
+            sizes[event.anchor], texts[event.anchor] = 1, event.value
         size = sizes.get(event.anchor or "") if isinstance(event, yaml.AliasEvent) else 1
         if size is None:
             raise _refusal(event, f"alias *{event.anchor} stands for nothing before it")
@@ -137,13 +142,13 @@ class _Open:
         self._is_mapping = is_mapping
         self._is_key = False
 
-    def repeats(self, entry: yaml.NodeEvent) -> bool:
-        """Takes the next entry; True: a key that is there already."""
+    def repeats(self, text: str | None) -> bool:
+        """Takes the text of the next entry, none of a mapping or list; True: a key that is there already."""
         self._is_key = self._is_mapping and not self._is_key
-        if not self._is_key or not isinstance(entry, yaml.ScalarEvent) or entry.value == "<<":
+        if not self._is_key or text is None or text == "<<":
             return False
-        known = entry.value in self._keys
-        self._keys.add(entry.value)
+        known = text in self._keys
+        self._keys.add(text)
         return known
 
 

@@ -41,10 +41,9 @@ def export(ledger: Ledger, adapters_dir: Path) -> bool:
         changes = ledger.registry.unexported()
         if changes is None:
             return False
-        registry.write(
-            adapters_dir,
-            {adapter: _all(ledger, adapter) for adapter in ledger.registry.adapters()},
-        )
+        known = {adapter: _all(ledger, adapter) for adapter in ledger.registry.adapters()}
+        # without those that have none which can be read
+        registry.write(adapters_dir, {adapter: found for adapter, found in known.items() if found})
         ledger.registry.exported(changes)
     return True
 
