@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 from versions import MODEL, register_result
 
 from loco import Client
@@ -298,6 +299,18 @@ def test_artifacts_are_listed_and_downloaded(loco, client, hands, tmp_path):
     assert loco("artifacts", job.id, "adapter.yaml", "--download", "here").returncode == 0
     recipe = tmp_path / "here" / "inputs" / "adapter.yaml"
     assert sha256_of(recipe) == job.spec.inputs["adapter.yaml"].sha256
+
+
+def test_a_job_that_cannot_be_read_is_named_beside_the_others(loco, client, ledger, redis_url):
+    broken = client.submit("math", profile="tiny", stages=["prepare"])
+    whole = client.submit("math", profile="tiny", stages=["prepare"])
+    with redis.Redis.from_url(redis_url) as raw:
+        raw.hset(f"{ledger.namespace}:job:{broken.id}", "created_at", "yesterday")
+    done = loco("jobs")
+    assert done.returncode == 0, done.stderr
+    assert whole.id in done.stdout
+    assert broken.id not in done.stdout
+    assert f"{broken.id} is left out: " in done.stderr
 
 
 def test_eval_measures_the_newest_registered_model(started, client, hands):

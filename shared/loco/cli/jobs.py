@@ -113,7 +113,12 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     with client(context) as loco:
-        pages = loco.jobs(status=status, adapter=adapter, page_size=min(limit, 100))
+        pages = loco.jobs(
+            status=status,
+            adapter=adapter,
+            page_size=min(limit, 100),
+            on_unreadable=lambda job: note(f"{job.id} is left out: {job.message}"),
+        )
         found = list(islice(pages, limit))
     if as_json:
         show_json(found)

@@ -23,7 +23,7 @@ from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, WorkerInfo
+from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
 from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
 from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
@@ -159,8 +159,16 @@ class Client:
         status: JobStatus | str | None = None,
         adapter: str | None = None,
         page_size: int = 50,
+        on_unreadable: Callable[[UnreadableJob], object] | None = None,
     ) -> Iterator[Job]:
-        """The jobs, newest first; pages are fetched as they are needed."""
+        """The jobs, newest first; pages are fetched as they are needed.
+
+        Args:
+            status: only jobs of this status.
+            adapter: only jobs of this adapter.
+            page_size: jobs a page, at most 100.
+            on_unreadable: is told the ones whose records cannot be read, which are left out.
+        """
         after: str | None = None
         while True:
             page = self._transport.get(
@@ -171,6 +179,9 @@ class Client:
                 adapter=adapter,
             )
             jobs = [_job(entry) for entry in page["data"]]
+            if on_unreadable is not None:
+                for entry in page.get("unreadable", ()):
+                    on_unreadable(understood(UnreadableJob, entry))
             yield from jobs
             after = page.get("last") or (jobs[-1].id if jobs else None)
             if not page["has_more"] or after is None:
