@@ -160,7 +160,8 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """The client took enough of it."""
         super().resume_writing()
-        self._taken()
+        if not self.transport.is_closing():  # its end has to be taken, too
+            self._taken()
 
     def timeout_keep_alive_handler(self) -> None:
         """Closes an idle connection; what the client has not taken by then has its time, too."""

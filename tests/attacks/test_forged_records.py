@@ -325,3 +325,14 @@ def test_a_foreign_entry_costs_no_list_of_versions(
     raw.hset(f"{version}:1", "entry", "{")
     raw.hincrby(f"{ledger.namespace}:registry", "changes", 1)
     assert export(ledger, settings.adapters_dir), "of an adapter with none left, too"
+
+
+@pytest.mark.parametrize("score", [-0.5, float("-inf"), float("inf")])
+def test_a_place_that_is_no_number_of_a_job_ends_no_list(
+    ledger: Ledger, spec: Callable[..., JobSpec], raw: redis.Redis, score: float
+) -> None:
+    """A list that goes on below a forged place found the same entry again, for ever."""
+    forged, whole = (ledger.submit(spec(stages=("prepare",)))[0].id for _ in range(2))
+    raw.zadd(f"{ledger.namespace}:jobs", {forged: score})
+    page = ledger.page(limit=10)
+    assert {job.id for job in page.jobs} == {forged, whole}

@@ -179,7 +179,7 @@ def test_submit_wait_json_of_a_job_that_succeeds(started, client, hands):
     assert document["is_terminal"] is True
     assert document["spec"]["register"]["model_name"] == "locollm-math-tiny"
     assert document["stages"][1]["result"]["last_loss"] == 0.75
-    assert "train     step 1/2, loss 2.500, 4.0 s left" in stderr
+    assert "train     4.0 s left, step 1/2, loss 2.500" in stderr
     assert "job       succeeded" in stderr
 
 

@@ -393,3 +393,11 @@ def test_names_states_and_the_time_left_are_whole_on_any_terminal(make_job, widt
     assert [line.split()[1] for line in lines[1:6]] == states
     assert "7 min 11 s" in train
     assert "55 %  1 h 02 min left" in train
+
+
+@pytest.mark.parametrize("width", [24, 10])
+def test_a_terminal_too_narrow_for_anything_ends_nothing(make_job, width):
+    running = make_job(JobStatus.RUNNING, task(Stage.TRAIN, StageStatus.RUNNING))
+    view = TableView(OneJob(running), running)
+    view.on_event(event("stage.progress", Stage.TRAIN, percent=54.7, elapsed_seconds=431.0))
+    assert text_of(view.renderable(), width)

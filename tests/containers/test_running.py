@@ -93,8 +93,7 @@ def test_the_api_starts_once_a_key_exists(compose_redis: str, adapters_dir: Path
         "LOCO_REDIS_URL": compose_redis,
         "LOCO_ADAPTERS_DIR": str(adapters_dir),
     }
-    _, flag, module = SERVICES["api"]["command"]
-    command = [sys.executable, flag, module]
+    command = [sys.executable, *SERVICES["api"]["command"][1:]]
     early = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=30, check=False
     )

@@ -92,9 +92,14 @@ def test_a_new_quantization_takes_the_place_of_the_old_one(tmp_path: Path) -> No
     new = committed(tmp_path, "j2", Stage.EXPORT, {"gguf/unsloth.Q4_K_M.gguf": "new"}, minutes=1)
     assert publish(tmp_path, "math", old)
     gguf = tmp_path / "math" / "gguf"
-    (gguf / "mine.gguf").write_text("a user's own")
+    for name in ("mine.gguf", "unsloth.Q5_K_M.gguf"):  # Unsloth itself calls its files so
+        (gguf / name).write_text("a user's own")
     assert publish(tmp_path, "math", new)
-    assert sorted(p.name for p in gguf.iterdir()) == ["mine.gguf", "unsloth.Q4_K_M.gguf"]
+    assert sorted(p.name for p in gguf.iterdir()) == [
+        "mine.gguf",
+        "unsloth.Q4_K_M.gguf",
+        "unsloth.Q5_K_M.gguf",
+    ]
     prepared = committed(tmp_path, "j3", Stage.PREPARE, {"training_data.jsonl": "{}"}, minutes=2)
     assert publish(tmp_path, "math", prepared)
     assert (gguf / "unsloth.Q4_K_M.gguf").read_text() == "new"

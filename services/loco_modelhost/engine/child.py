@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -110,6 +111,9 @@ class Desk:
 def main() -> None:
     """Answers until standard input ends."""
     parent, file, slots, threads, limit = sys.argv[1:]
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal's Ctrl-C is for the host, which ends this
     die_with_parent(int(parent))
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer

@@ -45,13 +45,16 @@ class Slot:
     facts: Facts | None = None
     users: int = 0
 
-    async def ready(self) -> Facts:
-        """Waits for what came before, and until the context is there.
+    async def ready(self, context_length: int) -> Facts:
+        """Waits for what came before, and until a context of so many tokens is there.
 
         Raises:
-            EngineError: the model can't be loaded.
+            EngineError: the model can't be loaded, or has no memory for that context; the one before is
+                made again for the next who asks.
         """
-        self.facts = Facts(**await self._end("ready"))
+        wanted = max(self.context_length, context_length)
+        self.facts = Facts(**await self._end("ready", context_length=wanted))
+        self.context_length = max(self.context_length, wanted)
         return self.facts
 
     async def tokenize(self, text: str, most: int | None = None, keep: int = 0) -> Tokens:
@@ -87,9 +90,8 @@ class Slot:
             return (await anext(answers))["end"]
 
     def _ask(self, work: str, **arguments: Any) -> AsyncGenerator[dict[str, Any]]:
-        return self.process.ask(
-            work, slot=self.number, context_length=self.context_length, **arguments
-        )
+        asked = {"slot": self.number, "context_length": self.context_length, **arguments}
+        return self.process.ask(work, **asked)
 
 
 @dataclass(eq=False)
@@ -97,13 +99,17 @@ class Loaded:
     """A model in memory, or on its way there."""
 
     model: Model
-    context_length: int
     process: Process
     confined: Confined
     slots: list[Slot]
     expires_at: datetime = NEVER
     expiry: asyncio.TimerHandle | None = None
     leaving: bool = False
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of its longest context; 0: there is none yet."""
+        return max(slot.context_length for slot in self.slots)
 
     @property
     def users(self) -> int:
@@ -117,9 +123,7 @@ class Loaded:
 
     def slot(self) -> Slot:
         """The slot with the fewest users; the first of equals, so that one user keeps its context."""
-        slot = min(self.slots, key=lambda s: s.users)
-        slot.context_length = max(slot.context_length, self.context_length)
-        return slot
+        return min(self.slots, key=lambda s: s.users)
 
     def listed(self) -> dict[str, Any]:
         """The model in /api/ps."""
@@ -165,19 +169,16 @@ class Pool:
         """
         if self._requests > self._most_waiting:
             raise Refusal(503, BUSY)
-        if _context_bytes(model.gguf, context_length) > _available():
+        before = self._loaded.get(model.path)
+        there = before.slot().context_length if before and before.process.alive else 0
+        if _context_bytes(model.gguf, context_length - there) > _available():
             raise EngineError(f"no memory for a context of {context_length} tokens")
         self._requests += 1
-        loaded = self._take(model, context_length)
+        loaded = self._take(model)
         slot = loaded.slot()
         slot.users += 1
         try:
-            try:
-                await slot.ready()
-            except EngineError:
-                if self._loaded.get(model.path) is loaded:
-                    self.unload(model)  # the next does not get what this one asked for
-                raise
+            await slot.ready(context_length)
             yield slot
         except BaseException:
             keep_alive = keep_alive if loaded.in_memory else 0
@@ -211,21 +212,20 @@ class Pool:
             await asyncio.gather(loaded.process.ended(), loaded.confined.ended())
             self.unload(loaded.model)
 
-    def _take(self, model: Model, context_length: int) -> Loaded:
+    def _take(self, model: Model) -> Loaded:
         if (dead := self._loaded.get(model.path)) and not dead.process.alive:
             self.unload(dead.model)
         loaded = self._loaded.pop(model.path, None)
         if not loaded:
             self._make_room()
-            loaded = self._start(model, context_length)
+            loaded = self._start(model)
         loaded.model = model
-        loaded.context_length = max(loaded.context_length, context_length)
         if loaded.expiry:
             loaded.expiry.cancel()
         self._loaded[model.path] = loaded
         return loaded
 
-    def _start(self, model: Model, context_length: int) -> Loaded:
+    def _start(self, model: Model) -> Loaded:
         process = Process(
             model.path,
             slots=self._parallel,
@@ -234,7 +234,7 @@ class Pool:
         )
         confined = Confined()
         slots = [Slot(process, confined, number) for number in range(self._parallel)]
-        return Loaded(model, context_length, process, confined, slots)
+        return Loaded(model, process, confined, slots)
 
     def _make_room(self) -> None:
         idle = [x for x in self._loaded.values() if not x.users]

@@ -96,7 +96,7 @@ class Confined:
         child = self._child
         self.close()
         if child is not None:
-            await child.communicate()
+            await child.wait()  # nothing has to be drained: it was killed
 
     async def _ask(self, work: str, **arguments: Any) -> str:
         line = json.dumps({"work": work, "arguments": arguments}).encode() + b"\n"

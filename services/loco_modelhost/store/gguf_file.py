@@ -133,7 +133,12 @@ class GgufFile:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token of context: keys and values of 16 bits in every layer, as the head tells."""
+        """Bytes of one token of context: keys and values of 16 bits in every layer, as the head tells.
+
+        0: not known, where layers have different numbers of heads.
+        """
+        if self.metadata.get(f"{self.architecture}.attention.head_count_kv", 0) is None:  # a list
+            return 0
 
         def said(key: str) -> int:
             return max(0, self.number(f"{self.architecture}.{key}"))
@@ -141,7 +146,6 @@ class GgufFile:
         heads = said("attention.head_count")
         width = said("embedding_length") // max(1, heads)
         sizes = [said(f"attention.{kind}_length") or width for kind in ("key", "value")]
-        # heads of its own in every layer are a list, which is not read: as many as of queries then
         kept = said("attention.head_count_kv") or heads
         return 2 * said("block_count") * kept * sum(sizes)
 

@@ -166,7 +166,7 @@ class TableView:
         if progress is None:
             return "starting"
         parts = [
-            bar(progress.percent, next(bars for bars, least in _BARS if width >= least)),
+            bar(progress.percent, next((bars for bars, least in _BARS if width >= least), 0)),
             in_words(progress.model_copy(update={"percent": None})),
             sparkline(self._losses.get(task.stage, [])),
         ]

@@ -151,7 +151,8 @@ class LedgerReader:
                     page.jobs.append(job)
                     page = page._replace(last=record.id)
                     size += record.size
-            below = f"({int(entries[-1][1])}"
+            # as Redis gave it: what follows is below, whatever somebody wrote there
+            below = f"({entries[-1][1]!r}"
 
     def _index(self, status: JobStatus | None, adapter: str | None) -> str:
         """The sorted set of the jobs that are wanted."""

@@ -88,7 +88,7 @@ class Registry:
             stored, view = self._stored(adapter, [number for number, _ in numbers])
             page = legible(f"{adapter} version", stored, view)
             found += [v for v in page if model is None or v.model == model]
-            below = f"({int(numbers[-1][1])}"
+            below = f"({numbers[-1][1]!r}"
         return found[:limit], len(found) > limit
 
     def of_job(self, adapter: str, job_id: str) -> Version | None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from loco.contracts.files import PUBLISH_LOCK, sync_folder
 from loco.contracts.jobs import Task
@@ -33,9 +33,6 @@ from loco.running.verify import make_read_only, verified
 FILES = ("training_data.jsonl", "gguf/", "Modelfile")
 #: Folders that are replaced as a whole, because their files belong together.
 FOLDERS = ("checkpoints",)
-
-#: What export calls its files.
-_GGUFS = "gguf/unsloth.*.gguf"
 
 #: Ends the names of what is made ready.
 _PART = ".publish.part"
@@ -72,21 +69,26 @@ def publish(adapters_dir: Path, folder: Path, task: Task) -> bool:
         if newest and finished and _instant(newest) > _instant(finished):
             return False
         published_names = (*FILES, *(f"{name}/" for name in FOLDERS))
-        _place(
-            adapters_dir,
-            folder,
-            {
-                a.name: verified(adapters_dir, a)
-                for a in task.artifacts
-                if a.name.startswith(published_names)
-            },
-        )
-        published[task.stage] = {"task_id": task.task_id, "finished_at": finished}
+        sources = {
+            a.name: verified(adapters_dir, a)
+            for a in task.artifacts
+            if a.name.startswith(published_names)
+        }
+        earlier = published.get(task.stage, {}).get("files", ())
+        _place(adapters_dir, folder, sources, _outdated(earlier, sources))
+        files = [name for name in sources if name.startswith("gguf/")]
+        published[task.stage] = {
+            "task_id": task.task_id,
+            "finished_at": finished,
+            "files": files,
+        }
         _write(record, published)
     return True
 
 
-def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> None:
+def _place(
+    adapters_dir: Path, folder: Path, sources: Mapping[str, Path], outdated: Iterable[str] = ()
+) -> None:
     """Makes every file ready first, so that what is missing or full leaves all as it was."""
     fresh = folder / _PART
     # each beside its place: `gguf/` may lie on another disk, and no rename crosses disks
@@ -107,8 +109,8 @@ def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> Non
             _link(sources[name], fresh / name)
         for place, part in parts.items():
             part.replace(place)
-        for old in _outdated(parts):
-            old.unlink(missing_ok=True)
+        for name in outdated:
+            (folder / "gguf" / name).unlink(missing_ok=True)
         for name in FOLDERS:
             if (fresh / name).exists():
                 sync_folder(fresh / name)
@@ -120,15 +122,12 @@ def _place(adapters_dir: Path, folder: Path, sources: Mapping[str, Path]) -> Non
         _clear(fresh, parents)
 
 
-def _outdated(published: Iterable[Path]) -> list[Path]:
-    """GGUFs of other quantizations beside one that was published just now; a user's own files stay."""
-    ours = [place for place in published if place.match(_GGUFS)]
-    return [
-        other
-        for folder in {place.parent for place in ours}
-        for other in folder.glob(Path(_GGUFS).name)
-        if other not in ours
-    ]
+def _outdated(earlier: Iterable[object], sources: Mapping[str, Path]) -> list[str]:
+    """Files in `gguf/` that this folder's last publication put there and this one does not replace."""
+    names = {
+        Path(name).name for name in earlier if isinstance(name, str) and name.startswith("gguf/")
+    }
+    return sorted(name for name in names if f"gguf/{name}" not in sources)
 
 
 def _checked(adapters_dir: Path, folder: Path, parent: Path) -> Path:
@@ -225,7 +224,7 @@ def _taken(file: TextIO) -> bool:
     return True
 
 
-def _read(file: TextIO) -> dict[str, dict[str, str]]:
+def _read(file: TextIO) -> dict[str, dict[str, Any]]:
     file.seek(0)
     try:
         document = json.load(file)
@@ -234,7 +233,7 @@ def _read(file: TextIO) -> dict[str, dict[str, str]]:
     return document if isinstance(document, dict) else {}
 
 
-def _write(file: TextIO, document: dict[str, dict[str, str]]) -> None:
+def _write(file: TextIO, document: dict[str, dict[str, Any]]) -> None:
     file.seek(0)
     file.truncate()
     json.dump(document, file)
