@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from own_cpus import all_cpus
 
 from loco_worker.sources import arithmetic
 
@@ -34,7 +35,9 @@ def test_only_what_is_not_worse_serves_and_rollback_answers_with_the_old_model(
     start, adapters_dir: Path
 ) -> None:
     write_shuffled(adapters_dir / "math" / SHUFFLED)
-    up = start().wait_ready()
+    # on one CPU the ruined adapter is so near to chance that register's proof fails, before the gate
+    with all_cpus():
+        up = start().wait_ready()
     ollama = httpx.Client(base_url=up.state()["ollama_host"], timeout=60, trust_env=False)
     with up.http() as http, ollama:
         good = done(http, GOOD)
