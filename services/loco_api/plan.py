@@ -1,6 +1,8 @@
 """POST /plan: what a job would take, before it is submitted."""
 
+import asyncio
 import time
+from contextlib import suppress
 
 import anyio
 import anyio.to_thread
@@ -49,13 +51,39 @@ router = APIRouter(tags=["jobs"])
 async def plan_job(request: PlanRequest, here: Here) -> Preview:
     """How a job would be trained, and the memory, disk and time it would take; it is not submitted."""
     ends = time.monotonic() + PLAN_SECONDS
+    with anyio.move_on_after(PLAN_SECONDS):
+        return await _planned(here, request, ends)
+    raise out_of_time()
+
+
+async def _planned(here: Here, request: PlanRequest, ends: float) -> Preview:
+    """Plans in a thread of its own: however many are asked for, the other routes have theirs.
+
+    Who waits is answered in time; the thread sees its end by itself, and keeps its place until then.
+    """
+    loop, place = asyncio.get_running_loop(), object()
+    begun, held = False, True
+
+    def leave() -> None:
+        nonlocal held
+        if held:
+            here.plans.release_on_behalf_of(place)
+        held = False
 
     def plan() -> Preview:
-        with until(ends):
-            return preview(here.ledger, here.settings, request)
+        nonlocal begun
+        begun = True
+        try:
+            with until(ends):
+                return preview(here.ledger, here.settings, request)
+        finally:
+            with suppress(RuntimeError):  # the loop is closed: the server ends
+                loop.call_soon_threadsafe(leave)
 
-    # Threads of their own: however many plans are asked for, the other routes have theirs. Who waits for
-    # one is given up; a thread that plans sees its end itself, and keeps its place until then.
-    with anyio.move_on_after(PLAN_SECONDS):
-        return await anyio.to_thread.run_sync(plan, limiter=here.plans)
-    raise out_of_time()
+    await here.plans.acquire_on_behalf_of(place)
+    try:
+        own = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(plan, limiter=own, abandon_on_cancel=True)
+    finally:
+        if not begun:
+            leave()

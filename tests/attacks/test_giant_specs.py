@@ -210,6 +210,30 @@ def test_plans_do_not_stop_the_rest(
     assert http.post("/plan", json=possible).status_code == 200
 
 
+def test_a_plan_is_answered_in_time_whatever_its_thread_does(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that reads a large file looks at no deadline: whoever asked waited for its end."""
+    monkeypatch.setattr(plan, "PLAN_SECONDS", 1)
+    leave = threading.Event()
+    preview = plan.preview
+
+    def slow(*arguments: Any) -> Any:
+        leave.wait(60)
+        return preview(*arguments)
+
+    monkeypatch.setattr(plan, "preview", slow)
+    try:
+        for _ in range(3):  # the third waits for a place: the threads of the others keep theirs
+            assert http.post("/plan", json=TINY, timeout=30).status_code == 503
+    finally:
+        leave.set()
+    monkeypatch.setattr(plan, "preview", preview)
+    monkeypatch.setattr(plan, "PLAN_SECONDS", 60)
+    possible = {**TINY, "device": {**COSTLY["device"], "memory_gb": 80}}
+    assert http.post("/plan", json=possible).status_code == 200
+
+
 def until_idle() -> None:
     """Waits until this process computes nothing, sooner than two costly plans end by themselves."""
     deadline = time.monotonic() + 15

@@ -111,9 +111,8 @@ class Desk:
 def main() -> None:
     """Answers until standard input ends."""
     parent, file, slots, threads, limit = sys.argv[1:]
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # a terminal's Ctrl-C is for the host, which ends this
+    # a terminal's Ctrl-C is for the host, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(int(parent))
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
@@ -130,7 +129,9 @@ def _limit_memory(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not llama_cpp.llama_supports_gpu_offload():  # a driver's own mappings cannot be told apart
         # memory that is written: the file is mapped, and costs nothing that cannot be taken back
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     with contextlib.suppress(OSError):  # where there is no such file
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")  # before the host
 

@@ -9,6 +9,7 @@ a line. Its own limit on CPU time holds where the one who asks is gone.
 import json
 import math
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,15 @@ def render(arguments: dict[str, Any]) -> str:
 
 def grammar(arguments: dict[str, Any]) -> str:
     """The grammar of a JSON schema, or of any JSON object."""
-    from llama_cpp import llama_grammar  # noqa: PLC0415 (half a second that a template need not wait)
+    if (
+        "llama_cpp" not in sys.modules
+    ):  # its libraries are mapped whole: gigabytes, where CUDA is one
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        import llama_cpp  # noqa: F401, PLC0415 (half a second that a template need not wait)
+
+        _limit_memory()
+    from llama_cpp import llama_grammar  # noqa: PLC0415
 
     if arguments["form"] == "json":
         return str(llama_grammar.JSON_GBNF)
@@ -64,16 +73,27 @@ def answer(line: bytes) -> dict[str, Any]:
 
 def main() -> None:
     """Answers until standard input ends."""
+    # a terminal's Ctrl-C is for the host, which ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(int(sys.argv[1]))
-    if STATM.exists():
-        used = int(STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        limit = used + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    _limit_memory()
     for line in sys.stdin.buffer:
-        spent = math.ceil(time.process_time())
-        resource.setrlimit(resource.RLIMIT_CPU, (spent + CPU_SECONDS, resource.RLIM_INFINITY))
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_SECONDS)
         sys.stdout.buffer.write(json.dumps(answer(line)).encode() + b"\n")
         sys.stdout.buffer.flush()
+
+
+def _limit_memory() -> None:
+    """Leaves it MEMORY beyond what it has now."""
+    if STATM.exists():
+        used = int(STATM.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, used + MEMORY)
+
+
+def _limit(kind: int, limit: int) -> None:
+    """Sets a soft limit, within the hard one that the user has."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":
