@@ -102,7 +102,7 @@ def _given(
     source: GivenSource, spec: PrepareSpec, inputs: Inputs, sieve: Sieve, emit: Emitter
 ) -> _Data:
     """The rows of a source that holds or makes their answers."""
-    records = open_source(source, inputs, spec.seed)
+    records = open_source(source, inputs, spec.seed, between=emit.check_stop)
 
     def every(usable: int) -> None:
         emit.check_stop()

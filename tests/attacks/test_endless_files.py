@@ -4,6 +4,7 @@ Before: `prepare.benchmark` and a source's path were hashed before anything was 
 4 TB kept the worker reading for hours, deaf to cancel, and a pipe kept it waiting for ever.
 """
 
+import io
 import os
 import time
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 
 import pytest
 
+from loco.contracts.artifacts import FrozenFile
 from loco.contracts.errors import DataError
 from loco.contracts.requests import JobRequest
+from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.queue import submission
 from loco.recipes.datasets import data_file
 from loco.recipes.resolve import resolve
 from loco.running import attempt
 from loco.settings import Settings
+from loco.stage.program import Emitter, Stopped
+from loco_worker.sources.sources import open_source
 
 _FIELDS = ["prepare.source.path", "eval.sets.benchmark.source.path"]
 
@@ -71,3 +76,34 @@ def test_files_of_a_usual_size_are_taken(here: Settings) -> None:
     spec = resolve(here.adapters_dir, request(_FIELDS[1], "eval_dataset.jsonl"))
     assert isinstance(spec.prepare, PrepareSpec)
     assert "eval_dataset.jsonl" in submission._frozen_files(here, spec)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_large_file_is_let_go_of_when_the_job_is_cancelled(
+    here: Settings, *, frozen: bool
+) -> None:
+    """A stop was looked at when a file had been hashed and read whole: minutes for the largest."""
+    folder = here.adapters_dir / "math"
+    large = folder / "large.jsonl"
+    large.write_bytes(b'{"question": "2 + 2?", "answer": "4"}\n' * 400_000)  # 15 MB
+    held = FrozenFile(path=str(large), sha256="0" * 64, size=large.stat().st_size)
+    given: dict[str, Any] = dict.fromkeys(("adapter_dir", "models_dir", "locks_dir"), folder)
+    inputs = Inputs(
+        job_id="j",
+        adapter="math",
+        ollama_host="http://127.0.0.1:9",
+        frozen={"large.jsonl": held} if frozen else {},
+        **given,
+    )
+    emit = Emitter(io.StringIO())
+    emit.request_stop()
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(1)
+        emit.check_stop()
+
+    source = JsonlSource(kind="jsonl", path="large.jsonl")
+    with pytest.raises(Stopped):
+        open_source(source, inputs, 0, between=look)
+    assert looks == [1]

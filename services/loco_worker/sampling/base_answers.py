@@ -55,7 +55,9 @@ def own_answers(
             param="prepare.base_model",
             hint="In a recipe it follows from base_model; a spec by hand must hold it.",
         )
-    records = open_source(source.questions, inputs, spec.seed, questions=True)
+    records = open_source(
+        source.questions, inputs, spec.seed, questions=True, between=emit.check_stop
+    )
     questions = Questions(records, sieve, spec, emit)
     with OllamaHost(inputs.ollama_host) as host:
         model, digest = served_base(host, spec.base_model, emit)

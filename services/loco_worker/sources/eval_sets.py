@@ -39,7 +39,8 @@ def _read(
     if isinstance(source, ReasoningGymSource | ArithmeticSource):
         return _generated(name, wanted, source, index, emit)
     if isinstance(source, JsonlSource):
-        items = load_eval_items(data_file(source.path, inputs, f"eval.sets.{name}.source.path"))
+        field = f"eval.sets.{name}.source.path"
+        items = load_eval_items(data_file(source.path, inputs, field, emit.check_stop))
         where = source.path
     else:
         emit.progress(message=f"fetching {source.dataset} for {name}", last=True)

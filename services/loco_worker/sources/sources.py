@@ -48,7 +48,12 @@ class Records:
 
 
 def open_source(
-    source: GivenSource, inputs: Inputs, seed: int, *, questions: bool = False
+    source: GivenSource,
+    inputs: Inputs,
+    seed: int,
+    *,
+    questions: bool = False,
+    between: Callable[[], object] = lambda: None,
 ) -> Records:
     """The records of a source.
 
@@ -56,6 +61,7 @@ def open_source(
         source: its spec.
         inputs: says where files may lie.
         seed: seed of generators.
+        between: called while a file is read; what it raises ends that.
         questions: rows get their `item`, and those without a right answer to grade by are malformed.
 
     Raises:
@@ -69,7 +75,7 @@ def open_source(
             table.rows, table.columns, table.description, question_of if questions else row_of
         )
     if isinstance(source, JsonlSource):
-        return _file(source, inputs, question_of if questions else row_of)
+        return _file(source, inputs, question_of if questions else row_of, between)
     return Records(_in_words(source), _generated(source, seed, questions), None)
 
 
@@ -126,15 +132,18 @@ def _posed(record: Record, answer: str, kind: str) -> Record:
     return lambda: with_item(record(), answer, kind)
 
 
-def _file(source: JsonlSource, inputs: Inputs, reader: Reader) -> Records:
-    path = data_file(source.path, inputs, "prepare.source.path")
+def _file(
+    source: JsonlSource, inputs: Inputs, reader: Reader, between: Callable[[], object]
+) -> Records:
+    path = data_file(source.path, inputs, "prepare.source.path", between)
     # read whole and parsed first: a broken line at the end must fail before anything is written
-    records = [
-        _line_record(path, number, line, reader)
-        for number, line in enumerate(read_lines(path), start=1)
-        if line.strip()
-    ]
-    return Records(f"{path.name} (sha256 {sha256_of(path)[:12]})", iter(records), len(records))
+    records = []
+    for number, line in enumerate(read_lines(path), start=1):
+        between()
+        if line.strip():
+            records.append(_line_record(path, number, line, reader))
+    digest = sha256_of(path, between)
+    return Records(f"{path.name} (sha256 {digest[:12]})", iter(records), len(records))
 
 
 def _line_record(path: Path, number: int, line: str, reader: Reader) -> Record:

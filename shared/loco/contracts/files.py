@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -12,10 +12,19 @@ from typing import BinaryIO
 PUBLISH_LOCK = ".publish.lock"
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
+def sha256_of(path: Path, between: Callable[[], object] = lambda: None) -> str:
+    """SHA-256 of a file's content, hexadecimal.
+
+    Args:
+        path: the file.
+        between: called after every MiB; what it raises ends the reading.
+    """
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            between()
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The data files that a recipe or request names: which, where they may lie, what a stage reads."""
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,7 +66,9 @@ def check_size(file: Path, field: str) -> Path:
     return file
 
 
-def data_file(path: str, inputs: Inputs, field: str) -> Path:
+def data_file(
+    path: str, inputs: Inputs, field: str, between: Callable[[], object] = lambda: None
+) -> Path:
     """The file a stage reads for a name: the bytes frozen at submit, verified.
 
     Without frozen inputs (a job of an earlier release, a spec written by hand) it is the file that
@@ -76,6 +78,7 @@ def data_file(path: str, inputs: Inputs, field: str) -> Path:
         path: as the source names it.
         inputs: of the attempt.
         field: the field of the request that names it.
+        between: called while it is read; what it raises ends that.
 
     Raises:
         DataError: the frozen copy is gone or was changed, or the file is too large; or see `dataset_path`.
@@ -86,7 +89,7 @@ def data_file(path: str, inputs: Inputs, field: str) -> Path:
     file = Path(frozen.path)
     if file.is_file():
         check_size(file, field)  # before it is read
-    found = sha256_of(file) if file.is_file() else None
+    found = sha256_of(file, between) if file.is_file() else None
     if found != frozen.sha256:
         what = "is gone" if found is None else f"now has SHA-256 {found}, not {frozen.sha256}"
         raise DataError(
