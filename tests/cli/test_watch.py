@@ -10,7 +10,7 @@ from rich.text import Text
 from loco.cli.summary import p_value, render
 from loco.cli.watch import LineView, TableView, bar, in_words
 from loco.contracts.artifacts import Artifact
-from loco.contracts.figures import duration, share, size, sparkline
+from loco.contracts.figures import share
 from loco.contracts.jobs import Failure, Job, JobEvent, JobStatus, StageStatus, Task
 from loco.contracts.program_events import Progress
 from loco.contracts.requests import JobRequest
@@ -20,42 +20,9 @@ from loco.recipes.resolve import resolve
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (-1, "0.0 s"),
-        (0.44, "0.4 s"),
-        (9.96, "10.0 s"),
-        (12.4, "12 s"),
-        (59.7, "1 min 00 s"),
-        (125, "2 min 05 s"),
-        (3600, "1 h 00 min"),
-        (11_220, "3 h 07 min"),
-    ],
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (105_454_432, "105.5 MB"), (2.5e9, "2.50 GB")],
-)
-def test_sizes(count, words):
-    assert size(count) == words
-
-
 def test_shares_and_p_values():
     assert (share(0.55), share(0.555), share(1)) == ("55 %", "55.5 %", "100 %")
     assert (p_value(0.0371), p_value(1.0), p_value(3e-9)) == ("0.037", "1", "< 0.0001")
-
-
-def test_sparklines():
-    assert sparkline([]) == ""
-    assert sparkline([1]) == "▁"
-    assert sparkline([2, 2, 2]) == "▁▁▁"
-    assert sparkline(list(range(8, 0, -1))) == "█▇▆▅▄▃▂▁"
-    assert len(sparkline(list(range(1000)), width=24)) == 24
 
 
 def test_bars():
