@@ -113,8 +113,8 @@ def test_where_memory_has_no_limit_it_is_said_once(
     assert caplog.text.count("not in memory") == 1
 
 
-def test_a_child_that_nobody_waits_for_ends_by_itself(confined: Asked) -> None:
-    """The host may have died while it rendered: its own limit on CPU time holds."""
+def test_a_child_has_its_own_limit_on_cpu_time(confined: Asked) -> None:
+    """For the case that the host died while it rendered: then nobody looks at the clock."""
     confined.render("{{ 1 }}")
     assert confined.confined.pid
     soft, _ = psutil.Process(confined.confined.pid).rlimit(psutil.RLIMIT_CPU)
