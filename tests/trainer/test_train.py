@@ -31,17 +31,9 @@ def losses(result: TrainResult) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def whole(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """One uninterrupted run that several tests look at."""
-    return {}
-
-
-def uninterrupted(
-    spec: TrainSpec, inputs: Inputs, folder: Path, recorder: Any, cache: dict[str, Any]
-) -> tuple[TrainResult, Path, Any]:
-    if not cache:
-        cache["run"] = (train.run(spec, inputs, folder, recorder), folder, recorder)
-    return cache["run"]
+def kept() -> list[tuple[TrainResult, Path, Any]]:
+    """Keeps the one uninterrupted run that several tests look at."""
+    return []
 
 
 @pytest.fixture
@@ -50,9 +42,13 @@ def run(
     inputs: Inputs,
     tmp_path_factory: pytest.TempPathFactory,
     recorder: Any,
-    whole: dict[str, Any],
+    kept: list[tuple[TrainResult, Path, Any]],
 ) -> tuple[TrainResult, Path, Any]:
-    return uninterrupted(toy_spec, inputs, tmp_path_factory.mktemp("whole"), recorder, whole)
+    """An uninterrupted run, its folder, and its own recorder: the first test's may hear more."""
+    if not kept:
+        folder, own = tmp_path_factory.mktemp("whole"), type(recorder)()
+        kept.append((train.run(toy_spec, inputs, folder, own), folder, own))
+    return kept[0]
 
 
 def test_the_run_is_what_the_spec_says(run: Any) -> None:
