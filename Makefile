@@ -11,7 +11,7 @@ GPU_STAMP := .venv-train/.gpu
 QUICK := tests --ignore=tests/acceptance --ignore=tests/faults --ignore=tests/trainer --ignore=tests/modelhost
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo up test test-fast test-study fuzz check audit format bench gpu-bench
+.PHONY: help setup setup-gpu demo up test test-fast test-study fuzz check audit reference format bench gpu-bench
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -80,6 +80,9 @@ check: $(STAMP) ## Format, lint, types, import rules, dead code, unsafe code, pi
 	$(RUN)/vulture
 	$(RUN)/bandit -q -ll -c pyproject.toml -r shared services
 	$(RUN)/python -m pytest -q tests/test_pins.py
+
+reference: $(STAMP) ## Write docs/reference/ from the code
+	PYTHONPATH=shared:services $(RUN)/python docs/reference/generate.py
 
 # --strict: an index that does not know a package is a failure, not a package without holes. diskcache (of
 # llama-cpp-python) has no release without CVE-2025-69872: it unpickles a cache on disk, which nothing here makes.

@@ -53,8 +53,8 @@ class Timings(Contract):
 class Settings(Contract):
     """Everything a process of locollm reads from its environment."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="Address the API listens on.")
+    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Its port; 0: a free one.")
     data_dir: Path = Field(Path(".loco"), description="Redis data, logs, base models, locks.")
     adapters_dir: Path = Field(Path("adapters"), description="Recipes and what is built from them.")
     dataset_dirs: tuple[Path, ...] = Field(
