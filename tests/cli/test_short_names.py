@@ -5,7 +5,6 @@ import time
 import pytest
 
 from loco import Client
-from loco.cli.main import main
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.keys import Scope
 from loco.contracts.stages import Stage
@@ -14,20 +13,6 @@ from loco.ledger.keys import Keys
 pytestmark = pytest.mark.redis
 
 TINY = {"profile": "tiny", "stages": ["prepare", "train"]}
-
-
-@pytest.fixture
-def run(live_api, tmp_path, monkeypatch, capsys):
-    """Runs a command in this process: its exit code, what it prints and what it says besides."""
-    monkeypatch.setenv("LOCO_SERVER", live_api.url)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = main(list(words))
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def test_a_few_characters_and_last_name_a_job(run, client):
@@ -105,7 +90,7 @@ def test_tab_offers_what_the_server_has(loco, client):
     assert completed(loco, "loco submit m") == ["math"]
     assert {"default", "tiny"} <= set(completed(loco, "loco submit math --profile "))
     assert "inputs/adapter.yaml" in completed(loco, "loco artifacts last inp")
-    assert completed(loco, "loco vers") == ["version", "versions"]
+    assert set(completed(loco, "loco vers")) == {"version", "versions"}
 
 
 def test_tab_is_silent_and_quick_without_a_server(loco, serve, free_port):

@@ -26,6 +26,7 @@ from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, UnreadableJob, WorkerInfo
 from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
+from loco.contracts.logs import LogPage
 from loco.contracts.previews import Preview
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Restored, Version
@@ -294,6 +295,20 @@ class Client:
         """Where two jobs differ, and how much alike they came out."""
         answer = self._transport.get(f"{path_of('jobs', first)}/diff", **{"with": second})
         return understood(JobDiff, answer)
+
+    def log(
+        self, job_id: str, stage: Stage | str, *, attempt: int | None = None, offset: int = 0
+    ) -> LogPage:
+        """A piece of a stage's log; ask on at its `next_offset`.
+
+        Args:
+            job_id: the job.
+            stage: one of its stages.
+            attempt: which of those that left a log, from 1; none: the newest.
+            offset: byte to begin at.
+        """
+        path = path_of("jobs", job_id, "logs", str(stage))
+        return understood(LogPage, self._transport.get(path, attempt=attempt, offset=offset))
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The job's inputs and the files its stages have committed so far."""
