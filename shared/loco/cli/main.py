@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, logs, plan, versions
+from loco.cli import admin, compare, evaluate, jobs, keys, logs, plan, remove, versions
 from loco.cli.console import Target, note, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -31,6 +31,7 @@ app = typer.Typer(
 plan.add_to(app)
 jobs.add_to(app)
 logs.add_to(app)
+remove.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)

@@ -28,6 +28,7 @@ from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, Unreada
 from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
 from loco.contracts.logs import LogPage
 from loco.contracts.previews import Preview
+from loco.contracts.removals import Removal
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Restored, Version
 
@@ -261,6 +262,19 @@ class Client:
         """Has a failed or cancelled job go on from the stage that ended it."""
         path = f"{path_of('jobs', job_id)}/retry"
         return _job(self._transport.request("POST", path, repeatable=False))
+
+    def removal(self, job_id: str) -> Removal:
+        """What deleting a job would free, and what descends from it; nothing is deleted."""
+        return understood(Removal, self._transport.get(f"{path_of('jobs', job_id)}/removal"))
+
+    def remove(self, job_id: str) -> Removal:
+        """Deletes an ended job, and of its files what nothing else needs.
+
+        Raises:
+            Conflict: it has not ended, or something descends from it; the message names that.
+        """
+        answer = self._transport.request("DELETE", path_of("jobs", job_id), repeatable=True)
+        return understood(Removal, answer)
 
     def replay(
         self,

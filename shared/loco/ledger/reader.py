@@ -11,6 +11,7 @@ from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, Unreada
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
+from loco.ledger.removals import Removals
 from loco.ledger.scripts import Scripts
 from loco.ledger.views import (
     LINE_FIELDS,
@@ -60,6 +61,8 @@ class LedgerReader:
         self._scripts = Scripts(connection, namespace)
         #: The versions of every adapter, and what each model points to.
         self.registry = Registry(connection, self._scripts, namespace=namespace)
+        #: How jobs are deleted.
+        self.removals = Removals(connection, self._scripts, namespace=namespace)
 
     @classmethod
     def connect(cls, url: str, *, namespace: str = "loco", timings: Timings | None = None) -> Self:
