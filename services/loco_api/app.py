@@ -12,6 +12,7 @@ from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
+from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
@@ -21,7 +22,9 @@ from loco_api import (
     health,
     jobs,
     keys,
+    logs,
     plan,
+    removal,
     tasks,
     versions,
 )
@@ -63,7 +66,10 @@ def create_app(context: Context) -> FastAPI:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
     app.include_router(health.open_router)  # probes may add a parameter against caches
-    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
+    for module in (
+        *(jobs, removal, diff, plan, tasks, events, logs, artifacts),
+        *(adapters, versions, keys, health),
+    ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 
@@ -76,7 +82,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     def hint(job_id: str, stage: Stage) -> None:
         send_hint(context.queue, Hint(job_id=job_id, stage=stage))
 
-    reaper = Reaper(context.ledger, send_hint=hint, every=context.settings.timings.reap)
+    reaper = Reaper(
+        context.ledger,
+        send_hint=hint,
+        clear=lambda: clear_removed(context.ledger, context.settings.adapters_dir),
+        every=context.settings.timings.reap,
+    )
     reaper.start()
     yield
     context.streams.close()
