@@ -50,6 +50,7 @@ class Overrides(TypedDict, total=False):
     seed: int
     reuse: bool
     priority: int
+    not_before: str
     metadata: Mapping[str, str]
 
 
