@@ -32,6 +32,8 @@ from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
 from loco_api.context import Context
+from loco_api.openai_api import chat, models
+from loco_api.openai_api.upstream import Upstream
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
 from loco_api.query import KNOWN_QUERY
 from loco_api.rates import Rate
@@ -57,6 +59,7 @@ def create_app(context: Context) -> FastAPI:
     settings = context.settings
     app.state.submits = Rate(settings.submits_per_minute)
     app.state.trail = Trail(context.keys.audit)
+    app.state.ollama = Upstream(settings.ollama_host)
     errors.install(app)
     # the last one added sees a request first
     app.add_middleware(BodyLimit)
@@ -70,6 +73,8 @@ def create_app(context: Context) -> FastAPI:
         *(jobs, removal, diff, plan, tasks, events, logs, artifacts),
         *(adapters, versions, keys, health),
     ):
+        app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
+    for module in (models, chat):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 
@@ -91,6 +96,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     reaper.start()
     yield
     context.streams.close()
+    await app.state.ollama.close()
     await app.state.trail.settle(everything=True)
     await run_in_threadpool(reaper.stop)
     context.ledger.close()

@@ -18,7 +18,7 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
-from loco.recipes.datasets import check_size, dataset_path, named_files
+from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.frozen import freeze, held
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.settings import Settings
