@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, logs, plan, remove, versions
+from loco.cli import admin, chat, compare, evaluate, jobs, keys, logs, plan, remove, versions
 from loco.cli.console import Target, note, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -35,6 +35,7 @@ remove.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)
+chat.add_to(app)
 admin.add_to(app)
 app.add_typer(keys.app, name="keys")
 
