@@ -12,7 +12,7 @@ import pytest
 from loco.box.announced import announce, announce_to_user
 from loco.cli import admin
 from loco.cli.main import main
-from loco.client.running import Up, born, note_path, notes_dir, own_ups, up_in
+from loco.client.running import Up, born, note_path, notes_dir, own_ups, up_at, up_in
 from loco.client.target import default_server
 from loco.contracts.errors import InvalidRequest
 from loco.ledger.keys import Keys
@@ -44,6 +44,8 @@ def test_a_command_finds_the_users_server_from_any_folder(elsewhere, tmp_path):
     assert default_server() == "http://127.0.0.1:7001"
     assert stat.S_IMODE(note.stat().st_mode) == 0o600
     assert stat.S_IMODE(note.parent.stat().st_mode) == 0o700
+    assert up_at("http://localhost:7001/") == own_ups()[0]
+    assert up_at("http://127.0.0.1:7009") is None
     running(elsewhere / ".loco", "http://127.0.0.1:7002")
     assert default_server() == "http://127.0.0.1:7002", "the folder's goes first"
     chosen = {**os.environ, "LOCO_DATA_DIR": str(tmp_path / "new")}

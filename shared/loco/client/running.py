@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
+from loco.contracts.addresses import is_loopback
 from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest
 from loco.settings import Settings, variables_here
@@ -146,7 +148,14 @@ def up_at(server: str, environment: Mapping[str, str] = os.environ) -> Up | None
     """
     here = up_in(Settings.from_environment(variables_here(environment)).data_dir)
     known = [*([here] if here else []), *own_ups(environment)]
-    return next((up for up in known if up.server == server.rstrip("/")), None)
+    return next((up for up in known if _is_same(up.server, server)), None)
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two addresses are one, by whatever name of this machine."""
+    a, b = urlsplit(one), urlsplit(other)
+    hosts = a.hostname == b.hostname or (is_loopback(a.hostname) and is_loopback(b.hostname))
+    return hosts and (a.scheme, a.port, a.path.rstrip("/")) == (b.scheme, b.port, b.path.rstrip("/"))
 
 
 def note_path(data_dir: Path, environment: Mapping[str, str] = os.environ) -> Path:
