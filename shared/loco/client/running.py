@@ -155,7 +155,11 @@ def _is_same(one: str, other: str) -> bool:
     """Whether two addresses are one, by whatever name of this machine."""
     a, b = urlsplit(one), urlsplit(other)
     hosts = a.hostname == b.hostname or (is_loopback(a.hostname) and is_loopback(b.hostname))
-    return hosts and (a.scheme, a.port, a.path.rstrip("/")) == (b.scheme, b.port, b.path.rstrip("/"))
+    return hosts and (a.scheme, a.port, a.path.rstrip("/")) == (
+        b.scheme,
+        b.port,
+        b.path.rstrip("/"),
+    )
 
 
 def note_path(data_dir: Path, environment: Mapping[str, str] = os.environ) -> Path:
