@@ -22,14 +22,19 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import Forbidden, LocoError, TooManyRequests, Unauthorized
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL, Scope
+from loco_api.client.routes import WHEEL
 from loco_api.context import Context
 from loco_api.errors import answer_to
 from loco_api.rates import Rate, network_of
 from loco_api.trail import Trail
 
-#: Need no key: probes of container engines and load balancers carry none, and the document is public.
+#: Need no key: probes of container engines and load balancers carry none, pip neither; the document
+#: and the client's code are public.
 OPEN = frozenset(
-    {"/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    {
+        *("/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"),
+        *("/client", WHEEL),
+    }
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")

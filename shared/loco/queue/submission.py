@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from celery import Celery
@@ -28,6 +29,8 @@ from loco.settings import Settings
 #: Bytes of a resolved spec as JSON; those of the bundled recipe have under 8,000.
 _LARGEST_SPEC = 64 * 1024
 _LONGEST_KEY = 255
+#: How far ahead a job may be put off.
+_LONGEST_WAIT = timedelta(days=366)
 #: A recipe that is edited while it is read is read again, so many times.
 _TRIES = 3
 
@@ -69,6 +72,7 @@ def submit(
         lambda: _frozen(ledger, settings, request, None if sees_all else owner),
         adapters_dir=settings.adapters_dir,
         priority=request.priority,
+        not_before=_checked(request.not_before),
         metadata=request.metadata,
         idempotency_key=idempotency_key,
         owner=owner,
@@ -83,6 +87,7 @@ def accept(
     *,
     adapters_dir: Path,
     priority: int,
+    not_before: datetime | None = None,
     metadata: Mapping[str, str],
     idempotency_key: str | None,
     owner: str,
@@ -96,6 +101,7 @@ def accept(
         make: makes the spec; not called for a repeat, whose answer must not depend on what changed.
         adapters_dir: holds the inputs it freezes, of which none is deleted before the job is recorded.
         priority: higher runs first.
+        not_before: when its first stage may begin; none: at once.
         metadata: kept with the job.
         idempotency_key: the same key and digest give the same job again.
         owner: whose job it is; each has idempotency keys of its own.
@@ -111,6 +117,7 @@ def accept(
         job, created = ledger.submit(
             spec,
             priority=priority,
+            not_before=not_before,
             metadata=metadata,
             idempotency_key=idempotency_key,
             request_digest=digest,
@@ -124,6 +131,8 @@ def accept(
 def request_digest(request: JobRequest) -> str:
     """SHA-256 of the request as canonical JSON: equal for requests that mean the same."""
     document = request.model_dump(mode="json", by_alias=True)
+    if document["not_before"] is None:  # a field that earlier releases did not have
+        del document["not_before"]
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -181,6 +190,21 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
             hint=f"Start `stages` at {missing[0]}, or name another job in `from_job`.",
         )
     return spec.model_copy(update={"from_job": job_id})
+
+
+def _checked(not_before: datetime | None) -> datetime | None:
+    """A time a job shall wait for.
+
+    Raises:
+        InvalidRequest: it is further away than anybody means.
+    """
+    if not_before is not None and not_before - datetime.now(UTC) > _LONGEST_WAIT:
+        raise InvalidRequest(
+            f"not_before is {not_before.isoformat()}: more than a year ahead.",
+            param="not_before",
+            hint="Name a time within a year, like 2026-11-28T22:00:00+01:00.",
+        )
+    return not_before
 
 
 def _check_size(spec: JobSpec) -> None:
