@@ -22,6 +22,7 @@ CHANGES = {
     ("post", "/plan"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/retry"): Scope.SUBMIT,
+    ("delete", "/jobs/{job_id}"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/replay"): Scope.SUBMIT,
     ("post", "/adapters/{name}/promote"): Scope.SUBMIT,
     ("post", "/adapters/{name}/rollback"): Scope.SUBMIT,
