@@ -16,6 +16,7 @@ from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
+    datasets,
     diff,
     errors,
     events,
@@ -72,7 +73,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, removal, diff, plan, tasks, events, logs, artifacts),
+        *(jobs, removal, diff, plan, tasks, events, logs, artifacts, datasets),
         *(adapters, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])

@@ -18,6 +18,7 @@ from loco.contracts.errors import (
     UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
+from loco.contracts.keys import Scope
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
 from loco.planning.waiting import waiting
@@ -95,6 +96,7 @@ def submit_job(
         request,
         idempotency_key=idempotency_key,
         owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
     )
     return _accepted(_in_line(here, job), response, created=created)
 

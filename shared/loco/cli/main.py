@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, chat, compare, evaluate, jobs, keys, logs, plan, remove, versions
+from loco.cli import admin, chat, compare, data, evaluate, jobs, keys, logs, plan, remove, versions
 from loco.cli.console import Target, note, on_the_server, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -37,6 +37,7 @@ versions.add_to(app)
 compare.add_to(app)
 chat.add_to(app)
 admin.add_to(app)
+app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 from loco.client.chat import chat
+from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
@@ -55,7 +56,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client:
+class Client(DataSetMethods):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
