@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         if error.format_message():
             show_error(_usage(error))
         return error.exit_code
-    except ModuleNotFoundError:
+    except ImportError:  # of a module that the client lacks
         if not is_client_alone():
             raise
         show_error(on_the_server())

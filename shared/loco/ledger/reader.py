@@ -221,13 +221,15 @@ class LedgerReader:
         told = [(i, fields) for i, fields in zip(task_ids, answers, strict=True) if fields]
         return legible("task", told, lambda _, fields: task_view(hash_of(fields)))
 
-    def line(self, queue: Queue) -> tuple[list[str], list[str]]:
-        """The task IDs of a queue that run, and those that are ready, the next one first."""
+    def line(self, queue: Queue) -> tuple[list[str], list[str], list[str]]:
+        """The task IDs of a queue that run, that are ready (the next one first), and that wait for a time."""
         with self._connection.client() as client:
-            leases = client.zrange(self._key("leases"), 0, -1)
-            ready = client.zrange(self._key("ready", queue), 0, -1)
+            pipeline = client.pipeline(transaction=True)
+            for name in (("leases",), ("ready", queue), ("delayed", queue)):
+                pipeline.zrange(self._key(*name), 0, -1)
+            leases, ready, delayed = pipeline.execute()
         stages = {stage.value for stage in Stage if stage.queue is queue}
-        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready)
+        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready), list(delayed)
 
     def outputs(self, job: Job) -> dict[Stage, Task]:
         """The committed tasks whose files a job may read: its own, then those of its `from_job`s."""
