@@ -12,6 +12,7 @@ from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.scripts import Scripts
+from loco.ledger.sweeps import Sweeps
 from loco.ledger.views import (
     Fields,
     hash_of,
@@ -56,6 +57,8 @@ class LedgerReader:
         self._scripts = Scripts(connection, namespace)
         #: The versions of every adapter, and what each model points to.
         self.registry = Registry(connection, self._scripts, namespace=namespace)
+        #: Sweeps: trainings that are compared.
+        self.sweeps = Sweeps(connection, self._scripts, namespace=namespace)
 
     @classmethod
     def connect(cls, url: str, *, namespace: str = "loco", timings: Timings | None = None) -> Self:

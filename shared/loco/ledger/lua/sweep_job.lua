@@ -1,0 +1,21 @@
+-- namespace, sweep id, slot ('prepare', a point's number, 'final'), number of the best point or '', random suffix,
+-- stages (comma list), queues (comma list), spec JSON
+-- Makes the job of a slot, once. Answers {job id, 'created' | 'exists'}, or {'', 'closed'} where the sweep takes
+-- no further step.
+local _, id, slot, best, suffix, stages, queues, spec = unpack(ARGV)
+local sweep = key('sweep', id)
+local status, cancelled, job_id = unpack(redis.call('HMGET', sweep, 'status', 'cancel_requested', 'job:' .. slot))
+if job_id then
+  return {job_id, 'exists'}
+end
+if status ~= 'running' or cancelled == '1' then
+  return {'', 'closed'}
+end
+local adapter, profile, priority, metadata, owner = unpack(
+  redis.call('HMGET', sweep, 'adapter', 'profile', 'priority', 'metadata', 'owner'))
+job_id = create_job(suffix, adapter, profile, stages, queues, priority, metadata, spec, owner)
+redis.call('HSET', sweep, 'job:' .. slot, job_id)
+if best ~= '' then
+  redis.call('HSET', sweep, 'best', best)
+end
+return {job_id, 'created'}
