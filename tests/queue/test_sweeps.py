@@ -1,6 +1,7 @@
 """Sweeps: one prepare, trainings side by side, and only the best goes on; whoever dies in between."""
 
-import multiprocessing
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -286,26 +287,42 @@ def test_two_processes_that_advance_it_at_once_make_each_job_once(
 ) -> None:
     started = sweep(grid={"train.learning_rate": [n * 1e-4 for n in range(1, 25)]})
     run(hands, Stage.PREPARE)
-    context = multiprocessing.get_context("spawn")
-    made = context.Queue()
-    barrier = context.Barrier(2)
-    arguments = (redis_url, ledger.namespace, started.id, barrier, made)
-    both = [context.Process(target=_advance_elsewhere, args=arguments) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ADVANCE, redis_url, ledger.namespace, started.id],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     for process in both:
-        process.start()
-    hinted = [job for _ in both for job in made.get(timeout=60)]
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
     for process in both:
-        process.join(60)
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    hinted = [job for process in both for job in process.communicate(timeout=60)[0].split()]
+    assert [process.returncode for process in both] == [0, 0]
     points = show_sweep(ledger, started.id).points
     assert sorted(hinted) == sorted(str(p.job) for p in points), "one hint each, no job twice"
     assert len(jobs(ledger)) == 25
 
 
-def _advance_elsewhere(url: str, namespace: str, sweep_id: str, barrier: Any, made: Any) -> None:
-    ledger = Ledger.connect(url, namespace=namespace)
-    ledger.sweeps.plan(sweep_id)
-    barrier.wait(60)
-    made.put([hint.job_id for hint in advance(ledger, sweep_id)])
+#: A process that advances a sweep once it is told to, and says which jobs it made.
+ADVANCE = """
+import sys
+from loco.ledger.ledger import Ledger
+from loco.queue.sweeps import advance
+
+url, namespace, sweep = sys.argv[1:]
+ledger = Ledger.connect(url, namespace=namespace)
+ledger.sweeps.plan(sweep)
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(hint.job_id for hint in advance(ledger, sweep)))
+"""
 
 
 class TestFailures:
