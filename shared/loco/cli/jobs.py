@@ -12,6 +12,9 @@ from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
+from loco.cli.sweeps import cancel as cancel_sweep
+from loco.cli.sweeps import is_sweep
+from loco.cli.sweeps import watch as watch_sweep
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -144,19 +147,28 @@ def jobs(
 
 def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
     """Show a job: its stages, results and errors."""
+    if is_sweep(job_id):
+        raise InvalidRequest(
+            f"{job_id} is a sweep.", param="job_id", hint=f"Show it with `loco sweeps {job_id}`."
+        )
     with client(context) as loco:
         show_job(loco.job(job_id), as_json=as_json)
 
 
 def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
-    """Show a job's progress until it has ended. The exit code says how it ended."""
+    """Show a job's or sweep's progress until it has ended. The exit code says how it ended."""
     with client(context) as loco:
+        if is_sweep(job_id):
+            return watch_sweep(loco, job_id, as_json=as_json)
         return _see_to_the_end(loco, loco.job(job_id), as_json=as_json)
 
 
 def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
-    """Cancel a job in any state. A running training leaves a checkpoint."""
+    """Cancel a job, or a sweep with its jobs, in any state. A running training leaves a checkpoint."""
     with client(context) as loco:
+        if is_sweep(job_id):
+            cancel_sweep(loco, job_id, as_json=as_json)
+            return
         cancelled = loco.cancel(job_id)
     if as_json:
         show_json(cancelled)

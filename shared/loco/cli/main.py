@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, plan, versions
+from loco.cli import admin, compare, evaluate, jobs, keys, plan, sweeps, versions
 from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 plan.add_to(app)
 jobs.add_to(app)
+sweeps.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)

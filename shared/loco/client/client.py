@@ -19,6 +19,7 @@ from typing import Any, Self, TypedDict, Unpack
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import Transport, path_of, understood
+from loco.client.sweeps import SweepCalls
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -50,7 +51,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client:
+class Client(SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
