@@ -41,8 +41,8 @@ def render(sweep: Sweep) -> RenderableType:
     if told:
         parts += ["", *map(Text, told)]
     if sweep.best is not None:
-        chosen = sweep.points[sweep.best - 1]
-        parts += ["", Text(f"Best: point {chosen.number} ({in_words(chosen.overrides)}).")]
+        chosen, by = sweep.points[sweep.best - 1], sweep.rank_by.replace("_", " ")
+        parts += ["", Text(f"Best by {by}: point {chosen.number} ({in_words(chosen.overrides)}).")]
     if sweep.final_job is not None and sweep.final_status is not None:
         parts.append(
             Text(f"Job {sweep.final_job} exports, registers and measures it: {sweep.final_status}.")
