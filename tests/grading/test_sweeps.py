@@ -70,8 +70,15 @@ ENDED = (
 def test_worse_than_the_median_after_as_many_passes_is_stopped():
     reason = hopeless(point(4, "running", 2.0, 0.85), ENDED)
     assert reason == (
-        "Stopped early: validation loss 0.8500 after 1 pass, and the median of 3 others was 0.8000 then."
+        "Stopped early: its lowest validation loss in 1 pass is 0.8500, and the median of 3 others was "
+        "0.8000 then."
     )
+
+
+def test_what_was_better_before_goes_on():
+    """With train.select: best that is the adapter it keeps."""
+    risen = point(4, "running", 2.0, 0.95, lowest_validation_loss=0.75)
+    assert hopeless(risen, ENDED) is None
 
 
 @pytest.mark.parametrize(

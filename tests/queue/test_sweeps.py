@@ -499,7 +499,7 @@ class TestEarlyStop:
         assert shown.best == 1
         stopped = shown.points[3]
         assert (stopped.status, stopped.rank) == (PointStatus.STOPPED, 4)
-        assert "0.9500 after 1 pass" in str(stopped.reason)
+        assert "in 1 pass is 0.9500" in str(stopped.reason)
 
     @pytest.mark.parametrize("fields", [{"early_stop": False}, {"rank_by": "train_loss"}])
     def test_not_where_it_was_not_asked_for(

@@ -63,6 +63,11 @@ class Validation:
         return self.log[-1].loss if self.log else None
 
     @property
+    def lowest_loss(self) -> float | None:
+        """The lowest loss so far; None before any was measured."""
+        return self.best.loss if self.best else None
+
+    @property
     def newest_epoch(self) -> float | None:
         """Passes over the training data after which that one was measured."""
         return self.log[-1].epoch if self.log else None

@@ -114,6 +114,9 @@ class SweepPoint(Contract):
         None,
         description="On rows it did not see, nats a token: of the adapter it keeps, or newest.",
     )
+    lowest_validation_loss: float | None = Field(
+        None, description="The lowest measured so far, that before training among them."
+    )
     train_loss: float | None = Field(None, description="Of the newest step, nats a token.")
     total_steps: int | None = Field(None, description="Optimizer steps of the whole training.")
     validations: tuple[EpochLoss, ...] = Field(

@@ -48,9 +48,9 @@ def best(points: Sequence[SweepPoint], rank_by: RankBy) -> SweepPoint | None:
 def hopeless(point: SweepPoint, others: Iterable[SweepPoint]) -> str | None:
     """Why a running training is not worth its end; None: it may be.
 
-    The median stopping rule of Google Vizier (Golovin et al., KDD 2017, section 3.2.1), with the loss
-    after as many passes in place of the mean of all so far: there is one loss a pass, and the early
-    high ones would let everybody through.
+    The median stopping rule of Google Vizier (Golovin et al., KDD 2017): its lowest loss so far is worse
+    than the median of the others after as many passes. Theirs are taken as they were then, not as the
+    mean of all until then: there is one loss a pass, and the early high ones would let everybody through.
 
     Args:
         point: a training that runs.
@@ -70,11 +70,12 @@ def hopeless(point: SweepPoint, others: Iterable[SweepPoint]) -> str | None:
     if len(losses) < LEAST_OTHERS or newest.epoch > last - _SAME_EPOCH:
         return None  # at the end there is nothing left to spare
     median = statistics.median(losses)
-    if not newest.loss > median:
+    lowest = newest.loss if point.lowest_validation_loss is None else point.lowest_validation_loss
+    if not lowest > median:
         return None
     passes = "1 pass" if newest.epoch == 1 else f"{newest.epoch:g} passes"
     return (
-        f"Stopped early: validation loss {newest.loss:.4f} after {passes}, and the median of "
+        f"Stopped early: its lowest validation loss in {passes} is {lowest:.4f}, and the median of "
         f"{len(losses)} others was {median:.4f} then."
     )
 

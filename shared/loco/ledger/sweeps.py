@@ -45,6 +45,7 @@ class Outcome(Contract):
     """What a training that succeeded measured, kept so that its result is read once."""
 
     validation_loss: float | None
+    lowest_validation_loss: float | None
     train_loss: float
     total_steps: int
     validations: tuple[EpochLoss, ...]
@@ -302,6 +303,7 @@ class Sweeps:
         trained = _Trained.model_validate_json(result or "", extra="ignore")
         outcome = Outcome(
             validation_loss=trained.validation_loss,
+            lowest_validation_loss=min((v.loss for v in trained.validations), default=None),
             train_loss=trained.last_loss,
             total_steps=trained.total_steps,
             validations=tuple(EpochLoss(epoch=v.epoch, loss=v.loss) for v in trained.validations),
@@ -401,6 +403,7 @@ def _point(
         status=status,
         percent=None if status is PointStatus.SUCCEEDED else progress.percent,
         validation_loss=loss,
+        lowest_validation_loss=progress.lowest_validation_loss,
         train_loss=progress.loss,
         total_steps=progress.total_steps,
         validations=(EpochLoss(epoch=epoch, loss=loss),)
