@@ -35,7 +35,7 @@ OPEN = frozenset(
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
 #: Operations that change nothing though their method could: the audit trail has none of them.
-_UNTOLD = frozenset({"planJob"})
+_UNTOLD = frozenset({"planJob", "createChatCompletion", "createEmbedding"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.
@@ -124,7 +124,7 @@ class Authentication:
         except LocoError as error:
             if _is_long(scope):
                 error.headers["Connection"] = "close"
-            await answer_to(error)(scope, receive, send)
+            await answer_to(error, scope["path"])(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         if scope["method"] in _SAFE:

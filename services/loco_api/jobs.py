@@ -26,7 +26,7 @@ from loco.queue.submission import submit
 from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Here
 from loco_api.errors import responses
-from loco_api.pages import JobId, JobPage
+from loco_api.pages import JobId, JobLinePage, JobPage
 
 router = APIRouter(tags=["jobs"])
 
@@ -125,6 +125,32 @@ def list_jobs(
         unreadable=tuple(page.unreadable),
         last=page.last,
     )
+
+
+@router.get(
+    "/jobs/ids",
+    operation_id="listJobIds",
+    summary="IDs that a few characters may mean",
+    responses=responses(InvalidRequest),
+)
+def list_job_ids(
+    here: Here,
+    who: Who,
+    *,
+    like: Annotated[
+        str,
+        Query(
+            max_length=128,
+            description="Only jobs whose ID, or the last part of it, begins so.",
+            examples=["4f9a"],
+        ),
+    ] = "",
+    mine: Annotated[bool, Query(description="Only jobs of the owner of this key.")] = False,
+    limit: Annotated[int, Query(ge=1, le=100, description="So many at most.")] = 20,
+) -> JobLinePage:
+    """Jobs in a line each, newest first: what `last`, a few characters of an ID, and a shell's Tab mean."""
+    found = here.ledger.lines(like=like, owner=who.owner if mine else None, limit=limit + 1)
+    return JobLinePage(data=tuple(found[:limit]), has_more=len(found) > limit)
 
 
 @router.get(

@@ -124,6 +124,20 @@ def test_later_jobs_build_on_the_best_and_on_no_other_point(
     assert ledger.newest("math", "tiny", Stage.TRAIN) == show_sweep(ledger, started.id).final_job
 
 
+def test_a_prepare_job_that_is_gone_ends_it(sweep: Sweeping, ledger: Ledger, hands: Hands) -> None:
+    started = sweep()
+    run(hands, Stage.PREPARE)
+    late = ledger.sweeps.sweep(started.id)
+    with ledger._connection.client() as client:  # as `loco rm` does it
+        client.delete(f"{ledger.namespace}:job:{started.prepare_job}")
+    assert sweeps._train(ledger, late) == [], "no training on rows that are gone"
+    advance(ledger, started.id)
+    ended = show_sweep(ledger, started.id)
+    assert ended.status is JobStatus.FAILED
+    assert ended.error is not None
+    assert "is gone" in ended.error.message
+
+
 def test_without_export_it_ends_with_its_best(
     sweep: Sweeping, ledger: Ledger, hands: Hands
 ) -> None:

@@ -8,7 +8,7 @@ from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import ArithmeticSource, JsonlSource, ReasoningGymSource
 from loco.contracts.specs import Inputs
 from loco.grading.eval_items import EvalItem, eval_items, load_eval_items
-from loco.recipes.datasets import data_file
+from loco.recipes.data_files import data_file
 from loco.stage.program import Emitter
 from loco_worker.sources.hub import hub_table
 from loco_worker.sources.overlap import OverlapIndex, normalise

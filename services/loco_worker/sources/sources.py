@@ -17,8 +17,10 @@ from loco.contracts.sources import (
     ReasoningGymSource,
 )
 from loco.contracts.specs import Inputs
-from loco.grading.eval_items import EvalItem, parse_line, read_lines, value_of
-from loco.recipes.datasets import data_file
+from loco.datasets.rows import Columns
+from loco.datasets.values import value_of
+from loco.grading.eval_items import EvalItem, parse_line, read_lines
+from loco.recipes.data_files import data_file
 from loco_worker.sources import arithmetic, gym
 from loco_worker.sources.hub import hub_table
 from loco_worker.sources.questions import question_of, with_item
@@ -182,7 +184,7 @@ def _value_record(number: int, value: Any, reader: Reader) -> Record:
 def table_records(
     table: Iterable[Any], columns: list[str], description: str, reader: Reader = row_of
 ) -> Records:
-    """The records of a table of question/answer or chat columns.
+    """The records of a table of question/answer, chat or other columns.
 
     Args:
         table: its rows.
@@ -191,16 +193,16 @@ def table_records(
         reader: makes a row of one of them.
 
     Raises:
-        DataError: it has neither; names the columns it has.
+        DataError: it has none; names the columns it has.
     """
-    chat = {"conversations", "messages"} & set(columns)
-    if not chat and not {"question", "answer"} <= set(columns):
+    try:
+        Columns().check(columns)
+    except DataError as error:
         raise DataError(
-            f"{description} has the columns {', '.join(columns)}; needed are question and answer, "
-            "or conversations or messages.",
+            f"{description}: {error.message}",
             param="prepare.source",
             hint="Take another data set or configuration, or convert it to a jsonl file.",
-        )
+        ) from error
     values = list(table)
     records = (_value_record(number, value, reader) for number, value in enumerate(values, start=1))
     return Records(description, records, len(values))

@@ -1,6 +1,7 @@
 """Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts."""
 
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from loco.cli import completion
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.overrides import parse_assignments, parse_metadata
@@ -25,9 +27,21 @@ from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
 from loco.recipes.resolve import merge
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job.")]
+JOB = "ID of the job, a few characters of it, or `last`: your newest."
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.jobs)
+]
+WaitingJobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.waiting_jobs)
+]
+StoppedJobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.stopped_jobs)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="Profile of the recipe.")]
+ProfileOption = Annotated[
+    str,
+    typer.Option("--profile", help="Profile of the recipe.", autocompletion=completion.profiles),
+]
 NoReuseOption = Annotated[
     bool,
     typer.Option(
@@ -44,14 +58,23 @@ def add_to(app: typer.Typer) -> None:
 
 def submit(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter, see `loco adapters`.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the adapter, see `loco adapters`.", autocompletion=completion.adapters
+        ),
+    ],
     *,
     profile: ProfileOption = DEFAULT_PROFILE,
     stages: Annotated[
         str | None, typer.Option(help="Consecutive stages, like `export,register,eval`.")
     ] = None,
     from_job: Annotated[
-        str | None, typer.Option(help="Job whose outputs stand in for the stages left out.")
+        str | None,
+        typer.Option(
+            help="Job whose outputs stand in for the stages left out.",
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
@@ -95,6 +118,8 @@ def submit(
         parse_assignments(assignments or []),
     )
     with client(context) as loco:
+        if "from_job" in overrides:
+            overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)
@@ -110,7 +135,10 @@ def submit(
 def jobs(
     context: typer.Context,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Only jobs of this adapter.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Only jobs of this adapter.", autocompletion=completion.adapters),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,7 +180,7 @@ def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False
             f"{job_id} is a sweep.", param="job_id", hint=f"Show it with `loco sweeps {job_id}`."
         )
     with client(context) as loco:
-        show_job(loco.job(job_id), as_json=as_json)
+        show_job(loco.job(loco.job_id(job_id)), as_json=as_json)
 
 
 def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
@@ -160,16 +188,16 @@ def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = Fal
     with client(context) as loco:
         if is_sweep(job_id):
             return watch_sweep(loco, job_id, as_json=as_json)
-        return _see_to_the_end(loco, loco.job(job_id), as_json=as_json)
+        return _see_to_the_end(loco, loco.job(loco.job_id(job_id)), as_json=as_json)
 
 
-def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOption = False) -> None:
     """Cancel a job, or a sweep with its jobs, in any state. A running training leaves a checkpoint."""
     with client(context) as loco:
         if is_sweep(job_id):
             cancel_sweep(loco, job_id, as_json=as_json)
             return
-        cancelled = loco.cancel(job_id)
+        cancelled = loco.cancel(loco.job_id(job_id))
     if as_json:
         show_json(cancelled)
     elif cancelled.is_terminal:
@@ -178,10 +206,10 @@ def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = Fa
         show(f"Job {cancelled.id} stops at its next safe point.")
 
 
-def retry(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+def retry(context: typer.Context, job_id: StoppedJobArgument, as_json: JsonOption = False) -> None:
     """Have a failed or cancelled job go on from the stage that ended it."""
     with client(context) as loco:
-        retried = loco.retry(job_id)
+        retried = loco.retry(loco.job_id(job_id))
     show_json(retried) if as_json else show(headline(retried))
     note(f"It goes on. Follow it with `loco watch {retried.id}`.")
 
@@ -191,7 +219,11 @@ def artifacts(
     job_id: JobArgument,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Only these, NAME or STAGE/NAME."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Only these: NAME, STAGE/NAME, a pattern ('gguf/*'), or all of a STAGE.",
+            autocompletion=completion.artifacts,
+        ),
     ] = None,
     download: Annotated[
         Path | None,
@@ -201,6 +233,7 @@ def artifacts(
 ) -> None:
     """List the files a job reads and committed, or download them (a broken download goes on)."""
     with client(context) as loco:
+        job_id = loco.job_id(job_id)
         found = _named(loco.artifacts(job_id), names or [], job_id)
         for artifact in found if download else ():
             note(f"{artifact.full_name} {size(artifact.size)}")
@@ -267,7 +300,8 @@ def _stages(words: str | None) -> list[Stage] | None:
 
 def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[Artifact]:
     def fits(artifact: Artifact, name: str) -> bool:
-        return name in (artifact.name, artifact.full_name)
+        exact = name in (artifact.name, artifact.full_name, artifact.folder)
+        return exact or any(fnmatchcase(n, name) for n in (artifact.name, artifact.full_name))
 
     for name in names:
         if not any(fits(artifact, name) for artifact in found):

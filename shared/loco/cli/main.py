@@ -4,13 +4,14 @@ Exit codes: 0 done, 1 the job or the server failed, 2 the request or a setting i
 """
 
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, plan, sweeps, versions
-from loco.cli.console import Target, note, show_error
+from loco.cli import admin, compare, evaluate, jobs, keys, logs, plan, remove, sweeps, versions
+from loco.cli.console import Target, note, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
 from loco.contracts.errors import InvalidRequest, LocoError
@@ -30,11 +31,19 @@ app = typer.Typer(
 plan.add_to(app)
 jobs.add_to(app)
 sweeps.add_to(app)
+logs.add_to(app)
+remove.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)
 admin.add_to(app)
 app.add_typer(keys.app, name="keys")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        show(f"loco {metadata.version('locollm')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -57,6 +66,12 @@ def options(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File that holds the key (LOCO_API_KEY_FILE).")
     ] = None,
+    _version_asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print this program's version."
+        ),
+    ] = False,
 ) -> None:
     """Builds LoRA adapters for small language models and puts them to work."""
     if api_key is not None:

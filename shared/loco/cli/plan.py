@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from loco.cli import completion
 from loco.cli.console import client, show, show_json
 from loco.cli.overrides import parse_assignments
 from loco.contracts.errors import InvalidRequest
@@ -30,10 +31,18 @@ def add_to(app: typer.Typer) -> None:
 
 def plan(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter, see `loco adapters`.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the adapter, see `loco adapters`.", autocompletion=completion.adapters
+        ),
+    ],
     *,
     profile: Annotated[
-        str, typer.Option("--profile", help="Profile of the recipe.")
+        str,
+        typer.Option(
+            "--profile", help="Profile of the recipe.", autocompletion=completion.profiles
+        ),
     ] = DEFAULT_PROFILE,
     base_model: Annotated[
         str | None, typer.Option(help="Base model of adapters/base_models.yaml.")

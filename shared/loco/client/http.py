@@ -46,8 +46,16 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 class Transport:
     """One server and key, over one pool of connections."""
 
-    def __init__(self, server: str, api_key: str | None, *, timeout: float) -> None:
+    def __init__(
+        self,
+        server: str,
+        api_key: str | None,
+        *,
+        timeout: float,
+        pauses: tuple[float, ...] = PAUSES,
+    ) -> None:
         self.server = checked_server(server)
+        self._pauses = pauses
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         headers = {"Accept": "application/json", "User-Agent": "loco-client"}
         if api_key:
@@ -99,7 +107,7 @@ class Transport:
             LocoError: the class the server raised.
         """
         timeout = self._patient(read_timeout)
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             try:
                 response = self._http.request(
                     method,
@@ -142,7 +150,7 @@ class Transport:
         """
         timeout = self._patient(read_timeout)
         try:
-            for pause in (*PAUSES, None):
+            for pause in (*self._pauses, None):
                 with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
                     if pause is not None and response.status_code == TOO_MANY:
                         time.sleep(max(pause, _retry_after(response)))

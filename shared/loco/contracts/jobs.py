@@ -145,6 +145,16 @@ class Job(Contract):
         return next((t for t in self.stages if t.stage is stage), None)
 
 
+class JobLine(Contract):
+    """A job in a line: what a person needs to tell it from others."""
+
+    id: JobId = Field(description="Its ID.")
+    adapter: str = Field(description="The adapter that is built.")
+    profile: str = Field(description="The profile of its recipe.")
+    owner: str | None = Field(None, description="Whose it is, as in a job.")
+    status: JobStatus = Field(description="Where it is.")
+
+
 class UnreadableJob(Contract):
     """A job whose record in the ledger cannot be read; it stands in a list in its place."""
 

@@ -65,6 +65,8 @@ class CommitAnswer(StrEnum):
     DONE = "done"
     #: This attempt had committed before.
     ALREADY = "already"
+    #: The job whose stage it would take over was deleted; nothing was written.
+    GONE = "gone"
     #: A newer attempt has the stage, or the job was ended; nothing was written.
     STALE = "stale"
 
@@ -149,9 +151,12 @@ class Ledger(LedgerReader):
             json.dumps(dict(metadata or {})),
             spec.model_dump_json(by_alias=True),
             owner,
+            *(job for job in (spec.from_job, spec.replay_of) if job),
         )
         if outcome == "conflict":
             raise _key_conflict(job_id)
+        if outcome == "gone":
+            raise Conflict(f"Job {job_id}, which this one descends from, was deleted meanwhile.")
         return self.job(job_id), outcome == "created"
 
     def accepted(
@@ -164,8 +169,8 @@ class Ledger(LedgerReader):
         """
         with self._connection.client() as client:
             known = client.hgetall(self._key("idem", _idempotency(idempotency_key, owner)))
-        if not known:
-            return None
+            if not known or not client.exists(self._key("job", known["job"])):
+                return None
         if known["digest"] != request_digest:
             raise _key_conflict(known["job"])
         return self.job(known["job"])

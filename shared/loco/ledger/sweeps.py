@@ -263,6 +263,7 @@ class Sweeps:
             ",".join(spec.stages),
             ",".join(stage.queue for stage in spec.stages),
             spec.model_dump_json(by_alias=True),
+            spec.from_job or "",
         )
         return str(job_id) if outcome == "created" else None
 

@@ -20,6 +20,7 @@ from loco.contracts.jobs import (
     Failure,
     Job,
     JobEvent,
+    JobLine,
     JobStatus,
     StageStatus,
     Task,
@@ -128,6 +129,16 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         else None,
         spec=JobSpec.model_validate(upgraded(json.loads(fields["spec"])), extra="ignore"),
     )
+
+
+#: Fields of a job's hash that its line is made of.
+LINE_FIELDS = ("adapter", "profile", "owner", "status")
+
+
+def line_view(job_id: str, answer: Any) -> JobLine:
+    """A job in a line, from its `LINE_FIELDS` as Redis answered them."""
+    fields = hash_of(answer)
+    return JobLine(id=job_id, **dict(zip(LINE_FIELDS, fields, strict=True)))
 
 
 def task_view(fields: Fields) -> Task:

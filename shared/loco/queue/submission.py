@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from celery import Celery
 
@@ -16,8 +17,8 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
-from loco.recipes.datasets import check_size, dataset_path, named_files
-from loco.recipes.frozen import freeze
+from loco.recipes.data_files import check_size, dataset_path, named_files
+from loco.recipes.frozen import freeze, held
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.settings import Settings
 
@@ -61,6 +62,7 @@ def submit(
         ledger,
         app,
         lambda: settled(ledger, settings, request),
+        adapters_dir=settings.adapters_dir,
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
@@ -74,6 +76,7 @@ def accept(
     app: Celery,
     make: Callable[[], JobSpec],
     *,
+    adapters_dir: Path,
     priority: int,
     metadata: Mapping[str, str],
     idempotency_key: str | None,
@@ -86,6 +89,7 @@ def accept(
         ledger: where it is recorded.
         app: sends the hint.
         make: makes the spec; not called for a repeat, whose answer must not depend on what changed.
+        adapters_dir: holds the inputs it freezes, of which none is deleted before the job is recorded.
         priority: higher runs first.
         metadata: kept with the job.
         idempotency_key: the same key and digest give the same job again.
@@ -96,16 +100,17 @@ def accept(
         check_key(idempotency_key)
         if job := ledger.accepted(idempotency_key, digest, owner=owner):
             return job, False
-    spec = make()
-    check_size_of(spec)
-    job, created = ledger.submit(
-        spec,
-        priority=priority,
-        metadata=metadata,
-        idempotency_key=idempotency_key,
-        request_digest=digest,
-        owner=owner,
-    )
+    with held(adapters_dir):
+        spec = make()
+        check_size_of(spec)
+        job, created = ledger.submit(
+            spec,
+            priority=priority,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            request_digest=digest,
+            owner=owner,
+        )
     if created:
         send_hint(app, Hint(job_id=job.id, stage=job.spec.stages[0]))
     return job, created

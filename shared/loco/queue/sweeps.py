@@ -8,6 +8,7 @@ first, so any number may try and any of them may die in between.
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from celery import Celery
 
@@ -23,7 +24,8 @@ from loco.ledger.sweeps import FINAL, PREPARE, SweepPlan
 from loco.queue.celery_app import send_hint
 from loco.queue.grid import job_request, points_of, trains_of
 from loco.queue.submission import check_key, check_size_of, request_digest, settled
-from loco.recipes.datasets import named_files
+from loco.recipes.data_files import named_files
+from loco.recipes.frozen import held
 from loco.recipes.resolve import RECIPE
 from loco.settings import Settings
 
@@ -69,6 +71,27 @@ def submit_sweep(
     key, digest = f"sweep:{json.dumps([owner, idempotency_key])}", request_digest(request)
     if known := ledger.sweeps.accepted(key, digest):
         return show_sweep(ledger, known), False
+    # what is frozen stays: the prepare job, made here, holds all of it
+    with held(settings.adapters_dir):
+        plan, points = _planned(ledger, settings, request)
+        sweep_id, created = ledger.sweeps.submit(
+            plan,
+            request,
+            points,
+            owner=owner,
+            idempotency_key=key,
+            seconds=_KEY_SECONDS,
+            digest=digest,
+        )
+        for hint in advance(ledger, sweep_id):
+            send_hint(app, hint)
+    return show_sweep(ledger, sweep_id), created
+
+
+def _planned(
+    ledger: Ledger, settings: Settings, request: SweepRequest
+) -> tuple[SweepPlan, list[dict[str, Any]]]:
+    """What a sweep's jobs are made of, and the fields that each point sets."""
     points = points_of(settings.adapters_dir, request)
     trains = trains_of(settings.adapters_dir, request, points)
     spec = settled(ledger, settings, job_request(request, points[0]))
@@ -80,18 +103,7 @@ def submit_sweep(
     _check_ranking(request, spec)
     for train in trains:
         check_size_of(spec.model_copy(update={"train": train}))
-    sweep_id, created = ledger.sweeps.submit(
-        SweepPlan(spec=spec, trains=trains),
-        request,
-        points,
-        owner=owner,
-        idempotency_key=key,
-        seconds=_KEY_SECONDS,
-        digest=digest,
-    )
-    for hint in advance(ledger, sweep_id):
-        send_hint(app, hint)
-    return show_sweep(ledger, sweep_id), created
+    return SweepPlan(spec=spec, trains=trains), points
 
 
 def show_sweep(ledger: Ledger, sweep_id: str) -> Sweep:
@@ -309,9 +321,14 @@ def _part(
     train: TrainSpec | None = None,
     on: str | None = None,
 ) -> JobSpec:
-    """The spec of one of a sweep's jobs, with the frozen files that its stages read."""
+    """The spec of one of a sweep's jobs, with the frozen files that its stages read.
+
+    Prepare's has those of all: while a job has them, no deleted one takes them with it.
+    """
     changes = {"stages": stages, "sweep": sweep_id, "train": train or spec.train, "from_job": on}
     part = spec.model_copy(update=changes)
+    if stages == (Stage.PREPARE,):
+        return part
     named = {path for stage in stages for path in named_files(part.part(stage)).values()}
     inputs = {name: file for name, file in spec.inputs.items() if name in named | {RECIPE}}
     return part.model_copy(update={"inputs": inputs})

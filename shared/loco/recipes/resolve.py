@@ -20,7 +20,7 @@ from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSou
 from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
-from loco.recipes.datasets import named_data_sets
+from loco.recipes.data_files import named_data_sets
 from loco.recipes.documents import read_yaml, validated
 from loco.recipes.own_answers import check_source
 

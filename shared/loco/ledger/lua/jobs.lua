@@ -52,3 +52,8 @@ local function create_job(random, adapter, profile, stages, queues, priority, me
   enqueue(first, true)
   return job_id
 end
+
+-- Whether a job is one training of a sweep, see `JobSpec.is_point`. spec: decoded.
+local function is_point(job_id, spec)
+  return type(spec.sweep) == 'string' and redis.call('HGET', key('job', job_id), 'stages') == 'train'
+end

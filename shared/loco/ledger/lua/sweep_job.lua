@@ -1,14 +1,14 @@
 -- namespace, sweep id, slot ('prepare', a point's number, 'final'), number of the best point or '', random suffix,
--- stages (comma list), queues (comma list), spec JSON
+-- stages (comma list), queues (comma list), spec JSON, job it builds on or ''
 -- Makes the job of a slot, once. Answers {job id, 'created' | 'exists'}, or {'', 'closed'} where the sweep takes
 -- no further step.
-local _, id, slot, best, suffix, stages, queues, spec = unpack(ARGV)
+local _, id, slot, best, suffix, stages, queues, spec, on = unpack(ARGV)
 local sweep = key('sweep', id)
 local status, cancelled, job_id = unpack(redis.call('HMGET', sweep, 'status', 'cancel_requested', 'job:' .. slot))
 if job_id then
   return {job_id, 'exists'}
 end
-if status ~= 'running' or cancelled == '1' then
+if status ~= 'running' or cancelled == '1' or (on ~= '' and redis.call('EXISTS', key('job', on)) == 0) then
   return {'', 'closed'}
 end
 local adapter, profile, priority, metadata, owner = unpack(
