@@ -16,6 +16,7 @@ from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
+    datasets,
     diff,
     errors,
     events,
@@ -32,6 +33,7 @@ from loco_api import (
 from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
+from loco_api.client import routes as client
 from loco_api.context import Context
 from loco_api.openai_api import chat, models
 from loco_api.openai_api.upstream import Upstream
@@ -69,9 +71,10 @@ def create_app(context: Context) -> FastAPI:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
+    app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts),
+        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
         *(adapters, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])

@@ -18,13 +18,15 @@ from loco.contracts.errors import (
     UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
+from loco.contracts.keys import Scope
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
+from loco.planning.waiting import waiting
 from loco.queue.celery_app import send_hint
 from loco.queue.replay import replay
 from loco.queue.submission import submit
 from loco_api.auth import COUNTED, SUBMIT, Who
-from loco_api.context import Here
+from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobLinePage, JobPage
 
@@ -98,8 +100,9 @@ def submit_job(
         request,
         idempotency_key=idempotency_key,
         owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
     )
-    return _accepted(job, response, created=created)
+    return _accepted(_in_line(here, job), response, created=created)
 
 
 @router.get(
@@ -161,7 +164,7 @@ def list_job_ids(
 )
 def get_job(job_id: JobId, here: Here) -> Job:
     """A job with its stages: status, progress, result, error and artifacts of each."""
-    return here.ledger.job(job_id)
+    return _in_line(here, here.ledger.job(job_id))
 
 
 @router.post(
@@ -237,6 +240,11 @@ def replay_job(
         owner=who.owner,
     )
     return _accepted(job, response, created=created)
+
+
+def _in_line(here: Context, job: Job) -> Job:
+    """A job that says where it stands in line, if it waits."""
+    return job.model_copy(update={"waiting": waiting(here.ledger, job)})
 
 
 def _accepted(job: Job, response: Response, *, created: bool) -> Job:

@@ -18,6 +18,7 @@ from loco.contracts.errors import (
     UnknownBaseModel,
     UnknownProfile,
 )
+from loco.contracts.keys import Scope
 from loco.contracts.sweeps import Sweep, SweepRequest, SweepSummary
 from loco.queue.sweeps import cancel_sweep, show_sweep, submit_sweep
 from loco_api.auth import COUNTED, SUBMIT, Who
@@ -79,6 +80,7 @@ def submit_a_sweep(
         request,
         idempotency_key=uuid.uuid4().hex if idempotency_key is None else idempotency_key,
         owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
     )
     response.headers["Location"] = f"/sweeps/{sweep.id}"
     if not created:

@@ -24,6 +24,7 @@ CHANGES = {
     ("post", "/sweeps/{sweep_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/retry"): Scope.SUBMIT,
+    ("delete", "/jobs/{job_id}"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/replay"): Scope.SUBMIT,
     ("post", "/adapters/{name}/promote"): Scope.SUBMIT,
     ("post", "/adapters/{name}/rollback"): Scope.SUBMIT,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -566,14 +567,14 @@ def test_pages_are_newest_first(sweep: Sweeping, ledger: Ledger) -> None:
 def test_a_recipe_edited_meanwhile_is_refused(
     sweep: Sweeping, ledger: Ledger, adapters_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settled = sweeps.settled
+    real = sweeps.frozen_spec
 
     def edited(*arguments):
         path = adapters_dir / "math" / "adapter.yaml"
         path.write_text(path.read_text().replace("epochs: 1\n", "epochs: 2\n"))
-        return settled(*arguments)
+        return real(*arguments)
 
-    monkeypatch.setattr(sweeps, "settled", edited)
+    monkeypatch.setattr(sweeps, "frozen_spec", edited)
     with pytest.raises(Conflict, match="changes while it is read"):
         sweep()
     assert ledger.sweeps.open() == []
@@ -585,3 +586,12 @@ def reaper(ledger: Ledger) -> Reaper:
 
 def _dies(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_it_begins_no_sooner_than_it_shall(sweep: Sweeping, ledger: Ledger, hands: Hands) -> None:
+    later = datetime.now(UTC) + timedelta(hours=2)
+    started = sweep(not_before=later.isoformat())
+    assert ledger.claim(Stage.PREPARE.queue, worker_id="w", nonce="n") is None
+    assert abs(ledger.job(str(started.prepare_job)).not_before - later) < timedelta(seconds=1)
+    with pytest.raises(InvalidRequest, match="more than a year ahead"):
+        sweep(not_before=(later + timedelta(days=400)).isoformat())

@@ -12,6 +12,9 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.data import MapOption, rows_for_job
+from loco.cli.moments import absolute, moment
+from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
 from loco.cli.sweeps import cancel as cancel_sweep
@@ -82,6 +85,10 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="Seed of every stage.")] = None,
     no_reuse: NoReuseOption = False,
     priority: Annotated[int, typer.Option(help="-100 to 100; higher runs first.")] = 0,
+    after: Annotated[
+        str | None,
+        typer.Option(help="Wait until then: 22:00, 2026-12-24 06:30, or in 90m, 2h, 3d."),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours; may be repeated.")
     ] = None,
@@ -89,6 +96,14 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Field of a stage, like train.epochs=5."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on your rows: a file here, or a data set of `loco data list`.",
+        ),
+    ] = None,
+    columns: MapOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
     require_promoted: Annotated[
         bool,
@@ -96,6 +111,8 @@ def submit(
             "--require-promoted", help="With --wait: exit 1 if it was not promoted, or is refused."
         ),
     ] = False,
+    notify: NotifyOption = False,
+    notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Submit a job. With --wait, the exit code says how it ended."""
@@ -105,19 +122,31 @@ def submit(
             param="--require-promoted",
             hint="The gate decides at the end of the job: add --wait.",
         )
+    tell = Notice(notify, notify_command)
+    if tell and not wait:
+        raise InvalidRequest(
+            "--notify needs --wait: this program tells of the end, not the server.",
+            param="--notify",
+            hint="Add --wait, or later: `loco watch last --notify`.",
+        )
     asked: dict[str, Any] = {
         "from_job": from_job,
         "base_model": base_model,
         "seed": seed,
         "reuse": False if no_reuse else None,
         "priority": priority or None,
+        "not_before": after and absolute(after).isoformat(),
         "metadata": parse_metadata(metadata or []) or None,
     }
     overrides = merge(
         {name: value for name, value in asked.items() if value is not None},
         parse_assignments(assignments or []),
     )
+    if columns and data is None:
+        raise InvalidRequest("--map needs --data.", param="--map", hint="Add --data FILE.")
     with client(context) as loco:
+        if data is not None:
+            overrides = rows_for_job(loco, data, columns, overrides)
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
@@ -127,6 +156,7 @@ def submit(
             return 0
         ended = follow(loco, accepted)
     show_job(ended, as_json=as_json)
+    tell.of(ended)
     if require_promoted and not is_promoted(ended):
         return 1
     return exit_code(ended)
@@ -183,12 +213,24 @@ def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False
         show_job(loco.job(loco.job_id(job_id)), as_json=as_json)
 
 
-def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
+def watch(
+    context: typer.Context,
+    job_id: JobArgument,
+    *,
+    notify: NotifyOption = False,
+    notify_command: NotifyCommandOption = None,
+    as_json: JsonOption = False,
+) -> int:
     """Show a job's or sweep's progress until it has ended. The exit code says how it ended."""
+    tell = Notice(notify, notify_command)
     with client(context) as loco:
         if is_sweep(job_id):
             return watch_sweep(loco, job_id, as_json=as_json)
-        return _see_to_the_end(loco, loco.job(loco.job_id(job_id)), as_json=as_json)
+        seen = loco.job(loco.job_id(job_id))
+        ended = seen if seen.is_terminal else follow(loco, seen)
+    show_job(ended, as_json=as_json)
+    tell.of(ended)
+    return exit_code(ended)
 
 
 def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOption = False) -> None:
@@ -252,12 +294,6 @@ def artifacts(
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
     # --set may name any field of the request; the server knows which there are
     return loco.submit(adapter, **request)
-
-
-def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
-    ended = seen if seen.is_terminal else follow(loco, seen)
-    show_job(ended, as_json=as_json)
-    return exit_code(ended)
 
 
 def follow(loco: Client, started: Job) -> Job:
@@ -330,11 +366,11 @@ def _current_stage(entry: Job) -> str:
     waiting = next((task for task in entry.stages if not task.status.is_terminal), None)
     if waiting is None:
         return ""
+    if entry.not_before is not None and entry.started_at is None:
+        return f"after {moment(entry.not_before)}"
     percent = waiting.progress.percent if waiting.progress else None
     return waiting.stage.value + (f" {percent:.0f} %" if percent is not None else "")
 
 
 def _took(entry: Job) -> str:
-    if entry.started_at is None or entry.finished_at is None:
-        return ""
-    return duration((entry.finished_at - entry.started_at).total_seconds())
+    return duration(entry.took_seconds) if entry.is_terminal and entry.started_at else ""

@@ -4,17 +4,30 @@ Exit codes: 0 done, 1 the job or the server failed, 2 the request or a setting i
 """
 
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, logs, plan, remove, sweeps, versions
-from loco.cli.console import Target, note, show, show_error
+from loco.cli import (
+    admin,
+    chat,
+    compare,
+    data,
+    evaluate,
+    jobs,
+    keys,
+    logs,
+    plan,
+    remove,
+    sweeps,
+    versions,
+)
+from loco.cli.console import Target, note, on_the_server, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
 from loco.contracts.errors import InvalidRequest, LocoError
+from loco.contracts.release import is_client_alone, release
 
 INTERRUPTED = 130
 
@@ -36,13 +49,15 @@ remove.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)
+chat.add_to(app)
 admin.add_to(app)
+app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 
 
 def _version(asked: bool) -> None:
     if asked:
-        show(f"loco {metadata.version('locollm')}")
+        show(f"loco {release()}")
         raise typer.Exit
 
 
@@ -99,6 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
         if error.format_message():
             show_error(_usage(error))
         return error.exit_code
+    except ModuleNotFoundError:
+        if not is_client_alone():
+            raise
+        show_error(on_the_server())
+        return 2
     except typer.Abort:
         return INTERRUPTED
     return code if isinstance(code, int) else 0

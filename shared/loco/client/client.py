@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
+from loco.client.chat import chat
+from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
@@ -51,10 +53,11 @@ class Overrides(TypedDict, total=False):
     seed: int
     reuse: bool
     priority: int
+    not_before: str
     metadata: Mapping[str, str]
 
 
-class Client(SweepCalls):
+class Client(DataSetMethods, SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
@@ -435,6 +438,19 @@ class Client(SweepCalls):
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
         return understood(Restored, answer)
+
+    def chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], **options: Any
+    ) -> Iterator[str]:
+        """A model's answer, piece by piece as it comes.
+
+        Args:
+            model: its name in Ollama, like `locollm-math:latest`.
+            messages: the conversation, `{"role", "content"}` each.
+            options: further fields of OpenAI's request. What is left out of temperature and top_p is 1,
+                not what the model was made with.
+        """
+        return chat(self._transport, model, messages, options)
 
     def workers(self) -> list[WorkerInfo]:
         """The workers heard of in the last minute."""

@@ -10,6 +10,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -116,6 +117,7 @@ class Ledger(LedgerReader):
         idempotency_key: str | None = None,
         request_digest: str = "",
         owner: str = LOCAL,
+        not_before: datetime | None = None,
     ) -> tuple[Job, bool]:
         """Accepts a job and queues its first stage.
 
@@ -126,6 +128,7 @@ class Ledger(LedgerReader):
             idempotency_key: the same key of the same owner gives the same job for 7 days.
             request_digest: tells a repeated request from another one under the same key.
             owner: whose job it is.
+            not_before: when its first stage may be claimed; none, or past: at once.
 
         Returns:
             The job, and whether this call created it.
@@ -151,6 +154,7 @@ class Ledger(LedgerReader):
             json.dumps(dict(metadata or {})),
             spec.model_dump_json(by_alias=True),
             owner,
+            round(not_before.timestamp() * 1000) if not_before else "",
             *(job for job in (spec.from_job, spec.replay_of) if job),
         )
         if outcome == "conflict":

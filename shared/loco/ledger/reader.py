@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from loco.contracts.errors import InvalidRequest, NotFound, UnreadableRecord
 from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, UnreadableJob, WorkerInfo
-from loco.contracts.stages import Stage
+from loco.contracts.stages import Queue, Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.removals import Removals
@@ -213,6 +213,24 @@ class LedgerReader:
             )
         with readable("task", task_id):
             return task_view(fields)
+
+    def tasks(self, task_ids: list[str]) -> list[Task]:
+        """Some stages, in this order; one that is gone or cannot be read is left out."""
+        with self._connection.client() as client:
+            pipeline = client.pipeline(transaction=False)
+            for task_id in task_ids:
+                pipeline.hgetall(self._key("task", task_id))
+            answers = pipeline.execute(raise_on_error=False)
+        told = [(i, fields) for i, fields in zip(task_ids, answers, strict=True) if fields]
+        return legible("task", told, lambda _, fields: task_view(hash_of(fields)))
+
+    def line(self, queue: Queue) -> tuple[list[str], list[str]]:
+        """The task IDs of a queue that run, and those that are ready, the next one first."""
+        with self._connection.client() as client:
+            leases = client.zrange(self._key("leases"), 0, -1)
+            ready = client.zrange(self._key("ready", queue), 0, -1)
+        stages = {stage.value for stage in Stage if stage.queue is queue}
+        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready)
 
     def outputs(self, job: Job) -> dict[Stage, Task]:
         """The committed tasks whose files a job may read: its own, then those of its `from_job`s."""

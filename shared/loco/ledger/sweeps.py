@@ -223,6 +223,9 @@ class Sweeps:
             "export_best": str(int(request.export_best)),
             "early_stop": str(int(request.early_stop)),
             "points": json.dumps(points),
+            "not_before": str(round(request.not_before.timestamp() * 1000))
+            if request.not_before
+            else "",
         }
         sweep_id, outcome = self._run(
             "sweep_submit",

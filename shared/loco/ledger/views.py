@@ -120,6 +120,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         metadata=json.loads(fields["metadata"]),
         cancel_requested=fields["cancel_requested"] == "1",
         created_at=moment(fields["created_at"]),
+        not_before=_moment_or_none(fields.get("not_before")),
         started_at=_moment_or_none(fields.get("started_at")),
         finished_at=_moment_or_none(fields.get("finished_at")),
         stages=tuple(task_view(task) for task in tasks),
@@ -165,6 +166,7 @@ def task_view(fields: Fields) -> Task:
         ),
         reused_from=fields.get("reused_from"),
         queued_at=_moment_or_none(fields.get("queued_at")),
+        ran_seconds=int(fields["ran"]) / 1000 if "ran" in fields else None,
         started_at=_moment_or_none(fields.get("started_at")),
         finished_at=_moment_or_none(fields.get("finished_at")),
     )

@@ -23,7 +23,13 @@ from loco.ledger.ledger import Hint, Ledger
 from loco.ledger.sweeps import FINAL, PREPARE, SweepPlan
 from loco.queue.celery_app import send_hint
 from loco.queue.grid import job_request, points_of, trains_of
-from loco.queue.submission import check_key, check_size_of, request_digest, settled
+from loco.queue.submission import (
+    check_key,
+    check_size_of,
+    checked_time,
+    frozen_spec,
+    request_digest,
+)
 from loco.recipes.data_files import named_files
 from loco.recipes.frozen import held
 from loco.recipes.resolve import RECIPE
@@ -48,6 +54,7 @@ def submit_sweep(
     *,
     idempotency_key: str,
     owner: str = LOCAL,
+    sees_all: bool = True,
 ) -> tuple[Sweep, bool]:
     """Accepts a sweep; every point is resolved, and what it reads is frozen, before the answer.
 
@@ -58,6 +65,7 @@ def submit_sweep(
         request: what is asked for.
         idempotency_key: the same key and request give the same sweep again.
         owner: whose sweep it is; each has idempotency keys of its own.
+        sees_all: whether it may read everybody's data sets, not the owner's alone.
 
     Returns:
         The sweep, and whether this call created it.
@@ -73,7 +81,7 @@ def submit_sweep(
         return show_sweep(ledger, known), False
     # what is frozen stays: the prepare job, made here, holds all of it
     with held(settings.adapters_dir):
-        plan, points = _planned(ledger, settings, request)
+        plan, points = _planned(ledger, settings, request, None if sees_all else owner)
         sweep_id, created = ledger.sweeps.submit(
             plan,
             request,
@@ -89,12 +97,13 @@ def submit_sweep(
 
 
 def _planned(
-    ledger: Ledger, settings: Settings, request: SweepRequest
+    ledger: Ledger, settings: Settings, request: SweepRequest, reader: str | None
 ) -> tuple[SweepPlan, list[dict[str, Any]]]:
     """What a sweep's jobs are made of, and the fields that each point sets."""
+    checked_time(request.not_before)
     points = points_of(settings.adapters_dir, request)
     trains = trains_of(settings.adapters_dir, request, points)
-    spec = settled(ledger, settings, job_request(request, points[0]))
+    spec = frozen_spec(ledger, settings, job_request(request, points[0]), reader)
     if spec.train != trains[0]:
         raise Conflict(
             f"{request.adapter}/{RECIPE} changes while it is read.",

@@ -11,10 +11,13 @@ end
 if status ~= 'running' or cancelled == '1' or (on ~= '' and redis.call('EXISTS', key('job', on)) == 0) then
   return {'', 'closed'}
 end
-local adapter, profile, priority, metadata, owner = unpack(
-  redis.call('HMGET', sweep, 'adapter', 'profile', 'priority', 'metadata', 'owner'))
+local adapter, profile, priority, metadata, owner, not_before = unpack(
+  redis.call('HMGET', sweep, 'adapter', 'profile', 'priority', 'metadata', 'owner', 'not_before'))
 job_id = create_job(suffix, adapter, profile, stages, queues, priority, metadata, spec, owner)
 redis.call('HSET', sweep, 'job:' .. slot, job_id)
+if slot == 'prepare' and tonumber(not_before or '') and tonumber(not_before) > now then
+  put_off(job_id, tonumber(not_before))
+end
 if best ~= '' then
   redis.call('HSET', sweep, 'best', best)
 end
