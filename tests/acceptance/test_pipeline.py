@@ -104,7 +104,7 @@ def check_sweep(up: Any, http: httpx.Client, jobs: Jobs) -> None:
     answer = http.post("/sweeps", json=SMALL | {"grid": grid, "train": {"max_steps": 2}})
     assert answer.status_code == 202, answer.text
     path = f"/sweeps/{answer.json()['id']}"
-    up.wait_for(lambda: bool(http.get(path).json()["is_terminal"]), 10 * MINUTES)
+    up.wait_for(lambda: bool(http.get(path).json()["is_terminal"]), 20 * MINUTES)
     sweep = http.get(path).json()
     assert sweep["status"] == "succeeded", sweep["error"]
     assert [(p["status"], p["rank"]) for p in sweep["points"]] == [
@@ -117,7 +117,15 @@ def check_sweep(up: Any, http: httpx.Client, jobs: Jobs) -> None:
     train = final["stages"][0]
     assert (train["status"], train["reused_from"]) == ("reused", sweep["points"][1]["job"])
     assert train["result"]["total_steps"] == 2
-    check_served(up.state()["ollama_host"], {s["stage"]: s["result"] for s in final["stages"]})
+    candidate = final["stages"][2]["result"]["candidate"]
+    up.wait_for(lambda: is_served(up.state()["ollama_host"], candidate))
+
+
+def is_served(ollama_host: str, candidate: str) -> bool:
+    """Whether `latest` is a candidate."""
+    models = httpx.get(f"{ollama_host}/api/tags").json()["models"]
+    digests = {m["name"]: m["digest"] for m in models}
+    return bool(digests["locollm-math-tiny:latest"] == digests[candidate])
 
 
 def check_results(results: dict[str, Any]) -> None:
