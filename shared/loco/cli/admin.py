@@ -8,6 +8,7 @@ from rich.text import Text
 
 from loco.box.doctor import Level, examine
 from loco.cli.console import client, note, on_the_server, show, show_json, table
+from loco.client.running import up_at
 from loco.contracts.errors import LocoError
 from loco.contracts.release import is_client_alone, release
 from loco.settings import Settings, variables_here
@@ -86,7 +87,8 @@ def doctor(context: typer.Context) -> int:
         raise on_the_server()
     problems = 0
     with client(context) as loco:
-        for finding in examine(Settings.from_environment(), loco):
+        settings, up = Settings.from_environment(), up_at(loco.server)
+        for finding in examine(up.applied_to(settings) if up else settings, loco):
             problems += finding.level is Level.PROBLEM
             show(
                 Text.assemble(

@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from loco.cli import completion
+from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.data import MapOption, rows_for_job
@@ -149,6 +150,7 @@ def submit(
             overrides = rows_for_job(loco, data, columns, overrides)
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
+        cli_plan.warn(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)

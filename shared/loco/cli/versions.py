@@ -148,7 +148,7 @@ def _tell(made: Restored) -> None:
 
 def _made(made: Restored) -> str:
     name = f"{made.model}:latest" if made.promoted else made.candidate
-    text = f"{name} (version {made.version}) {'was created' if made.created else 'is there'}."
+    text = f"{name} (version {made.version}) {'was made again' if made.created else 'is there'}."
     if made.digest != made.previous_digest:
         return f"{text} Its digest is {made.digest[:12]} here, it was {made.previous_digest[:12]}."
     return text
