@@ -26,6 +26,7 @@ from loco_api import (
     logs,
     plan,
     removal,
+    sweeps,
     tasks,
     versions,
 )
@@ -73,7 +74,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, removal, diff, plan, tasks, events, logs, artifacts, datasets),
+        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
         *(adapters, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, chat, compare, data, evaluate, jobs, keys, logs, plan, remove, versions
+from loco.cli import (
+    admin,
+    chat,
+    compare,
+    data,
+    evaluate,
+    jobs,
+    keys,
+    logs,
+    plan,
+    remove,
+    sweeps,
+    versions,
+)
 from loco.cli.console import Target, note, on_the_server, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -30,6 +43,7 @@ app = typer.Typer(
 )
 plan.add_to(app)
 jobs.add_to(app)
+sweeps.add_to(app)
 logs.add_to(app)
 remove.add_to(app)
 evaluate.add_to(app)

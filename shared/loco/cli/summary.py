@@ -78,6 +78,8 @@ def headline(job: Job) -> Text:
     )
     if job.spec.replay_of is not None:
         text.append(f" (replay of {job.spec.replay_of})")
+    if job.spec.sweep is not None:
+        text.append(f" (of {job.spec.sweep})")
     if job.finished_at is not None and job.started_at is None:
         text.append(" before it began")
     elif job.finished_at is not None:

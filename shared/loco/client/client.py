@@ -22,6 +22,7 @@ from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
 from loco.client.references import job_id_of, lines
+from loco.client.sweeps import SweepCalls
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -56,7 +57,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods):
+class Client(DataSetMethods, SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:

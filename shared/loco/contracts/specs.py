@@ -327,6 +327,12 @@ class JobSpec(Contract):
         "name that recipe or request give them; none in jobs of earlier releases.",
     )
     replay_of: JobId | None = Field(None, description="Job that this one runs once more.")
+    sweep: JobId | None = Field(None, description="Sweep that this job is a part of.")
+
+    @property
+    def is_point(self) -> bool:
+        """Whether this is one training of a sweep: no other job builds on it unless it names it."""
+        return self.sweep is not None and self.stages == (Stage.TRAIN,)
 
     def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
         """The spec of one stage."""

@@ -13,6 +13,7 @@ from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.removals import Removals
 from loco.ledger.scripts import Scripts
+from loco.ledger.sweeps import Sweeps
 from loco.ledger.views import (
     LINE_FIELDS,
     Fields,
@@ -61,6 +62,8 @@ class LedgerReader:
         self._scripts = Scripts(connection, namespace)
         #: The versions of every adapter, and what each model points to.
         self.registry = Registry(connection, self._scripts, namespace=namespace)
+        #: Sweeps: trainings that are compared.
+        self.sweeps = Sweeps(connection, self._scripts, namespace=namespace)
         #: How jobs are deleted.
         self.removals = Removals(connection, self._scripts, namespace=namespace)
 
