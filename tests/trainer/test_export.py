@@ -62,7 +62,13 @@ def weights() -> Path:
 
 @pytest.fixture
 def spec(toy: BaseModelSpec) -> ExportSpec:
-    return ExportSpec(base_model=toy, model_name="locollm-toy", quantization="F16", num_ctx=512)
+    return ExportSpec(
+        base_model=toy,
+        model_name="locollm-toy",
+        quantization="F16",
+        format="merged",
+        num_ctx=512,
+    )
 
 
 @pytest.mark.slow
