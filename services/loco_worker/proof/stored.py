@@ -99,8 +99,9 @@ def _adapter_new(
         faults.append(
             f"it has weights sha256:{there or '?'}, not the base's sha256:{wanted or '?'}"
         )
-    if adapter is None:
-        faults.append("the server shows no adapter of it")
+    # servers rewrite the weights of a model, never an adapter
+    if adapter is None or f"sha256:{adapter[1]}" != subject.blob:
+        faults.append(f"it has adapter {adapter[1] if adapter else 'none'}")
     promoted = subject.promoted
     same = [base.model]
     if promoted is not None and promoted.blob != subject.blob:
