@@ -15,13 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loco.contracts.files import sha256_of, sync_folder, write_text
-from loco.contracts.serving import SERVED_BASE, ServedBase
+from loco.contracts.serving import SERVED_BASE, SERVED_FOLDER, ServedBase
 from loco.contracts.specs import ExportSpec
 from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco_trainer.bases.find import locked
-
-#: Below the folder of base models.
-_FOLDER = "served"
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def place(spec: ExportSpec, folder: Path, outtype: str, models_dir: Path) -> Pat
             said += [file.name, sha256_of(file)]
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
     name = f"{spec.base_model.name}.{digest}.{spec.quantization}.gguf"
-    return models_dir / _FOLDER / name
+    return models_dir / SERVED_FOLDER / name
 
 
 def kept(path: Path) -> Kept | None:
