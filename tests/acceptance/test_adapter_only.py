@@ -42,8 +42,10 @@ def test_an_adapter_alone_is_built_served_promoted_and_restored(start, adapters_
         assert set(checks.values()) == {True}, registered["checks"]
         assert checks.keys() >= {"adapters", "digest_new", "rendered_prompt", "greedy_answers"}
         assert results["eval"]["gate"]["verdict"] == "unproven", "two problems prove nothing"
+        latest = "locollm-math-tiny:latest"
+        up.wait_for(lambda: latest in listed(ollama))  # the workers follow the ledger
         digests = listed(ollama)
-        assert digests["locollm-math-tiny:latest"] == digests[registered["candidate"]]
+        assert digests[latest] == digests[registered["candidate"]]
 
         (version,) = http.get("/adapters/math/versions").json()["data"]
         assert (version["format"], version["base"]) == ("adapter", base)
@@ -55,7 +57,7 @@ def test_an_adapter_alone_is_built_served_promoted_and_restored(start, adapters_
         restore = f"/adapters/math/versions/{version['version']}/restore"
         answer = http.post(restore, json={}, timeout=120)
         assert answer.status_code == 200, answer.text
-        assert listed(ollama)["locollm-math-tiny:latest"] == answer.json()["digest"]
+        assert listed(ollama)[latest] == answer.json()["digest"]
         assert base["model"] in listed(ollama)
 
         # neither there nor kept: it says how to get it
