@@ -215,13 +215,21 @@ class TrainSpec(Contract):
 
 
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
+#: What export writes: the merged model, the adapter alone for a base that is served, or both files.
+ExportFormat = Literal["merged", "adapter", "both"]
 
 
 class ExportSpec(Contract):
-    """Stage export: how the merged model is written."""
+    """Stage export: what is written for the server."""
 
     base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
     quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
+    format: ExportFormat | None = Field(
+        None,
+        description="`merged`: one GGUF with the adapter in it, which is served. `adapter`: "
+        "gguf/adapter.gguf alone, served on a base that all adapters of it share. `both`: both files, "
+        "the merged one is served. None: both, unless the adapter is so large that it takes over 5 s.",
+    )
     model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
     base: bool = Field(
         False,
