@@ -16,6 +16,7 @@ from loco_api import (
     adapters,
     artifacts,
     bases,
+    datasets,
     diff,
     errors,
     events,
@@ -65,17 +66,8 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(BrowserHeaders)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        jobs,
-        diff,
-        plan,
-        tasks,
-        events,
-        artifacts,
-        adapters,
-        bases,
-        versions,
-        keys,
-        health,
+        *(jobs, diff, plan, tasks, events, artifacts, datasets),
+        *(adapters, bases, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
