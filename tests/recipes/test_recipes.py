@@ -379,7 +379,7 @@ class TestRefusals:
 class TestRecipeFiles:
     def test_adapters_are_folders_with_a_recipe(self, adapters_dir: Path) -> None:
         (adapters_dir / "empty").mkdir()
-        assert adapter_names(adapters_dir) == ["math"]
+        assert adapter_names(adapters_dir) == ["analysis", "code", "math"]
 
     @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\x00"])
     def test_broken_yaml_is_said(self, adapters_dir: Path, text: str) -> None:
