@@ -17,9 +17,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loco.contracts.errors import TrainingFailed
 from loco.contracts.specs import BaseModelSpec, Inputs, LoraSpec, TrainSpec
 from loco.recipes import catalog
 from loco_trainer import train
+from loco_trainer.engines import targets
 from loco_trainer.gguf import folder as folders
 from loco_trainer.gguf import parent
 from loco_trainer.gguf.parent import Job
@@ -81,9 +83,9 @@ def qwen3(vocabulary: int) -> Any:
 def gemma3_text(vocabulary: int) -> Any:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    kinds = ["sliding_attention", "full_attention"]
-    more = {"head_dim": 64, "sliding_window": 16, "layer_types": kinds}
-    return Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE, **more, vocab_size=vocabulary))
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    more = {"head_dim": 64, "sliding_window": 16, "layer_types": kinds, "num_hidden_layers": 6}
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | more, vocab_size=vocabulary))
 
 
 def smollm3(vocabulary: int) -> Any:
@@ -248,3 +250,26 @@ def test_what_llama_cpp_reads_is_what_was_trained(
         small = logits_in(built.written("Q4_K_M", recorder), ids)
         both = torch.stack([small.flatten(), expected.flatten()])
         assert torch.corrcoef(both)[0, 1] > 0.97
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("gemma3_text", {"layer_types": ["full_attention", "sliding_attention"] * 3}),
+        ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}),
+    ],
+)
+def test_an_order_of_layers_that_llama_cpp_would_not_keep_is_refused(
+    name: str, order: dict[str, Any], tmp_path: Path, toy_spec: TrainSpec
+) -> None:
+    make, _ = ARCHITECTURES[name]
+    model = make(64)
+    model.config.save_pretrained(tmp_path)
+    targets.check(asking(toy_spec), tmp_path)
+    rewritten(tmp_path / "config.json", **order)
+    with pytest.raises(TrainingFailed, match="in an order"):
+        targets.check(asking(toy_spec), tmp_path)
+
+
+def asking(spec: TrainSpec) -> TrainSpec:
+    return spec.model_copy(update={"lora": LoraSpec(r=4)})

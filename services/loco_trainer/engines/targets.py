@@ -32,6 +32,7 @@ def check(spec: TrainSpec, base: Path) -> None:
         TrainingFailed: says which layer, and what to do.
     """
     model = names.hollow(base)
+    _check_order(model, spec)
     layers = adapted_layers(model, spec)
     stored = names.stored_names(base)
     if stored is None:
@@ -43,6 +44,23 @@ def check(spec: TrainSpec, base: Path) -> None:
             f"another form than {spec.base_model.name} is trained in: export could not merge them.",
             param=_FIELD,
             hint="Leave them out of train.lora.target_modules, or choose another base model.",
+        )
+
+
+def _check_order(model: Any, spec: TrainSpec) -> None:
+    """Refuses an order of layers that a GGUF has no place for: llama.cpp has these fixed in its code."""
+    config = model.config.get_text_config()
+    every, of_that_kind, said = {
+        "gemma3_text": (6, "full_attention", getattr(config, "layer_types", None)),
+        "smollm3": (4, 0, getattr(config, "no_rope_layers", None)),
+    }.get(config.model_type, (0, None, None))
+    if every and any((kind == of_that_kind) != (n % every == 0) for n, kind in enumerate(said, 1)):
+        raise TrainingFailed(
+            f"{spec.base_model.name} has layers in an order that its own family does not have: as a "
+            f"GGUF every {every}th layer, and no other, would be taken for the other kind, and it would "
+            "answer otherwise than it was trained.",
+            param="base_model",
+            hint="Choose a base model whose layers are those of its family.",
         )
 
 
