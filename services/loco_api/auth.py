@@ -22,20 +22,25 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import Forbidden, LocoError, TooManyRequests, Unauthorized
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL, Scope
+from loco_api.client.routes import WHEEL
 from loco_api.context import Context
 from loco_api.errors import answer_to
 from loco_api.rates import Rate, network_of
 from loco_api.trail import Trail
 
-#: Need no key: probes of container engines and load balancers carry none, and the document is public.
+#: Need no key: probes of container engines and load balancers carry none, pip neither; the document
+#: and the client's code are public.
 OPEN = frozenset(
-    {"/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    {
+        *("/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"),
+        *("/client", WHEEL),
+    }
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
 #: Operations that change nothing though their method could, or go on with what was told already (an
 #: upload in a hundred pieces): the audit trail has none of them.
-_UNTOLD = frozenset({"planJob", "continueUpload"})
+_UNTOLD = frozenset({"planJob", "createChatCompletion", "createEmbedding", "continueUpload"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.
@@ -122,7 +127,7 @@ class Authentication:
         except LocoError as error:
             if _is_long(scope):
                 error.headers["Connection"] = "close"
-            await answer_to(error)(scope, receive, send)
+            await answer_to(error, scope["path"])(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         if scope["method"] in _SAFE:

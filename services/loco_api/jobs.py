@@ -21,13 +21,14 @@ from loco.contracts.jobs import Job, JobStatus, StageStatus
 from loco.contracts.keys import Scope
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
+from loco.planning.waiting import waiting
 from loco.queue.celery_app import send_hint
 from loco.queue.replay import replay
 from loco.queue.submission import submit
 from loco_api.auth import COUNTED, SUBMIT, Who
-from loco_api.context import Here
+from loco_api.context import Context, Here
 from loco_api.errors import responses
-from loco_api.pages import JobId, JobPage
+from loco_api.pages import JobId, JobLinePage, JobPage
 
 router = APIRouter(tags=["jobs"])
 
@@ -97,7 +98,7 @@ def submit_job(
         owner=who.owner,
         sees_all=who.scope.includes(Scope.ADMIN),
     )
-    return _accepted(job, response, created=created)
+    return _accepted(_in_line(here, job), response, created=created)
 
 
 @router.get(
@@ -126,6 +127,32 @@ def list_jobs(
 
 
 @router.get(
+    "/jobs/ids",
+    operation_id="listJobIds",
+    summary="IDs that a few characters may mean",
+    responses=responses(InvalidRequest),
+)
+def list_job_ids(
+    here: Here,
+    who: Who,
+    *,
+    like: Annotated[
+        str,
+        Query(
+            max_length=128,
+            description="Only jobs whose ID, or the last part of it, begins so.",
+            examples=["4f9a"],
+        ),
+    ] = "",
+    mine: Annotated[bool, Query(description="Only jobs of the owner of this key.")] = False,
+    limit: Annotated[int, Query(ge=1, le=100, description="So many at most.")] = 20,
+) -> JobLinePage:
+    """Jobs in a line each, newest first: what `last`, a few characters of an ID, and a shell's Tab mean."""
+    found = here.ledger.lines(like=like, owner=who.owner if mine else None, limit=limit + 1)
+    return JobLinePage(data=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+@router.get(
     "/jobs/{job_id}",
     operation_id="getJob",
     summary="One job",
@@ -133,7 +160,7 @@ def list_jobs(
 )
 def get_job(job_id: JobId, here: Here) -> Job:
     """A job with its stages: status, progress, result, error and artifacts of each."""
-    return here.ledger.job(job_id)
+    return _in_line(here, here.ledger.job(job_id))
 
 
 @router.post(
@@ -209,6 +236,11 @@ def replay_job(
         owner=who.owner,
     )
     return _accepted(job, response, created=created)
+
+
+def _in_line(here: Context, job: Job) -> Job:
+    """A job that says where it stands in line, if it waits."""
+    return job.model_copy(update={"waiting": waiting(here.ledger, job)})
 
 
 def _accepted(job: Job, response: Response, *, created: bool) -> Job:

@@ -349,6 +349,7 @@ class TestRefusals:
             ({"prepare": {"source": {"questions": {"kind": "self"}}}}, _QUESTIONS),
             ({"export": {"quantization": "Q2"}}, "export.quantization"),
             ({"register": {"temperature": None}}, "register.temperature"),
+            ({"train": {"lora": {"target_modules": "q_proj"}}}, "train.lora.target_modules"),
             ({"train": {"base_model": "gpt"}}, "train.base_model"),
             ({"register": {"model_name": "x"}}, "register.model_name"),
         ],
@@ -404,6 +405,37 @@ class TestRecipeFiles:
         rewrite(profiles={"mine": profile})
         with pytest.raises(InvalidRequest):
             ask(profile="mine")
+
+    def test_the_field_that_was_meant_is_named(
+        self, ask: Resolve, rewrite: Callable[..., None]
+    ) -> None:
+        for profile, meant in (
+            ({"trian": {}}, "train"),
+            ({"train": {"lr": 1e-4}}, "train.learning_rate"),
+            ({"learning_rate": 1e-4}, "train.learning_rate"),
+        ):
+            rewrite(profiles={"mine": profile})
+            with pytest.raises(InvalidRequest) as caught:
+                ask(profile="mine")
+            assert f"Did you mean {meant}?" in str(caught.value.hint)
+        rewrite(epochs=3)
+        with pytest.raises(InvalidRequest) as caught:
+            ask()
+        assert "Did you mean train.epochs?" in str(caught.value.hint)
+
+    def test_what_reaches_every_stage_is_not_required_of_one(
+        self, ask: Resolve, rewrite: Callable[..., None]
+    ) -> None:
+        rewrite(profiles={"mine": {"eval": {"base_model": {"name": "qwen3-4b"}}}})
+        with pytest.raises(
+            InvalidRequest, match=r"profiles\.mine\.eval\.base_model follows"
+        ) as caught:
+            ask(profile="mine")
+        assert "at the top of the profile" in str(caught.value.hint)
+        rewrite(export={"model_name": "mine"})
+        with pytest.raises(InvalidRequest, match=r"export\.model_name follows") as caught:
+            ask()
+        assert "Set model_name at the top of the recipe" in str(caught.value.hint)
 
     @pytest.mark.parametrize("entry", ["5", "", "{kind: hub}", "{kind: cloud, train: x}"])
     def test_a_wrong_catalog_names_the_entry(self, adapters_dir: Path, entry: str) -> None:

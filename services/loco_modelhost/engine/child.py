@@ -101,6 +101,8 @@ class Desk:
                 return asdict(engine.cut(asked["text"], asked["most"], asked["keep"]))
             case "detokenize":
                 return engine.detokenize(asked["tokens"])
+            case "embed":
+                return engine.embed(asked["tokens"])
             case _:
                 session = self._sessions[asked["id"]]
                 for piece in engine.pieces(session):

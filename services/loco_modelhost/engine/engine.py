@@ -144,6 +144,30 @@ class Engine:
             raise Refusal(400, f"context has token {wrong}; this model has {count}")
         return b"".join(self._piece(t, special=True) for t in tokens).decode(errors="replace")
 
+    def embed(self, tokens: list[int]) -> list[float]:
+        """The last token's hidden state after the last layer, before it becomes logits.
+
+        Raises:
+            Refusal: nothing to embed, or the model's kind has no such state (400).
+            EngineError: llama.cpp failed.
+        """
+        if not tokens:
+            raise Refusal(400, "the input has no tokens")
+        self._prompt, self._ends = [], []  # what the context held goes
+        llama_cpp.llama_memory_clear(self._memory, True)
+        llama_cpp.llama_set_embeddings(self._context, True)
+        try:
+            for start in range(0, len(tokens), PIECE):
+                self._decode(tokens[start : start + PIECE])
+            state = llama_cpp.llama_get_embeddings_ith(self._context, -1)
+            if not state:
+                raise Refusal(400, "this model does not support embeddings")
+            width = llama_cpp.llama_model_n_embd(llama_cpp.llama_get_model(self._context))
+            return [float(x) for x in state[:width]]
+        finally:
+            llama_cpp.llama_set_embeddings(self._context, False)
+            llama_cpp.llama_memory_clear(self._memory, True)
+
     def pieces(self, session: Session) -> Iterator[str]:
         """Generates until a stop string, an end token, the token limit or a cancel.
 

@@ -65,6 +65,11 @@ class Slot:
         """As `Engine.detokenize`."""
         return str(await self._end("detokenize", tokens=tokens))
 
+    async def embed(self, tokens: list[int]) -> list[float]:
+        """As `Engine.embed`."""
+        vector: list[float] = await self._end("embed", tokens=tokens)
+        return vector
+
     async def pieces(self, session: Session) -> AsyncIterator[str]:
         """Text as it is generated. Leaving the iteration early ends the generation.
 

@@ -50,11 +50,13 @@ def check(spec: TrainSpec, base: Path) -> None:
 def _check_order(model: Any, spec: TrainSpec) -> None:
     """Refuses an order of layers that a GGUF has no place for: llama.cpp has these fixed in its code."""
     config = model.config.get_text_config()
-    every, of_that_kind, said = {
-        "gemma3_text": (6, "full_attention", getattr(config, "layer_types", None)),
-        "smollm3": (4, 0, getattr(config, "no_rope_layers", None)),
-    }.get(config.model_type, (0, None, None))
-    if every and any((kind == of_that_kind) != (n % every == 0) for n, kind in enumerate(said, 1)):
+    if config.model_type == "gemma3_text":
+        every, whole = 6, [kind == "full_attention" for kind in config.layer_types]
+    elif config.model_type == "smollm3":
+        every, whole = 4, [not turned for turned in config.no_rope_layers]
+    else:
+        return
+    if any(kind != (number % every == 0) for number, kind in enumerate(whole, start=1)):
         raise TrainingFailed(
             f"{spec.base_model.name} has layers in an order that its own family does not have: as a "
             f"GGUF every {every}th layer, and no other, would be taken for the other kind, and it would "

@@ -1,6 +1,5 @@
 """Commands about the service: up, adapters, workers, doctor, version."""
 
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,8 +7,10 @@ import typer
 from rich.text import Text
 
 from loco.box.doctor import Level, examine
-from loco.cli.console import client, note, show, show_json, table
+from loco.cli.console import client, note, on_the_server, show, show_json, table
+from loco.client.running import up_at
 from loco.contracts.errors import LocoError
+from loco.contracts.release import is_client_alone, release
 from loco.settings import Settings, variables_here
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -82,9 +83,12 @@ def workers(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def doctor(context: typer.Context) -> int:
     """Check this machine (GPU, disk, Redis, Ollama, venvs) and the server; say how to mend it."""
+    if is_client_alone():
+        raise on_the_server()
     problems = 0
     with client(context) as loco:
-        for finding in examine(Settings.from_environment(), loco):
+        settings, up = Settings.from_environment(), up_at(loco.server)
+        for finding in examine(up.applied_to(settings) if up else settings, loco):
             problems += finding.level is Level.PROBLEM
             show(
                 Text.assemble(
@@ -101,7 +105,7 @@ def doctor(context: typer.Context) -> int:
 
 def version(context: typer.Context, as_json: JsonOption = False) -> None:
     """Print the versions of this program and of the server, if one answers."""
-    versions: dict[str, Any] = {"client": metadata.version("locollm")}
+    versions: dict[str, Any] = {"client": release()}
     with client(context) as loco:
         try:
             versions |= {"server": loco.version()["version"], "address": loco.server}

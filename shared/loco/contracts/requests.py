@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator
 
 from loco.contracts.base import Contract
 from loco.contracts.bounds import LONGEST_NAME
@@ -58,6 +58,11 @@ class JobRequest(Contract):
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    not_before: AwareDatetime | None = Field(
+        None,
+        description="The job waits until then; with an offset (`Z`, `+01:00`), at most a year ahead.",
+        examples=["2026-11-28T22:00:00+01:00"],
+    )
     metadata: Metadata = Field({}, description=METADATA)
 
     @field_validator("prepare", "train", "export", "register_", "eval")

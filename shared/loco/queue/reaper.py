@@ -23,6 +23,7 @@ class Reaper:
         send_hint: tells a queue that there is work.
         publish: publishes what a committed task left, by task ID; None on a process that does not
             see the adapters folder.
+        clear: clears the files of deleted jobs; None likewise.
         every: seconds between two looks.
     """
 
@@ -32,11 +33,13 @@ class Reaper:
         *,
         send_hint: Callable[[str, Stage], object],
         publish: Callable[[str], None] | None = None,
+        clear: Callable[[], None] | None = None,
         every: float,
     ) -> None:
         self._ledger = ledger
         self._send_hint = send_hint
         self._publish = publish
+        self._clear = clear
         self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -62,6 +65,8 @@ class Reaper:
         if self._publish is not None:
             for task_id in self._ledger.unpublished():
                 self._publish(task_id)
+        if self._clear is not None:
+            self._clear()
 
     def _run(self) -> None:
         while not self._ended.wait(self._every):

@@ -57,6 +57,7 @@ def replay(
         ledger,
         app,
         lambda: _spec(ledger, settings, job_id, request),
+        adapters_dir=settings.adapters_dir,
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,

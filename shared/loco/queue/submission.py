@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from celery import Celery
 
@@ -19,7 +21,7 @@ from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
 from loco.queue.data_sets import data_sets
 from loco.recipes.data_files import check_size, dataset_path, named_files
-from loco.recipes.frozen import freeze
+from loco.recipes.frozen import freeze, held
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
 from loco.recipes.uploaded import settled
 from loco.settings import Settings
@@ -27,6 +29,8 @@ from loco.settings import Settings
 #: Bytes of a resolved spec as JSON; those of the bundled recipe have under 8,000.
 _LARGEST_SPEC = 64 * 1024
 _LONGEST_KEY = 255
+#: How far ahead a job may be put off.
+_LONGEST_WAIT = timedelta(days=366)
 #: A recipe that is edited while it is read is read again, so many times.
 _TRIES = 3
 
@@ -66,7 +70,9 @@ def submit(
         ledger,
         app,
         lambda: _frozen(ledger, settings, request, None if sees_all else owner),
+        adapters_dir=settings.adapters_dir,
         priority=request.priority,
+        not_before=_checked(request.not_before),
         metadata=request.metadata,
         idempotency_key=idempotency_key,
         owner=owner,
@@ -79,7 +85,9 @@ def accept(
     app: Celery,
     make: Callable[[], JobSpec],
     *,
+    adapters_dir: Path,
     priority: int,
+    not_before: datetime | None = None,
     metadata: Mapping[str, str],
     idempotency_key: str | None,
     owner: str,
@@ -91,7 +99,9 @@ def accept(
         ledger: where it is recorded.
         app: sends the hint.
         make: makes the spec; not called for a repeat, whose answer must not depend on what changed.
+        adapters_dir: holds the inputs it freezes, of which none is deleted before the job is recorded.
         priority: higher runs first.
+        not_before: when its first stage may begin; none: at once.
         metadata: kept with the job.
         idempotency_key: the same key and digest give the same job again.
         owner: whose job it is; each has idempotency keys of its own.
@@ -101,16 +111,18 @@ def accept(
         _check_key(idempotency_key)
         if job := ledger.accepted(idempotency_key, digest, owner=owner):
             return job, False
-    spec = make()
-    _check_size(spec)
-    job, created = ledger.submit(
-        spec,
-        priority=priority,
-        metadata=metadata,
-        idempotency_key=idempotency_key,
-        request_digest=digest,
-        owner=owner,
-    )
+    with held(adapters_dir):
+        spec = make()
+        _check_size(spec)
+        job, created = ledger.submit(
+            spec,
+            priority=priority,
+            not_before=not_before,
+            metadata=metadata,
+            idempotency_key=idempotency_key,
+            request_digest=digest,
+            owner=owner,
+        )
     if created:
         send_hint(app, Hint(job_id=job.id, stage=job.spec.stages[0]))
     return job, created
@@ -119,6 +131,8 @@ def accept(
 def request_digest(request: JobRequest) -> str:
     """SHA-256 of the request as canonical JSON: equal for requests that mean the same."""
     document = request.model_dump(mode="json", by_alias=True)
+    if document["not_before"] is None:  # a field that earlier releases did not have
+        del document["not_before"]
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -176,6 +190,21 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
             hint=f"Start `stages` at {missing[0]}, or name another job in `from_job`.",
         )
     return spec.model_copy(update={"from_job": job_id})
+
+
+def _checked(not_before: datetime | None) -> datetime | None:
+    """A time a job shall wait for.
+
+    Raises:
+        InvalidRequest: it is further away than anybody means.
+    """
+    if not_before is not None and not_before - datetime.now(UTC) > _LONGEST_WAIT:
+        raise InvalidRequest(
+            f"not_before is {not_before.isoformat()}: more than a year ahead.",
+            param="not_before",
+            hint="Name a time within a year, like 2026-11-28T22:00:00+01:00.",
+        )
+    return not_before
 
 
 def _check_size(spec: JobSpec) -> None:

@@ -9,8 +9,7 @@ from loco.contracts.errors import InvalidRequest, UnknownBaseModel
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.documents import read_yaml, validated
-
-CATALOG = "base_models.yaml"
+from loco.settings import CATALOG
 
 
 def load_catalog(adapters_dir: Path) -> dict[str, BaseModelSpec]:

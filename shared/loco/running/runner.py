@@ -143,7 +143,7 @@ class Runner:
             return None
         source = earlier.reused_from or earlier.job_id
         logger.info("%s: same inputs as in %s, reused", claim.task_id, source)
-        return _insist(
+        answer = _insist(
             lambda: self._ledger.commit(
                 claim.task_id,
                 claim.token,
@@ -154,6 +154,7 @@ class Runner:
             ),
             "commit",
         )
+        return None if answer is CommitAnswer.GONE else answer
 
     def _supervise(self, claim: Claim, lease: Lease, folder: Path) -> _End:
         """Runs the stage program to its end."""

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -169,6 +170,16 @@ class OllamaHost:
         """Full model name (with tag) to the bytes it takes there, of all models."""
         with self._speaking("list its models"):
             return {m.model: int(m.size or 0) for m in self._client.list().models if m.model}
+
+    def modified(self) -> dict[str, datetime | None]:
+        """Full model name (with tag) to when it was changed last, of all models there."""
+        with self._speaking("list its models"):
+            return {m.model: m.modified_at for m in self._client.list().models if m.model}
+
+    def delete(self, model: str) -> None:
+        """Removes a name, and what only it used."""
+        with self._speaking(f"delete {model}"):
+            self._client.delete(model)
 
     def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
         """Template, parameters, system, modelfile, capabilities, tensors of a model.

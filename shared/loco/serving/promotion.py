@@ -131,13 +131,14 @@ def restore(
     """
     version = ledger.registry.version(adapter, number)
     with OllamaHost(settings.ollama_host) as host:
-        digest = host.digests().get(version.candidate)
+        before = digest = host.digests().get(version.candidate)
         created = anew or digest != version.digest
         if created:
             digest = _create(host, settings.adapters_dir, adapter, version)
         reference = reference_of(ledger, settings.adapters_dir, version)
         warnings = check_restored(host, adapter, version, reference)
-    if created:
+    # made again and the same: nothing has happened to the version, and `latest` has followed already
+    if created and not before == digest == version.digest:
         assert digest is not None
         changed = f"Digest {version.digest[:12]} became {digest[:12]}."
         why = changed if digest != version.digest else "Made again with the same digest."

@@ -2,7 +2,7 @@
 -- result says of a version: '' (nothing), or
 --   'registered', job, model, candidate, digest, entry JSON, gate JSON of what register did not prove or '', why
 --   'measured', job of the candidate, verdict or '', compared version or '', why, gate JSON, scores JSON
--- Answers 'next' | 'done' | 'already' | 'stale'.
+-- Answers 'next' | 'done' | 'already' | 'stale' | 'gone' (the job it would be reused from was deleted).
 local _, id, token, result, artifacts, fingerprint, reused_from, change = unpack(ARGV)
 local task = key('task', id)
 local job_id, stage, status, holder = unpack(redis.call('HMGET', task, 'job_id', 'stage', 'status', 'token'))
@@ -14,6 +14,10 @@ if status == 'succeeded' or status == 'reused' then
 end
 if status ~= 'running' then
   return 'stale'
+end
+
+if reused_from ~= '' and redis.call('EXISTS', key('job', reused_from)) == 0 then
+  return 'gone'
 end
 
 redis.call('HSET', task, 'result', result, 'artifacts', artifacts, 'fingerprint', fingerprint)
