@@ -11,6 +11,7 @@ import typer
 
 from loco.cli import (
     admin,
+    bases,
     chat,
     compare,
     data,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 plan.add_to(app)
+bases.add_to(app)
 jobs.add_to(app)
 sweeps.add_to(app)
 logs.add_to(app)

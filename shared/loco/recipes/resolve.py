@@ -271,7 +271,9 @@ def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
         if base == recipe.base_model:
             return recipe.model_name
         return f"{recipe.model_name}-{request.profile}"
-    return recipe.model_name if base == recipe.base_model else f"{recipe.model_name}-{base}"
+    if base == recipe.base_model:
+        return recipe.model_name
+    return f"{recipe.model_name}-{base.replace('.', '-')}"
 
 
 def _check_sets(job: JobSpec) -> None:
