@@ -71,7 +71,7 @@ def test_tables_go_between_their_marks_and_nothing_else_changes(tmp_path):
 
 
 def test_the_page_of_measurements_has_a_place_for_every_table():
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
     for part in gpu_journal._TABLES:
         assert page.count(f"<!-- gpu-bench {part} -->") == 1
 

@@ -1,7 +1,7 @@
 """The planner's model against what was measured: memory at most 15 % off at every point.
 
 One H200, 2026-11-22, Qwen3-4B's shape, LoRA r 16 on q/k/v/o, 200 GSM8K rows or rows filled to 1,023
-tokens; peaks as torch reserved them (docs/performance.md).
+tokens; peaks as torch reserved them (docs/benchmarks.md).
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def test_peft_is_within_fifteen_percent(precision, micro, again, recorded, rows,
     assert step_seconds(way, spec, QWEN, rows, H200) == pytest.approx(s, rel=0.25)
 
 
-#: Table "Memory" of docs/performance.md, steps of 16 recorded rows: precision, micro-batch,
+#: Table "Memory" of docs/benchmarks.md, steps of 16 recorded rows: precision, micro-batch,
 #: recomputing, tokens a row, measured GB, measured seconds of a step.
 TABLE = [
     ("4bit", 1, True, 1024, 3.825, 1.109),

@@ -17,7 +17,7 @@ from loco.contracts.errors import InvalidRequest, LocoError, SourceUnreachable
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.sources import HuggingFaceSource
 from loco.grading.eval_items import EvalItem
-from loco.recipes.datasets import largest
+from loco.recipes.data_files import largest
 
 OFFLINE_CHOICES = (
     "Sources that need no hub: jsonl (a file here), reasoning-gym and arithmetic (generated); "

@@ -12,7 +12,7 @@ from loco.contracts.requests import ReplayRequest
 from loco.contracts.specs import JobSpec
 from loco.ledger.ledger import Ledger
 from loco.queue.submission import accept, built_on
-from loco.recipes.datasets import named_files
+from loco.recipes.data_files import named_files
 from loco.recipes.frozen import is_intact
 from loco.recipes.resolve import RECIPE
 from loco.settings import Settings
