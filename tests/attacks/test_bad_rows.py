@@ -14,6 +14,7 @@ from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import Inputs, PrepareSpec
+from loco.datasets import values
 from loco.grading import eval_items
 from loco.grading.graders import grade
 from loco.stage.program import Emitter
@@ -75,7 +76,7 @@ def test_it_is_dropped_with_its_number(bad: str, tmp_path: Path) -> None:
 
 
 def test_a_line_too_long_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval_items, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(values, "LONGEST_LINE", 1000)
     lines = [json.dumps(row) for row in GOOD]
     result, heard = run(
         tmp_path, [*lines, json.dumps({"question": "Q" * 1000, "answer": "#### 1"})]

@@ -18,7 +18,7 @@ from loco.contracts.requests import JobRequest
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.queue import submission
-from loco.recipes.datasets import data_file
+from loco.recipes.data_files import data_file
 from loco.recipes.resolve import resolve
 from loco.running import attempt
 from loco.settings import Settings

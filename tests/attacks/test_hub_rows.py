@@ -28,9 +28,9 @@ _OPEN = """
 import json, sys
 from loco.contracts.errors import LocoError
 from loco.contracts.sources import HuggingFaceSource
-from loco.recipes import datasets
+from loco.recipes import data_files
 from loco_worker.sources import hub
-for name, hub.LARGEST_FETCH, datasets.LARGEST_ROWS in json.loads(sys.argv[1]):
+for name, hub.LARGEST_FETCH, data_files.LARGEST_ROWS in json.loads(sys.argv[1]):
     try:
         table = hub.hub_table(HuggingFaceSource(kind="huggingface", dataset=name, config=None))
         said = {"rows": list(table.rows), "columns": table.columns}

@@ -10,7 +10,7 @@ from loco.cli.jobs import _below
 from loco.client.http import checked_server, path_of
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import LocoError
-from loco.recipes.datasets import dataset_path
+from loco.recipes.data_files import dataset_path
 from loco.running.verify import verified
 
 SECRET = b"secret"

@@ -121,7 +121,7 @@ def test_dropped_rows_are_counted_by_reason(adapter_dir: Path, tmp_path: Path) -
         {"question": "What is 15+27?", "answer": "#### 42"},
         {"question": "Please compute 15 + 27.", "answer": "#### 42"},
         {"question": "", "answer": "#### 1"},
-        {"question": "Why?", "answer": "Because."},
+        {"question": "Why?", "answer": "#### because"},
         {"question": "Why?"},
     )
     result, events = run(adapter_dir, tmp_path / "o", source=source, examples=10)

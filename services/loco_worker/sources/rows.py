@@ -1,12 +1,14 @@
 """Training rows: what a source row becomes, and which rows are malformed or empty.
 
 A row is `{"conversations": [{"role": "user", …}, {"role": "assistant", …}]}`. GSM8K answers lose
-their `<<…>>` calculator marks, and `#### N` becomes "The answer is N".
+their `<<…>>` calculator marks, and `#### N` becomes "The answer is N"; other answers stay as they stand.
 """
 
 import re
 from typing import Any, NamedTuple
 
+from loco.contracts.datasets import Layout
+from loco.datasets import rows
 from loco.grading.answers import parse
 from loco.grading.eval_items import EvalItem
 
@@ -15,12 +17,10 @@ _HASHES = "####"
 _CLOSING = r"\bthe answer is:?"
 #: Characters at the end of a line in which a mark is looked for that ends there; longer than any.
 _MARK = 40
-#: ShareGPT's names of the roles.
-_ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant"}
 
 
 class Malformed(ValueError):
-    """The row has no question or answer, no number to end on, or broken roles."""
+    """The row has no question or answer, no number after `####`, or broken roles."""
 
 
 class Empty(ValueError):
@@ -39,29 +39,51 @@ class Row(NamedTuple):
     problem: str | None = None
     #: The question with its right answer and grader, where the source was opened for its questions.
     item: EvalItem | None = None
+    #: The worse answer, where the row is one of a pair.
+    rejected: dict[str, str] | None = None
 
 
 def row_of(number: int, record: Any) -> Row:
     """The row a record of a file or data set means.
 
+    An answer that ends in `#### N` or "The answer is N" is GSM8K's; any other one stays as it stands.
+
     Args:
         number: its number in the source, from 1.
-        record: `{"question", "answer"}`, or chat turns under `conversations` or `messages`.
+        record: see `loco.datasets.rows` for what it may be.
 
     Raises:
         Malformed, Empty: see there.
     """
-    if not isinstance(record, dict):
-        raise Malformed("not a JSON object")
-    for field in ("conversations", "messages"):
-        if field in record:
-            return _chat_row(number, record[field])
-    question, answer = record.get("question"), record.get("answer")
-    if not isinstance(question, str) or not isinstance(answer, str):
-        raise Malformed("no question or no answer")
-    if not question.strip() or not answer.strip():
-        raise Empty("blank question or answer")
-    return worked_row(number, question, answer)
+    return row_from(user_row(number, record))
+
+
+def user_row(number: int, record: Any) -> rows.Row:
+    """A user's row of a file or data set, with this module's errors.
+
+    Raises:
+        Malformed, Empty: see there.
+    """
+    try:
+        return rows.row_of(number, record)
+    except rows.BlankRow as error:
+        raise Empty(str(error)) from error
+    except rows.BadRow as error:
+        raise Malformed(str(error)) from error
+
+
+def row_from(given: rows.Row) -> Row:
+    """A user's row as a training row."""
+    turns = given.turns
+    if given.layout is Layout.QUESTION_ANSWER and is_worked(given.answer):
+        turns = [*turns[:-1], {"role": "assistant", "content": training_answer(given.answer)}]
+    return Row(given.line, given.question, turns, rejected=given.rejected)
+
+
+def is_worked(answer: str) -> bool:
+    """Whether an answer ends as those of GSM8K do: `#### N`, or "The answer is N"."""
+    text = answer.strip()
+    return any(_parted(text, mark) is not None for mark in (_HASHES, _CLOSING))
 
 
 def worked_row(number: int, question: str, answer: str, problem: str | None = None) -> Row:
@@ -115,33 +137,3 @@ def _pair(number: int, question: str, answer: str, problem: str | None) -> Row:
     question = question.strip()
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Row(number, question, turns, problem)
-
-
-def _chat_row(number: int, turns: Any) -> Row:
-    """Chat turns, kept as they are; an optional system turn, then user and assistant in turn."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise Malformed("turns are not a list of objects")
-    kept: list[dict[str, str]] = []
-    for turn in turns:
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if role == "system" and not kept:
-            role = "system"
-        elif isinstance(role, str) and role in _ROLES:
-            role = _ROLES[role]
-        else:
-            raise Malformed(f"role {role!r:.80}")
-        if not isinstance(content, str):
-            raise Malformed("content is not text")
-        kept.append({"role": role, "content": content})
-        if role == "assistant" and (thoughts := turn.get("reasoning_content")) is not None:
-            if not isinstance(thoughts, str):
-                raise Malformed("reasoning_content is not text")
-            kept[-1]["reasoning_content"] = thoughts
-    talk = kept[1:] if kept and kept[0]["role"] == "system" else kept
-    expected = ["user", "assistant"] * (len(talk) // 2)
-    if not talk or [turn["role"] for turn in talk] != expected:
-        raise Malformed("user and assistant do not take turns")
-    if not all(turn["content"].strip() for turn in talk):
-        raise Empty("blank turn")
-    question = "\n".join(turn["content"] for turn in talk if turn["role"] == "user")
-    return Row(number, question, kept)

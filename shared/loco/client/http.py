@@ -8,7 +8,7 @@ POST without an idempotency key) is repeated only when no connection came about 
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -18,7 +18,13 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from loco.contracts.addresses import hostname, is_loopback
-from loco.contracts.errors import InvalidRequest, LocoError, ServerUnreachable, from_payload
+from loco.contracts.errors import (
+    InvalidRequest,
+    LocoError,
+    NotFound,
+    ServerUnreachable,
+    from_payload,
+)
 
 #: Pauses between repeats, in seconds. Their sum is what a user waits when nothing answers.
 PAUSES = (0.1, 0.3, 0.9)
@@ -35,7 +41,7 @@ LONGEST_TURN = 60.0
 
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 
-Params = Mapping[str, str | int | None]
+Params = Mapping[str, str | int | Sequence[str] | None]
 
 #: Half a character: Python makes it of a byte of the command line that is no UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,8 +52,16 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 class Transport:
     """One server and key, over one pool of connections."""
 
-    def __init__(self, server: str, api_key: str | None, *, timeout: float) -> None:
+    def __init__(
+        self,
+        server: str,
+        api_key: str | None,
+        *,
+        timeout: float,
+        pauses: tuple[float, ...] = PAUSES,
+    ) -> None:
         self.server = checked_server(server)
+        self._pauses = pauses
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         headers = {"Accept": "application/json", "User-Agent": "loco-client"}
         if api_key:
@@ -81,6 +95,7 @@ class Transport:
         repeatable: bool,
         answers: frozenset[int] = frozenset(),
         read_timeout: float | None = None,
+        content: bytes | None = None,
     ) -> Any:
         """The decoded JSON of an answer.
 
@@ -93,19 +108,21 @@ class Transport:
             repeatable: whether sending it twice does what sending it once does.
             answers: statuses of 400 and more that are answers here, not errors.
             read_timeout: seconds to wait for the answer; none: as for every other.
+            content: sent as it is when not None.
 
         Raises:
             ServerUnreachable: nothing answered, or it stopped answering.
             LocoError: the class the server raised.
         """
         timeout = self._patient(read_timeout)
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             try:
                 response = self._http.request(
                     method,
                     path,
                     params={k: v for k, v in (params or {}).items() if v is not None},
                     json=body,
+                    content=content,
                     headers=headers,
                     timeout=timeout,
                 )
@@ -125,9 +142,39 @@ class Transport:
             return self._decoded(response)
         raise AssertionError("the last round returns or raises")
 
+    def head(self, path: str) -> Mapping[str, str]:
+        """The headers of a HEAD.
+
+        Raises:
+            ServerUnreachable: nothing answers.
+            LocoError: the class of its status; a HEAD has no body that could say more.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                response = self._http.head(path)
+            except httpx.HTTPError as error:
+                if pause is None:
+                    raise self.unreachable(error) from error
+                time.sleep(pause)
+                continue
+            if response.is_success:
+                return response.headers
+            if response.status_code == HTTPStatus.NOT_FOUND:
+                raise NotFound(f"There is no {path}.")
+            if pause is None or response.status_code not in (*PASSING, TOO_MANY):
+                raise self._error(response)
+            time.sleep(max(pause, _retry_after(response)))
+        raise AssertionError("the last round returns or raises")
+
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str], read_timeout: float | None = None
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        read_timeout: float | None = None,
+        method: str = "GET",
+        body: Any = None,
     ) -> Iterator[httpx.Response]:
         """An answer whose body is read piece by piece. Never repeated here: the caller knows how.
 
@@ -135,6 +182,8 @@ class Transport:
             path: as in `request`.
             headers: further headers.
             read_timeout: seconds without a byte before it counts as broken.
+            method: HTTP method.
+            body: sent as JSON when not None.
 
         Raises:
             ServerUnreachable: nothing answered, or the stream broke while it was read.
@@ -142,8 +191,10 @@ class Transport:
         """
         timeout = self._patient(read_timeout)
         try:
-            for pause in (*PAUSES, None):
-                with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            for pause in (*self._pauses, None):
+                with self._http.stream(
+                    method, path, json=body, headers=headers, timeout=timeout
+                ) as response:
                     if pause is not None and response.status_code == TOO_MANY:
                         time.sleep(max(pause, _retry_after(response)))
                         continue
@@ -193,6 +244,8 @@ class Transport:
         if not isinstance(payload, dict) or not isinstance(payload.get("error"), dict):
             return self._foreign(response)
         error = from_payload(payload, fallback=f"HTTP {response.status_code}")
+        if response.status_code == HTTPStatus.NOT_FOUND and type(error) is LocoError:
+            return NotFound(error.message, param=error.param, hint=error.hint)
         if response.status_code in PASSING and type(error) is LocoError:
             # a code this version does not know: the status still says that it passes
             return ServerUnreachable(error.message, hint=error.hint)

@@ -56,9 +56,9 @@ class Stage(StrEnum):
 
 #: Raised by one when a stage's program changes what it writes, so that older runs are not reused.
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
-    Stage.PREPARE: 5,
+    Stage.PREPARE: 6,
     Stage.TRAIN: 5,
-    Stage.EXPORT: 6,
-    Stage.REGISTER: 3,
+    Stage.EXPORT: 7,
+    Stage.REGISTER: 4,
     Stage.EVAL: 3,
 }

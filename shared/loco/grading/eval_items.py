@@ -23,6 +23,7 @@ from loco.contracts.grading import (
     NumericGrader,
     WordsGrader,
 )
+from loco.datasets.values import value_of
 from loco.grading.answers import parse, words_in
 from loco.grading.choices import label_of, unclear
 from loco.grading.json_answers import parsed
@@ -42,12 +43,6 @@ _EXAMPLES = {
 
 #: What a worked answer of GSM8K has before its result, in its last line.
 _HASHES = "####"
-
-
-#: Characters of a line.
-LONGEST_LINE = 16 * 2**20
-#: Digits of a whole number; Python reads no more than 4,300, in time that grows with their square.
-LONGEST_WHOLE = 4000
 
 
 class EvalItem(BaseModel):
@@ -223,28 +218,3 @@ def parse_line(path: Path, number: int, line: str, *, param: str = "prepare.sour
             param=param,
             hint="Every line must be one JSON object; mend or remove this line.",
         ) from error
-
-
-def value_of(line: str) -> object:
-    """The JSON value of a line.
-
-    Raises:
-        json.JSONDecodeError: it isn't JSON.
-        ValueError: it can't be used: too long, nested too deep, a number that is none or too long.
-    """
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"longer than {LONGEST_LINE:,} characters")
-    try:
-        return json.loads(line, parse_constant=_no_number, parse_int=_whole)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _whole(digits: str) -> int:
-    if len(digits) > LONGEST_WHOLE:
-        raise ValueError(f"a number of {len(digits):,} digits")
-    return int(digits)

@@ -24,7 +24,7 @@ from loco.contracts.stages import STAGE_VERSIONS, Stage
 from loco.contracts.versions import CandidateVersion, PromotedVersion
 from loco.ledger.ledger import Claim, Ledger
 from loco.planning.history import History
-from loco.recipes.datasets import check_size, dataset_path, named_files
+from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.frozen import frozen_file
 from loco.running.registry_file import take_over
 from loco.running.verify import sealed, verified

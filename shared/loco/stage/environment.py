@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loco.contracts.specs import ExportSpec, TrainSpec
-from loco.recipes.datasets import named_data_sets
+from loco.recipes.data_files import named_data_sets
 
 #: The token of the model hub and the file that holds it, by the names its client reads.
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")

@@ -14,7 +14,7 @@ from loco.contracts.sources import (
     ReasoningGymSource,
 )
 from loco.contracts.specs import Inputs
-from loco.recipes.datasets import dataset_path
+from loco.recipes.data_files import dataset_path
 from loco_worker.sources import gym
 from loco_worker.sources.rows import Empty, Malformed, row_of, training_answer
 from loco_worker.sources.sources import held_out_problems, open_source, table_records
@@ -94,7 +94,7 @@ def test_sharegpt_names_are_understood() -> None:
         {"messages": [{"role": "user", "content": 3}, MODEL]},
         {"messages": [USER, {**MODEL, "reasoning_content": 3}]},
         {"question": "Why?"},
-        {"question": "Why?", "answer": 42},
+        {"question": "Why?", "answer": True},
         "text",
         None,
     ],
