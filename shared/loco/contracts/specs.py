@@ -277,10 +277,9 @@ class EvalSpec(Contract):
                 source=JsonlSource(kind="jsonl", path="eval_dataset.jsonl"), role=Role.PRIMARY
             )
         },
-        min_length=1,
         max_length=50,
         description="Name to a set of problems; one at most is `primary`, and in a profile or request "
-        "`null` takes a set out.",
+        "`null` takes a set out. Without any the job has to end before eval.",
     )
     gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
     baselines: tuple[Baseline, ...] = Field(

@@ -255,12 +255,7 @@ class LedgerReader:
             NotFound: no such job.
             InvalidRequest: `after` is not a stream ID.
         """
-        if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", after):
-            raise InvalidRequest(
-                f"{after!r} is not an event ID.",
-                param="after",
-                hint="Use the `id` of the last event you have, or 0 for all.",
-            )
+        _check_event_id(after)
         found: list[JobEvent] = []
         count = limit
         while True:
@@ -270,6 +265,30 @@ class LedgerReader:
             if len(found) >= limit or len(entries) < count:
                 break
             after, count = entries[-1][0], max(limit, _EVENTS)
+        if not found:
+            self._seq(job_id, missing=NotFound)
+        return found[:limit]
+
+    def latest_events(
+        self, job_id: str, *, before: str | None = None, limit: int = 20
+    ) -> list[JobEvent]:
+        """Events of a job before a stream ID, newest first; an entry that is none is left out.
+
+        Raises:
+            NotFound: no such job.
+            InvalidRequest: `before` is not a stream ID.
+        """
+        if before is not None:
+            _check_event_id(before)
+        found: list[JobEvent] = []
+        top, count = "+" if before is None else f"({before}", limit
+        while len(found) < limit:
+            with self._connection.client() as client:
+                entries = client.xrevrange(self.events_key(job_id), max=top, count=count)
+            found += self.legible_events(job_id, entries)
+            if len(entries) < count:
+                break
+            top, count = f"({entries[-1][0]}", max(limit, _EVENTS)
         if not found:
             self._seq(job_id, missing=NotFound)
         return found[:limit]
@@ -377,6 +396,15 @@ class _Record(NamedTuple):
         """
         with readable("job", self.id):
             return job_view(hash_of(self.fields), [hash_of(task) for task in self.tasks])
+
+
+def _check_event_id(text: str) -> None:
+    if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", text):
+        raise InvalidRequest(
+            f"{text!r} is not an event ID.",
+            param="after",
+            hint="Use the `id` of the last event you have, or 0 for all.",
+        )
 
 
 def task_id_of(job_id: str, stage: Stage) -> str:
