@@ -5,7 +5,7 @@ from pathlib import Path
 from loco.contracts.plans import Memory, Plan, Shape
 from loco.contracts.previews import Needs
 from loco.contracts.serving import SERVED_FOLDER
-from loco.contracts.specs import JobSpec, Quantization
+from loco.contracts.specs import BaseModelSpec, JobSpec, Quantization
 from loco.contracts.stages import Stage
 from loco.planning.facts import is_here
 from loco.planning.memory import checkpoint_bytes, trained_parameters, weight_bytes
@@ -64,18 +64,35 @@ def needs_of(
 def _downloads(spec: JobSpec, plan: Plan, shape: Shape, models_dir: Path) -> dict[Stage, float]:
     """Bytes that stages fetch; weights are fetched once, by the first stage that needs them."""
     base = spec.train.base_model
+    missing = fetched(base, shape, models_dir, four_bit=plan.precision == "4bit")
+    loaded = {
+        Stage.TRAIN: base.train if plan.precision == "4bit" else base.merge,
+        Stage.EXPORT: base.merge,
+    }
+    stages = [stage for stage in loaded if stage in spec.stages]
+    return {stage: missing.pop(loaded[stage]) for stage in stages if loaded[stage] in missing}
+
+
+def fetched(
+    base: BaseModelSpec, shape: Shape, models_dir: Path, *, four_bit: bool
+) -> dict[str, float]:
+    """Weights that training and export load and that are not here: hub id to bytes.
+
+    Args:
+        base: the catalog's entry.
+        shape: its shape.
+        models_dir: cache of base models.
+        four_bit: whether training holds the base in 4 bits.
+    """
     if base.kind != "hub":
         return {}
-    four_bit = plan.precision == "4bit"
-    loaded = {Stage.TRAIN: base.train if four_bit else base.merge, Stage.EXPORT: base.merge}
-    found: dict[Stage, float] = {}
-    here: set[str] = set()
-    for stage, source in loaded.items():
-        if stage in spec.stages and source not in here and not is_here(base, source, models_dir):
-            # training in 4 bits may quantize the 16-bit weights that export merges into
-            found[stage] = weight_bytes(shape, "bf16" if source == base.merge else "4bit")
-            here.add(source)
-    return found
+    loaded = {base.train if four_bit else base.merge, base.merge}
+    return {
+        # training in 4 bits may quantize the 16-bit weights that export merges into
+        source: weight_bytes(shape, "bf16" if source == base.merge else "4bit")
+        for source in loaded
+        if not is_here(base, source, models_dir)
+    }
 
 
 def _largest_tensor_bytes(shape: Shape) -> float:
