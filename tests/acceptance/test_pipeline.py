@@ -158,7 +158,9 @@ def check_files(adapters_dir: Path, place: str, results: dict[str, Any]) -> None
 
 def check_artifact(http: httpx.Client, job: dict[str, Any]) -> None:
     path = f"/jobs/{job['id']}/artifacts/export/gguf/unsloth.Q4_K_M.gguf"
-    (listed,) = (a for s in job["stages"] for a in s["artifacts"] if a["name"].endswith(".gguf"))
+    ggufs = {a["name"]: a for s in job["stages"] for a in s["artifacts"]}
+    listed, adapter = ggufs["gguf/unsloth.Q4_K_M.gguf"], ggufs["gguf/adapter.gguf"]
+    assert adapter["size"] < listed["size"] / 5
     head = http.get(path, headers={"Range": "bytes=0-3"})
     assert (head.status_code, head.content) == (206, b"GGUF")
     assert head.headers["content-range"] == f"bytes 0-3/{listed['size']}"

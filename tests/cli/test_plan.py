@@ -72,7 +72,7 @@ def test_a_verdict_comes_first(loco):
     done = loco("math", "--gpu-memory", "24", "--gpu-name", "RTX 4090")
     first = done.stdout.split("\n\n")[0].replace("\n", " ")
     assert re.match(
-        r"Fits\. About \d+ min and prepare, register, eval, not known yet\. Downloads \d+\.\d GB\. math",
+        r"Fits\. About \d+ min without prepare, register and eval, not known yet\. Downloads \d+\.\d GB\. math",
         first,
     ), first
 

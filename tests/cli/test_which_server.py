@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loco.box.announced import announce, announce_to_user
+from loco.box.doctor import Finding, Level
 from loco.cli import admin
 from loco.cli.main import main
 from loco.client.running import Up, born, note_path, notes_dir, own_ups, up_at, up_in
@@ -125,11 +126,19 @@ def test_no_home_is_said_and_nothing_fails(elsewhere, tmp_path, monkeypatch):
     assert note_path(tmp_path).parent == Path("/home/somebody/.local/state/locollm")
 
 
-def test_the_doctor_looks_at_the_folders_of_the_server_it_finds(elsewhere, tmp_path, monkeypatch):
+def test_the_doctor_looks_at_the_folders_of_the_server_it_finds(
+    elsewhere, tmp_path, monkeypatch, capsys
+):
     running(tmp_path / "box", "http://127.0.0.1:7001", adapters_dir=tmp_path / "recipes")
     seen = []
-    monkeypatch.setattr(admin, "examine", lambda settings, client: seen.append(settings) or ())
-    assert main(["doctor"]) == 0
+    long = Finding("disk, data", Level.PROBLEM, "no room " * 15, "clean up " * 15)
+    monkeypatch.setattr(admin, "examine", lambda settings, client: seen.append(settings) or [long])
+    monkeypatch.setattr("loco.cli.console._PIPE_WIDTH", 80)
+    assert main(["doctor"]) == 1
+    first, *folded = capsys.readouterr().out.splitlines()
+    assert first.startswith("problem disk, data       no room")
+    assert len(folded) > 2
+    assert all(line.startswith(" " * 25) and len(line) <= 80 for line in folded)
     assert (seen[0].data_dir, seen[0].adapters_dir) == (tmp_path / "box", tmp_path / "recipes")
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
-from loco.box.doctor import Level, examine
+from loco.box.doctor import Finding, Level, examine
 from loco.cli.console import client, note, on_the_server, show, show_json, table
 from loco.client.running import up_at
 from loco.contracts.errors import LocoError
@@ -15,6 +16,8 @@ from loco.settings import Settings, variables_here
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
+#: The longest words that stand there: `warning`, `code in answers`.
+_LEVEL_COLUMNS, _NAME_COLUMNS = 7, 16
 _LEVELS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
@@ -90,17 +93,21 @@ def doctor(context: typer.Context) -> int:
         settings, up = Settings.from_environment(), up_at(loco.server)
         for finding in examine(up.applied_to(settings) if up else settings, loco):
             problems += finding.level is Level.PROBLEM
-            show(
-                Text.assemble(
-                    (f"{finding.level:<8}", _LEVELS[finding.level]),
-                    (f"{finding.name:<17}", "bold"),
-                    finding.message,
-                )
-            )
-            if finding.fix and finding.level is not Level.OK:
-                show(Text(f"{'':25}fix: {finding.fix}"))
+            show(_found(finding))
     note("Everything that must work does." if not problems else f"{problems} to mend.")
     return 1 if problems else 0
+
+
+def _found(finding: Finding) -> Table:
+    """A finding in columns, so that what is folded stays under its first line."""
+    row = Table.grid(padding=(0, 1, 0, 0))
+    for width in (_LEVEL_COLUMNS, _NAME_COLUMNS, None):
+        row.add_column(width=width, overflow="fold")
+    level, name = Text(finding.level, _LEVELS[finding.level]), Text(finding.name, "bold")
+    row.add_row(level, name, finding.message)
+    if finding.fix and finding.level is not Level.OK:
+        row.add_row("", "", f"fix: {finding.fix}")
+    return row
 
 
 def version(context: typer.Context, as_json: JsonOption = False) -> None:

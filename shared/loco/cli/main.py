@@ -11,6 +11,7 @@ import typer
 
 from loco.cli import (
     admin,
+    bases,
     chat,
     compare,
     data,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 plan.add_to(app)
+bases.add_to(app)
 jobs.add_to(app)
 sweeps.add_to(app)
 logs.add_to(app)
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         if error.format_message():
             show_error(_usage(error))
         return error.exit_code
-    except ModuleNotFoundError:
+    except ImportError:  # of a module that the client lacks
         if not is_client_alone():
             raise
         show_error(on_the_server())

@@ -117,9 +117,13 @@ def verdict(found: Preview) -> str:
         words += " How long it takes is not known yet."
     else:
         words += f" About {_about(found.total_seconds)}"
-        words += f" and {', '.join(unknown)}, not known yet." if unknown else "."
+        words += f" without {_listed(unknown)}, not known yet." if unknown else "."
     downloads = sum(need.download_gb for need in found.needs)
     return f"{words} Downloads {downloads:.1f} GB." if downloads >= _DOWNLOAD_GB else words
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _about(seconds: float) -> str:

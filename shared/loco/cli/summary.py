@@ -80,7 +80,9 @@ def headline(job: Job) -> Text:
         text.append(f" (replay of {job.spec.replay_of})")
     if job.spec.sweep is not None:
         text.append(f" (of {job.spec.sweep})")
-    if job.finished_at is not None:
+    if job.finished_at is not None and job.started_at is None:
+        text.append(" before it began")
+    elif job.finished_at is not None:
         text.append(f" in {duration(job.took_seconds)}")
     elif job.cancel_requested:
         text.append(", cancel asked for", style="yellow")

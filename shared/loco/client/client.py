@@ -354,6 +354,18 @@ class Client(DataSetMethods, SweepCalls):
         """The adapters of the server."""
         return list(self._transport.get("/adapters")["data"])
 
+    def bases(
+        self, *, gpu_memory: float | None = None, gpu_name: str | None = None
+    ) -> dict[str, Any]:
+        """The base models of the server's catalog, and the `device` that `fits` speaks of.
+
+        Args:
+            gpu_memory: for a GPU of so many 10^9 bytes; none: the worker's device.
+            gpu_name: its name, like `RTX 3070`.
+        """
+        memory = None if gpu_memory is None else str(gpu_memory)
+        return dict(self._transport.get("/bases", gpu_memory=memory, gpu_name=gpu_name))
+
     def adapter(self, name: str) -> dict[str, Any]:
         """One adapter: its recipe, what it resolves to, and its registered `versions`."""
         return dict(self._transport.get(path_of("adapters", name)))

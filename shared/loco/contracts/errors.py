@@ -334,10 +334,11 @@ def invalid(
     place = f"{where}: {field}" if where else field
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{place}: unknown field.", param=field, hint=spelling(field, known))
-    # of a union each choice has its fault
-    wrong = dict.fromkeys(f["msg"] for f in faults if _field(f, document) == field)
+    # of a union each choice has its fault; who writes YAML or JSON knows no tuples
+    same = (f["msg"] for f in faults if _field(f, document) == field)
+    wrong = dict.fromkeys(said.replace("a valid tuple", "a list") for said in same)
     return InvalidRequest(
-        f"{place}: {' Or: '.join(wrong)} (got {quoted(first['input'])}).",
+        f"{place}: {', or: '.join(wrong)} (got {quoted(first['input'])}).",
         param=field,
         hint="docs/recipes.md and GET /openapi.json say what each field may hold.",
     )
