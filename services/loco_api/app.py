@@ -16,6 +16,7 @@ from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
+    bases,
     datasets,
     diff,
     errors,
@@ -26,6 +27,7 @@ from loco_api import (
     logs,
     plan,
     removal,
+    sweeps,
     tasks,
     versions,
 )
@@ -73,8 +75,8 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, removal, diff, plan, tasks, events, logs, artifacts, datasets),
-        *(adapters, versions, keys, health),
+        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
+        *(adapters, bases, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     for module in (models, chat):

@@ -22,6 +22,7 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import Forbidden, LocoError, TooManyRequests, Unauthorized
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL, Scope
+from loco.contracts.sweeps import SweepSummary
 from loco_api.client.routes import WHEEL
 from loco_api.context import Context
 from loco_api.errors import answer_to
@@ -40,7 +41,7 @@ OPEN = frozenset(
 _SAFE = ("GET", "HEAD", "OPTIONS")
 #: Operations that change nothing though their method could, or go on with what was told already (an
 #: upload in a hundred pieces): the audit trail has none of them.
-_UNTOLD = frozenset({"planJob", "createChatCompletion", "createEmbedding", "continueUpload"})
+_UNTOLD = frozenset({"planJob", "continueUpload", "createChatCompletion", "createEmbedding"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.
@@ -86,8 +87,8 @@ class Caller:
     key_id: str | None = None
     detail: str = ""
 
-    def check_may_change(self, job: Job) -> None:
-        """Raises Forbidden unless the job is the caller's own, or the key an admin's."""
+    def check_may_change(self, job: Job | SweepSummary) -> None:
+        """Raises Forbidden unless the job or sweep is the caller's own, or the key an admin's."""
         if job.owner != self.owner and not self.scope.includes(Scope.ADMIN):
             whose = f"is {job.owner!r}'s" if job.owner else "is of before there were owners"
             able = "its owner or somebody with an admin key"
@@ -95,10 +96,12 @@ class Caller:
                 able = "somebody with an admin key"
             if job.owner == LOCAL:  # made without a key
                 able += f", or for a key of `loco keys create NAME --owner {LOCAL}`"
+            noun = job.object
+            again = " `POST /jobs/{id}/replay` runs it once more as your own."
             raise Forbidden(
-                f"Job {job.id} {whose}; this key is of {self.owner!r}.",
-                param="job_id",
-                hint=f"Ask {able}. `POST /jobs/{{id}}/replay` runs it once more as your own.",
+                f"{noun.capitalize()} {job.id} {whose}; this key is of {self.owner!r}.",
+                param=f"{noun}_id",
+                hint=f"Ask {able}.{again if noun == 'job' else ''}",
             )
 
     def check_is_admin(self, why: str) -> None:

@@ -41,20 +41,24 @@ IdempotencyKey = Annotated[
         json_schema_extra={"minLength": 1, "maxLength": 255},
     ),
 ]
-_ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {
-        "headers": {
-            "Location": {
-                "description": "Where to poll the job.",
-                "schema": {"type": "string"},
-            },
-            "Idempotency-Replayed": {
-                "description": "`true` when the key had already made this job.",
-                "schema": {"type": "string"},
-            },
+
+
+def accepted_with(noun: str) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of a 202: headers that say where to poll, and whether the key was known."""
+    return {
+        202: {
+            "headers": {
+                "Location": {
+                    "description": f"Where to poll the {noun}.",
+                    "schema": {"type": "string"},
+                },
+                "Idempotency-Replayed": {
+                    "description": f"`true` when the key had already made this {noun}.",
+                    "schema": {"type": "string"},
+                },
+            }
         }
     }
-}
 
 
 @router.post(
@@ -65,7 +69,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {
     dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
-        **_ACCEPTED,
+        **accepted_with("job"),
         **responses(
             UnknownAdapter,
             NotFound,
@@ -201,7 +205,7 @@ def retry_job(job_id: JobId, here: Here, who: Who) -> Job:
     dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
-        **_ACCEPTED,
+        **accepted_with("job"),
         **responses(
             NotFound,
             InvalidRequest,

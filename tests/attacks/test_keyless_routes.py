@@ -20,6 +20,8 @@ pytestmark = pytest.mark.redis
 CHANGES = {
     ("post", "/jobs"): Scope.SUBMIT,
     ("post", "/plan"): Scope.SUBMIT,
+    ("post", "/sweeps"): Scope.SUBMIT,
+    ("post", "/sweeps/{sweep_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/retry"): Scope.SUBMIT,
     ("delete", "/jobs/{job_id}"): Scope.SUBMIT,

@@ -11,6 +11,7 @@ from loco.cli.moments import absolute, moment
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.jobs import WorkerInfo
 from loco.contracts.stages import Queue, Stage
+from loco.planning.waiting import waiting
 
 TINY = {"profile": "tiny", "stages": ["prepare", "train"]}
 NOW = datetime(2026, 11, 28, 21, 30, tzinfo=ZoneInfo("Europe/Berlin"))
@@ -98,8 +99,10 @@ def test_the_line_is_told_with_times_where_earlier_runs_know_them(run, client, h
     second, third = (client.submit("math", **TINY) for _ in range(2))
     assert client.job(third.id).waiting.starts_in_seconds is None, "no run is known yet"
     hands.commit(claim, {"seconds": 40.0})
+    read = client.job(second.id)
     claim = hands.claim(Stage.PREPARE)
     assert claim.job_id == second.id
+    assert waiting(ledger, read) is None, "a worker has taken it since it was read"
     hands.progress(claim, percent=50, eta_seconds=12)
     told = client.job(third.id).waiting
     assert (told.position, told.running, told.starts_in_seconds) == (1, 1, 12.0)

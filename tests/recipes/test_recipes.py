@@ -331,7 +331,7 @@ class TestRefusals:
             ask(profile="huge")
 
     def test_unknown_base_model_names_those_there_are(self, ask: Resolve) -> None:
-        with pytest.raises(UnknownBaseModel, match="qwen3-4b, smollm2-135m-instruct"):
+        with pytest.raises(UnknownBaseModel, match="qwen3-4b, qwen3-8b"):
             ask(base_model="gpt")
 
     @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ class TestRefusals:
 class TestRecipeFiles:
     def test_adapters_are_folders_with_a_recipe(self, adapters_dir: Path) -> None:
         (adapters_dir / "empty").mkdir()
-        assert adapter_names(adapters_dir) == ["math"]
+        assert adapter_names(adapters_dir) == ["analysis", "code", "math"]
 
     @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\x00"])
     def test_broken_yaml_is_said(self, adapters_dir: Path, text: str) -> None:

@@ -18,6 +18,9 @@ from loco.cli.moments import absolute, moment
 from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
+from loco.cli.sweeps import cancel as cancel_sweep
+from loco.cli.sweeps import is_sweep
+from loco.cli.sweeps import watch as watch_sweep
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -204,6 +207,10 @@ def jobs(
 
 def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
     """Show a job: its stages, results and errors."""
+    if is_sweep(job_id):
+        raise InvalidRequest(
+            f"{job_id} is a sweep.", param="job_id", hint=f"Show it with `loco sweeps {job_id}`."
+        )
     with client(context) as loco:
         show_job(loco.job(loco.job_id(job_id)), as_json=as_json)
 
@@ -216,9 +223,11 @@ def watch(
     notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Show a job's progress until it has ended. The exit code says how it ended."""
+    """Show a job's or sweep's progress until it has ended. The exit code says how it ended."""
     tell = Notice(notify, notify_command)
     with client(context) as loco:
+        if is_sweep(job_id):
+            return watch_sweep(loco, job_id, as_json=as_json)
         seen = loco.job(loco.job_id(job_id))
         ended = seen if seen.is_terminal else follow(loco, seen)
     show_job(ended, as_json=as_json)
@@ -227,8 +236,11 @@ def watch(
 
 
 def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOption = False) -> None:
-    """Cancel a job in any state. A running training leaves a checkpoint."""
+    """Cancel a job, or a sweep with its jobs, in any state. A running training leaves a checkpoint."""
     with client(context) as loco:
+        if is_sweep(job_id):
+            cancel_sweep(loco, job_id, as_json=as_json)
+            return
         cancelled = loco.cancel(loco.job_id(job_id))
     if as_json:
         show_json(cancelled)

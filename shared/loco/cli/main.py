@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, chat, compare, data, evaluate, jobs, keys, logs, plan, remove, versions
+from loco.cli import (
+    admin,
+    bases,
+    chat,
+    compare,
+    data,
+    evaluate,
+    jobs,
+    keys,
+    logs,
+    plan,
+    remove,
+    sweeps,
+    versions,
+)
 from loco.cli.console import Target, note, on_the_server, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -29,7 +43,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 plan.add_to(app)
+bases.add_to(app)
 jobs.add_to(app)
+sweeps.add_to(app)
 logs.add_to(app)
 remove.add_to(app)
 evaluate.add_to(app)
@@ -100,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         if error.format_message():
             show_error(_usage(error))
         return error.exit_code
-    except ModuleNotFoundError:
+    except ImportError:  # of a module that the client lacks
         if not is_client_alone():
             raise
         show_error(on_the_server())

@@ -78,7 +78,11 @@ def headline(job: Job) -> Text:
     )
     if job.spec.replay_of is not None:
         text.append(f" (replay of {job.spec.replay_of})")
-    if job.finished_at is not None:
+    if job.spec.sweep is not None:
+        text.append(f" (of {job.spec.sweep})")
+    if job.finished_at is not None and job.started_at is None:
+        text.append(" before it began")
+    elif job.finished_at is not None:
         text.append(f" in {duration(job.took_seconds)}")
     elif job.cancel_requested:
         text.append(", cancel asked for", style="yellow")

@@ -22,6 +22,7 @@ from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
 from loco.client.references import job_id_of, lines
+from loco.client.sweeps import SweepCalls
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -56,7 +57,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods):
+class Client(DataSetMethods, SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
@@ -352,6 +353,18 @@ class Client(DataSetMethods):
     def adapters(self) -> list[dict[str, Any]]:
         """The adapters of the server."""
         return list(self._transport.get("/adapters")["data"])
+
+    def bases(
+        self, *, gpu_memory: float | None = None, gpu_name: str | None = None
+    ) -> dict[str, Any]:
+        """The base models of the server's catalog, and the `device` that `fits` speaks of.
+
+        Args:
+            gpu_memory: for a GPU of so many 10^9 bytes; none: the worker's device.
+            gpu_name: its name, like `RTX 3070`.
+        """
+        memory = None if gpu_memory is None else str(gpu_memory)
+        return dict(self._transport.get("/bases", gpu_memory=memory, gpu_name=gpu_name))
 
     def adapter(self, name: str) -> dict[str, Any]:
         """One adapter: its recipe, what it resolves to, and its registered `versions`."""

@@ -156,6 +156,10 @@ class Job(Contract):
     priority: int = Field(0, description="Higher runs first.")
     metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")
     cancel_requested: bool = Field(False, description="Whether somebody asked for a stop.")
+    paused: bool = Field(
+        False,
+        description="Whether it was cancelled to be resumed: OpenAI's clients see it as `paused`.",
+    )
     created_at: datetime = Field(description="When it was accepted.")
     not_before: datetime | None = Field(
         None, description="Its first stage does not begin before; none: it did not have to wait."

@@ -179,15 +179,19 @@ class Ledger(LedgerReader):
             raise _key_conflict(known["job"])
         return self.job(known["job"])
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str, *, pause: bool = False) -> Job:
         """Cancels a job: at once what waits; a running stage hears it at its next renewal.
 
-        A job that has ended is returned unchanged.
+        A job that has ended is returned unchanged, but that a paused one is paused no more.
+
+        Args:
+            job_id: the job.
+            pause: mark it as stopped for a while: `Job.paused`, until `retry` or another cancel.
 
         Raises:
             NotFound: no such job.
         """
-        self._run("cancel", job_id)
+        self._run("cancel", job_id, int(pause))
         return self.job(job_id)
 
     def retry(self, job_id: str) -> Job:

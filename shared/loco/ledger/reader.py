@@ -13,6 +13,7 @@ from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
 from loco.ledger.removals import Removals
 from loco.ledger.scripts import Scripts
+from loco.ledger.sweeps import Sweeps
 from loco.ledger.views import (
     LINE_FIELDS,
     Fields,
@@ -61,6 +62,8 @@ class LedgerReader:
         self._scripts = Scripts(connection, namespace)
         #: The versions of every adapter, and what each model points to.
         self.registry = Registry(connection, self._scripts, namespace=namespace)
+        #: Sweeps: trainings that are compared.
+        self.sweeps = Sweeps(connection, self._scripts, namespace=namespace)
         #: How jobs are deleted.
         self.removals = Removals(connection, self._scripts, namespace=namespace)
 
@@ -221,13 +224,15 @@ class LedgerReader:
         told = [(i, fields) for i, fields in zip(task_ids, answers, strict=True) if fields]
         return legible("task", told, lambda _, fields: task_view(hash_of(fields)))
 
-    def line(self, queue: Queue) -> tuple[list[str], list[str]]:
-        """The task IDs of a queue that run, and those that are ready, the next one first."""
+    def line(self, queue: Queue) -> tuple[list[str], list[str], list[str]]:
+        """The task IDs of a queue that run, that are ready (the next one first), and that wait for a time."""
         with self._connection.client() as client:
-            leases = client.zrange(self._key("leases"), 0, -1)
-            ready = client.zrange(self._key("ready", queue), 0, -1)
+            pipeline = client.pipeline(transaction=True)
+            for name in (("leases",), ("ready", queue), ("delayed", queue)):
+                pipeline.zrange(self._key(*name), 0, -1)
+            leases, ready, delayed = pipeline.execute()
         stages = {stage.value for stage in Stage if stage.queue is queue}
-        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready)
+        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready), list(delayed)
 
     def outputs(self, job: Job) -> dict[Stage, Task]:
         """The committed tasks whose files a job may read: its own, then those of its `from_job`s."""
@@ -250,12 +255,7 @@ class LedgerReader:
             NotFound: no such job.
             InvalidRequest: `after` is not a stream ID.
         """
-        if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", after):
-            raise InvalidRequest(
-                f"{after!r} is not an event ID.",
-                param="after",
-                hint="Use the `id` of the last event you have, or 0 for all.",
-            )
+        _check_event_id(after)
         found: list[JobEvent] = []
         count = limit
         while True:
@@ -265,6 +265,30 @@ class LedgerReader:
             if len(found) >= limit or len(entries) < count:
                 break
             after, count = entries[-1][0], max(limit, _EVENTS)
+        if not found:
+            self._seq(job_id, missing=NotFound)
+        return found[:limit]
+
+    def latest_events(
+        self, job_id: str, *, before: str | None = None, limit: int = 20
+    ) -> list[JobEvent]:
+        """Events of a job before a stream ID, newest first; an entry that is none is left out.
+
+        Raises:
+            NotFound: no such job.
+            InvalidRequest: `before` is not a stream ID.
+        """
+        if before is not None:
+            _check_event_id(before)
+        found: list[JobEvent] = []
+        top, count = "+" if before is None else f"({before}", limit
+        while len(found) < limit:
+            with self._connection.client() as client:
+                entries = client.xrevrange(self.events_key(job_id), max=top, count=count)
+            found += self.legible_events(job_id, entries)
+            if len(entries) < count:
+                break
+            top, count = f"({entries[-1][0]}", max(limit, _EVENTS)
         if not found:
             self._seq(job_id, missing=NotFound)
         return found[:limit]
@@ -372,6 +396,15 @@ class _Record(NamedTuple):
         """
         with readable("job", self.id):
             return job_view(hash_of(self.fields), [hash_of(task) for task in self.tasks])
+
+
+def _check_event_id(text: str) -> None:
+    if not re.fullmatch(r"\d{1,19}(-\d{1,19})?", text):
+        raise InvalidRequest(
+            f"{text!r} is not an event ID.",
+            param="after",
+            hint="Use the `id` of the last event you have, or 0 for all.",
+        )
 
 
 def task_id_of(job_id: str, stage: Stage) -> str:

@@ -119,6 +119,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         priority=int(fields["priority"]),
         metadata=json.loads(fields["metadata"]),
         cancel_requested=fields["cancel_requested"] == "1",
+        paused=fields.get("paused") == "1",
         created_at=moment(fields["created_at"]),
         not_before=_moment_or_none(fields.get("not_before")),
         started_at=_moment_or_none(fields.get("started_at")),

@@ -22,7 +22,9 @@ def waiting(ledger: LedgerReader, job: Job) -> Waiting | None:
     if task is None or job.is_terminal:
         return None
     queue = task.stage.queue
-    running, ready = ledger.line(queue)
+    running, ready, delayed = ledger.line(queue)
+    if task.task_id not in (*ready, *delayed):
+        return None  # a worker has taken it since the job was read
     position = ready.index(task.task_id) + 1 if task.task_id in ready else None
     history = History.of(ledger)
     workers = sum(worker.queue == queue for worker in ledger.workers())

@@ -1,4 +1,4 @@
-"""The reaper: a plain loop that gives expired leases back and re-sends lost hints.
+"""The reaper: a plain loop that gives expired leases back, re-sends lost hints and advances sweeps.
 
 Every worker and the API run one. It needs no leader: whatever it does is one idempotent step of the
 ledger, so any number may run and any of them may die.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from loco.contracts.errors import RedisUnavailable
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Ledger
+from loco.queue.sweeps import advance_all
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class Reaper:
         """
         for hint in self._ledger.reap():
             logger.info("%s of job %s is ready: hint sent", hint.stage, hint.job_id)
+            self._send_hint(hint.job_id, hint.stage)
+        for hint in advance_all(self._ledger):
+            logger.info("%s of job %s, a sweep's, is ready: hint sent", hint.stage, hint.job_id)
             self._send_hint(hint.job_id, hint.stage)
         if self._publish is not None:
             for task_id in self._ledger.unpublished():

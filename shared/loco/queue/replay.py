@@ -70,7 +70,11 @@ def _spec(ledger: Ledger, settings: Settings, job_id: str, request: ReplayReques
     original = ledger.job(job_id)
     spec = built_on(ledger, original.spec)
     _check_inputs(settings, original)
-    changes: dict[str, object] = {"reuse": False, "replay_of": original.id}
+    changes: dict[str, object] = {
+        "reuse": False,
+        "replay_of": original.id,
+        "sweep": None,
+    }
     if not request.promote:
         gate = spec.eval.gate.model_copy(update={"policy": "never"})
         changes["eval"] = spec.eval.model_copy(update={"gate": gate})

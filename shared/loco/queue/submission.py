@@ -14,7 +14,7 @@ from loco.contracts.errors import Conflict, DataError, InvalidRequest, NotFound,
 from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL
-from loco.contracts.requests import JobRequest
+from loco.contracts.requests import JobRequest, RecipeRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
@@ -69,10 +69,10 @@ def submit(
     return accept(
         ledger,
         app,
-        lambda: _frozen(ledger, settings, request, None if sees_all else owner),
+        lambda: frozen_spec(ledger, settings, request, None if sees_all else owner),
         adapters_dir=settings.adapters_dir,
         priority=request.priority,
-        not_before=_checked(request.not_before),
+        not_before=checked_time(request.not_before),
         metadata=request.metadata,
         idempotency_key=idempotency_key,
         owner=owner,
@@ -108,12 +108,12 @@ def accept(
         digest: of what was asked for.
     """
     if idempotency_key is not None:
-        _check_key(idempotency_key)
+        check_key(idempotency_key)
         if job := ledger.accepted(idempotency_key, digest, owner=owner):
             return job, False
     with held(adapters_dir):
         spec = make()
-        _check_size(spec)
+        check_size_of(spec)
         job, created = ledger.submit(
             spec,
             priority=priority,
@@ -128,7 +128,7 @@ def accept(
     return job, created
 
 
-def request_digest(request: JobRequest) -> str:
+def request_digest(request: RecipeRequest) -> str:
     """SHA-256 of the request as canonical JSON: equal for requests that mean the same."""
     document = request.model_dump(mode="json", by_alias=True)
     if document["not_before"] is None:  # a field that earlier releases did not have
@@ -192,7 +192,7 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
     return spec.model_copy(update={"from_job": job_id})
 
 
-def _checked(not_before: datetime | None) -> datetime | None:
+def checked_time(not_before: datetime | None) -> datetime | None:
     """A time a job shall wait for.
 
     Raises:
@@ -207,7 +207,7 @@ def _checked(not_before: datetime | None) -> datetime | None:
     return not_before
 
 
-def _check_size(spec: JobSpec) -> None:
+def check_size_of(spec: JobSpec) -> None:
     """Refuses a spec that would make every list of jobs heavy; names what most of it is.
 
     Raises:
@@ -231,7 +231,8 @@ def _check_size(spec: JobSpec) -> None:
     )
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """Raises InvalidRequest where an idempotency key is empty or too long."""
     if not 0 < len(key) <= _LONGEST_KEY:
         raise InvalidRequest(
             f"The idempotency key has {len(key)} characters, not 1 to {_LONGEST_KEY}.",
@@ -240,7 +241,9 @@ def _check_key(key: str) -> None:
         )
 
 
-def _frozen(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
+def frozen_spec(
+    ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None
+) -> JobSpec:
     """The spec a request means now, with a copy of everything it was made from and will read.
 
     Args:

@@ -271,10 +271,19 @@ def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
         if base == recipe.base_model:
             return recipe.model_name
         return f"{recipe.model_name}-{request.profile}"
-    return recipe.model_name if base == recipe.base_model else f"{recipe.model_name}-{base}"
+    if base == recipe.base_model:
+        return recipe.model_name
+    return f"{recipe.model_name}-{base.replace('.', '-')}"
 
 
 def _check_sets(job: JobSpec) -> None:
+    if Stage.EVAL in job.stages and not job.eval.sets:
+        raise InvalidRequest(
+            "eval.sets is empty: eval has nothing to ask.",
+            param="eval.sets",
+            hint="Name a set of problems (docs/eval.md), or end before eval: "
+            "`stages: [prepare, train, export, register]`.",
+        )
     primary = [name for name, s in job.eval.sets.items() if s.role is Role.PRIMARY]
     if len(primary) > 1:
         raise InvalidRequest(

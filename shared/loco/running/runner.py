@@ -297,8 +297,9 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
     try:
         task = ledger.task(task_id)
         job = ledger.job(task.job_id)
-        folder = inside(settings.adapters_dir, f"{job.adapter}/{job.spec.place}")
-        publish(settings.adapters_dir, folder, task)
+        if not job.spec.is_point:  # of a sweep only the best appears beside the recipe
+            folder = inside(settings.adapters_dir, f"{job.adapter}/{job.spec.place}")
+            publish(settings.adapters_dir, folder, task)
         ledger.published(task_id)
     except (OSError, LocoError) as error:
         logger.warning("%s: not published yet: %s", task_id, error)

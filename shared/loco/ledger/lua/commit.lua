@@ -31,7 +31,8 @@ end
 local adapter, profile, spec = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile', 'spec'))
 local readable, decoded = pcall(cjson.decode, spec)
 local replay = readable and type(decoded.replay_of) == 'string'
-if not replay then -- later jobs build on a replay only when they name it
+local point = readable and is_point(job_id, decoded)
+if not (replay or point) then -- later jobs build on a replay or a point only when they name it
   redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
 end
 -- in the order of the commits: the files published last are the newest

@@ -24,7 +24,8 @@ local function newest_other(stage)
     if other ~= job_id and (done == 'succeeded' or done == 'reused') then
       local other_profile, spec = unpack(redis.call('HMGET', key('job', other), 'profile', 'spec'))
       local readable, decoded = pcall(cjson.decode, spec or '')
-      if other_profile == profile and readable and type(decoded.replay_of) ~= 'string' then
+      local point = readable and is_point(other, decoded)
+      if other_profile == profile and readable and not point and type(decoded.replay_of) ~= 'string' then
         return other
       end
     end
