@@ -8,6 +8,8 @@ import time
 import httpx
 import pytest
 
+from loco.client.running import note_path, up_at
+
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 
@@ -21,11 +23,15 @@ def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants, t
     assert job["status"] == "succeeded", job
     family = descendants(up.process.pid)
     assert len(family) >= 5
+    found = up_at(up.state()["server"])
+    assert found is not None
+    assert (found.pid, found.data_dir) == (up.process.pid, up.data_dir)
 
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0
     assert not any(map(alive, family))
     assert not (up.data_dir / "up.json").exists()
+    assert not note_path(up.data_dir).exists()
     assert "killed" not in up.lines
     assert not (tmp_path / "ran").exists()
 
