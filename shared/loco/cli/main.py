@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, evaluate, jobs, keys, plan, versions
+from loco.cli import admin, compare, evaluate, jobs, keys, new, plan, versions
 from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+new.add_to(app)
 plan.add_to(app)
 jobs.add_to(app)
 evaluate.add_to(app)
