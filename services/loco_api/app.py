@@ -15,6 +15,7 @@ from loco.queue.reaper import Reaper
 from loco_api import (
     adapters,
     artifacts,
+    datasets,
     diff,
     errors,
     events,
@@ -63,7 +64,10 @@ def create_app(context: Context) -> FastAPI:
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
     app.include_router(health.open_router)  # probes may add a parameter against caches
-    for module in (jobs, diff, plan, tasks, events, artifacts, adapters, versions, keys, health):
+    for module in (
+        *(jobs, diff, plan, tasks, events, artifacts, datasets),
+        *(adapters, versions, keys, health),
+    ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 

@@ -33,8 +33,9 @@ OPEN = frozenset(
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
-#: Operations that change nothing though their method could: the audit trail has none of them.
-_UNTOLD = frozenset({"planJob"})
+#: Operations that change nothing though their method could, or go on with what was told already (an
+#: upload in a hundred pieces): the audit trail has none of them.
+_UNTOLD = frozenset({"planJob", "continueUpload"})
 #: A body refused unread ends the connection, unless it is so short (bytes) that the server skips it.
 _SKIPPED = 65536
 #: What proxies say about the request they pass on.

@@ -1,5 +1,8 @@
 """Refuses request bodies larger than any request here has reason to be."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +14,17 @@ from loco_api.errors import answer
 BODY_LIMIT = 1 << 20
 
 
+#: Routes that take a body piece by piece, with limits of their own (`datasets`).
+UPLOADS = "/datasets"
+
+
+def is_upload(scope: Mapping[str, Any]) -> bool:
+    """Whether a request's body is a file, or a part of one."""
+    method, path = str(scope["method"]), str(scope["path"])
+    begins = method == "POST" and path == UPLOADS
+    return begins or (method == "PATCH" and path.startswith(f"{UPLOADS}/"))
+
+
 class BodyLimit:
     """Answers 413 to a body over the limit, whether its length is declared or only turns out."""
 
@@ -19,7 +33,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or refuses it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or is_upload(scope):
             await self._app(scope, receive, send)
             return
         error = BodyTooLarge(

@@ -19,6 +19,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from loco.contracts.errors import InvalidRequest
+from loco_api.body_limit import is_upload
 from loco_api.errors import answer
 from loco_api.rates import network_of
 
@@ -38,6 +39,9 @@ class Limits:
 
     #: Seconds for the head and body of a request, from its first byte or the connection's start.
     request_seconds: float = 30.0
+    #: Bytes of an upload that have to come in that time for it to have as long again; more than is
+    #: taken from a client of whom nothing is read.
+    upload_bytes: int = 1 << 18
     #: Seconds for a client to take what waits in the socket's buffer (64 KiB and more).
     write_seconds: float = 60.0
     #: Open connections: all, and of one address, or of one IPv6 /64.
@@ -90,6 +94,7 @@ class BoundedProtocol(H11Protocol):
         self._address: str | None = None
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
+        self._came = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Takes the connection, or drops it where there are too many."""
@@ -116,6 +121,11 @@ class BoundedProtocol(H11Protocol):
         self._received()
         self._taken()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Counts what comes."""
+        self._came += len(data)
+        super().data_received(data)
 
     def handle_events(self) -> None:
         """Reads what has come; from the first byte of a request the time runs until its last.
@@ -169,6 +179,7 @@ class BoundedProtocol(H11Protocol):
         self._expect_taken()
 
     def _expect_request(self) -> None:
+        self._came = 0
         self._reading = self.loop.call_later(self.limits.request_seconds, self._too_slow)
 
     def _received(self) -> None:
@@ -190,11 +201,19 @@ class BoundedProtocol(H11Protocol):
         self._reading = None
         if self.transport.is_closing():
             return
+        if self._uploads() and self._came >= self.limits.upload_bytes:
+            self._expect_request()
+            return
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # its body stopped coming: the route that reads it hears of it
             return
         self.transport.close()
         self._expect_taken()
+
+    def _uploads(self) -> bool:
+        """Whether a file is on its way, which may take longer than a request, as long as it comes."""
+        begun = self.cycle is not None and not self.cycle.response_complete
+        return begun and self.conn.their_state is h11.SEND_BODY and is_upload(self.scope)
 
 
 def quiet_when_exhausted(loop: asyncio.AbstractEventLoop) -> None:

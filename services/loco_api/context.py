@@ -13,6 +13,7 @@ from loco.settings import Settings
 from loco_api.streams import Streams
 
 _PLANS = 2
+_INSPECTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Context:
     queue: Celery
     keys: Keys
     streams: Streams
+    #: Uploads looked through at once, each in a process of its own.
+    inspections: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(_INSPECTIONS)
+    )
     #: Plans made at once, each on a thread.
     plans: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_PLANS))
 

@@ -18,6 +18,7 @@ from loco.contracts.errors import (
     UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
+from loco.contracts.keys import Scope
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import send_hint
@@ -94,6 +95,7 @@ def submit_job(
         request,
         idempotency_key=idempotency_key,
         owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
     )
     return _accepted(job, response, created=created)
 

@@ -36,6 +36,7 @@ TAGS = [
         "name": "adapters",
         "description": "The recipes of this server, and the versions built from them.",
     },
+    {"name": "datasets", "description": "Your own rows: upload them, look at them, delete them."},
     {"name": "keys", "description": "API keys, and who did what with them: for admins."},
     {"name": "service", "description": "Health, workers and version."},
 ]

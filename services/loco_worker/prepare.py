@@ -5,7 +5,8 @@
 Writes `training_data.jsonl`, `validation_data.jsonl` (rows of the same source to measure the loss
 on) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
 give the same bytes. Source `self` asks the base model, and also writes `samples.jsonl` (every answer)
-and, where asked for, `preference_data.jsonl`: the same where the server gives the same answers.
+and, where asked for, `preference_data.jsonl`: the same where the server gives the same answers. Rows
+that are pairs become training rows with the chosen answer, and `preference_data.jsonl`.
 """
 
 import json
@@ -96,6 +97,8 @@ class _Data(NamedTuple):
     validation: Sequence[Conversation]
     #: The rest, of source self.
     own: OwnAnswers | None = None
+    #: Of rows that are pairs.
+    pairs: Sequence[dict[str, Any]] = ()
 
 
 def _given(
@@ -121,15 +124,22 @@ def _given(
             f"No row of {records.description} is usable: read {sieve.read}, "
             f"dropped {sieve.in_words()}.",
             param="prepare.source",
-            hint="Rows need a question, and an answer that ends in `#### N` or a number; or chat "
-            "turns. Rows that overlap the eval set are always dropped.",
+            hint="Rows need a question and an answer, or chat turns; docs/recipes.md has the layouts. "
+            "Rows that overlap the eval set are always dropped.",
         )
     validation = apart(rest, rows, spec, emit)
     return _Data(
         records.description,
         [row.conversations for row in rows],
         [row.conversations for row in validation],
+        pairs=[_pair(row) for row in rows if row.rejected],
     )
+
+
+def _pair(row: Row) -> dict[str, Any]:
+    """A row with a worse answer, in TRL's conversational preference format."""
+    *prompt, chosen = row.conversations
+    return {"prompt": prompt, "chosen": [chosen], "rejected": [row.rejected]}
 
 
 def _say(data: _Data, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> None:
@@ -165,6 +175,8 @@ def _files(data: _Data, eval_sets: Mapping[str, list[EvalItem]], out_dir: Path) 
         content[SAMPLES] = data.own.samples
         if data.own.pairs:
             content[PREFERENCE_DATA] = data.own.pairs
+    if data.pairs:
+        content[PREFERENCE_DATA] = data.pairs
     for name, items in eval_sets.items():
         content[f"{EVAL_SETS}/{name}.jsonl"] = (written(item) for item in items)
     for name, rows in content.items():

@@ -82,6 +82,13 @@ class Settings(Contract):
     refusals_per_minute: int = Field(
         10, ge=1, le=1_000_000, description="Answers 401 and 403 to an address; then 429."
     )
+    dataset_mb: int = Field(
+        512, ge=1, le=2048, description="Megabytes (2^20 bytes) of an uploaded data set."
+    )
+    datasets_mb: int = Field(
+        4096, ge=1, le=10_000_000, description="Megabytes of the data sets of an owner."
+    )
+    datasets: int = Field(200, ge=1, le=100_000, description="Data sets of an owner.")
     timings: Timings = Timings()
 
     @classmethod

@@ -10,7 +10,7 @@ import pytest
 from loco.contracts import errors
 from loco.contracts.errors import LocoError
 from loco.queue import replay, submission
-from loco.recipes import catalog, datasets, documents, frozen, resolve
+from loco.recipes import catalog, data_files, documents, frozen, resolve
 from loco.settings import Settings
 from loco_api.__main__ import build
 from loco_api.app import create_app
@@ -101,7 +101,7 @@ def raised_by(*modules):
 @pytest.mark.parametrize(
     ("path", "modules"),
     [
-        ("/jobs", (submission, catalog, datasets, documents, frozen, resolve)),
+        ("/jobs", (submission, catalog, data_files, documents, frozen, resolve)),
         ("/jobs/{job_id}/replay", (submission, replay)),
     ],
 )

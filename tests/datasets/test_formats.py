@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from loco.contracts.datasets import Format, Layout
 from loco.contracts.errors import DataError
 from loco.datasets import formats
-from loco.datasets.formats import Format, Problem, read, survey
-from loco.datasets.rows import Layout, Row
+from loco.datasets.formats import Problem, read, survey
+from loco.datasets.rows import Row
 
 ASKED = {"role": "user", "content": "How far is a mile?"}
 SAID = {"role": "assistant", "content": "1.6 km"}
@@ -93,7 +94,7 @@ def test_unknown_columns_are_named_with_a_mapping_to_copy(tmp_path: Path) -> Non
     path = saved(tmp_path, "rows.csv", "Frage,Antwort\na,b\n")
     with pytest.raises(DataError, match="Frage, Antwort") as caught:
         list(read(path))
-    assert "question=Frage, answer=Antwort" in str(caught.value.hint)
+    assert "--map question=Frage --map answer=Antwort" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

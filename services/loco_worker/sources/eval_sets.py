@@ -5,7 +5,7 @@ from random import Random
 
 from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
-from loco.contracts.sources import ArithmeticSource, JsonlSource, ReasoningGymSource
+from loco.contracts.sources import ArithmeticSource, DatasetSource, JsonlSource, ReasoningGymSource
 from loco.contracts.specs import Inputs
 from loco.datasets.overlap import OverlapIndex, normalise
 from loco.grading.eval_items import EvalItem, eval_items, load_eval_items
@@ -13,6 +13,7 @@ from loco.recipes.data_files import data_file
 from loco.stage.program import Emitter
 from loco_worker.sources.hub import hub_table
 from loco_worker.sources.sources import held_out_problems
+from loco_worker.sources.uploaded import eval_values, rows_of
 
 #: A generator that gave so many unusable problems in a row has no new ones left.
 FRUITLESS = 2000
@@ -42,6 +43,11 @@ def _read(
         field = f"eval.sets.{name}.source.path"
         items = load_eval_items(data_file(source.path, inputs, field, emit.check_stop))
         where = source.path
+    elif isinstance(source, DatasetSource):
+        field = f"eval.sets.{name}.source.dataset"
+        path, rows = rows_of(source, inputs, field, emit.check_stop)
+        items = eval_items(eval_values(rows, path.name), path.name)
+        where = path.name
     else:
         emit.progress(message=f"fetching {source.dataset} for {name}", last=True)
         table = hub_table(source, f"eval.sets.{name}.source")

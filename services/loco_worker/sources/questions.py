@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from loco.contracts.datasets import Layout
 from loco.contracts.grading import ChoiceGrader, JsonGrader, NumericGrader, WordsGrader
+from loco.datasets import rows
 from loco.grading.answers import LONGEST_NUMBER, extract, parse, stated
 from loco.grading.eval_items import EvalItem
-from loco_worker.sources.rows import Empty, Malformed, Row, row_of, training_answer
+from loco_worker.sources.rows import Empty, Malformed, Row, row_from, training_answer, user_row
 
 #: A number at the very end of a text: the answer of a chat turn that names none as such.
 _LAST_NUMBER = re.compile(r"[-+]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s?%?\Z")
@@ -31,9 +33,31 @@ def question_of(number: int, record: Any) -> Row:
     """
     if isinstance(record, dict) and record.get("grader") is not None:
         return _graded_row(number, record)
-    row = row_of(number, record)
+    return question_from(user_row(number, record))
+
+
+def question_from(given: rows.Row) -> Row:
+    """The question that a user's row poses.
+
+    A text that ends on no number is the right answer itself where it stands beside a question; a chat's
+    last turn is a talk, of which only a number can be graded.
+
+    Raises:
+        Malformed: it has no right answer to grade by.
+    """
+    problem = given.problem
+    if problem.get("grader") is not None:
+        value = {**problem, "question": given.question, "answer": given.answer}
+        return _graded_row(given.line, value)
+    row = row_from(given)
     closing = row.conversations[-1]["content"]
-    return with_item(row, _number_at_end(closing), str(record.get("kind") or ""), record.get("id"))
+    try:
+        right = _number_at_end(closing)
+    except Malformed:
+        if given.layout is Layout.CHAT:
+            raise
+        right = closing
+    return with_item(row, right, str(problem.get("kind") or ""), problem.get("id"))
 
 
 def with_item(row: Row, answer: str, kind: str = "", name: Any = None) -> Row:

@@ -7,6 +7,7 @@ their `<<…>>` calculator marks, and `#### N` becomes "The answer is N"; other 
 import re
 from typing import Any, NamedTuple
 
+from loco.contracts.datasets import Layout
 from loco.datasets import rows
 from loco.grading.answers import parse
 from loco.grading.eval_items import EvalItem
@@ -54,8 +55,17 @@ def row_of(number: int, record: Any) -> Row:
     Raises:
         Malformed, Empty: see there.
     """
+    return row_from(user_row(number, record))
+
+
+def user_row(number: int, record: Any) -> rows.Row:
+    """A user's row of a file or data set, with this module's errors.
+
+    Raises:
+        Malformed, Empty: see there.
+    """
     try:
-        return row_from(rows.row_of(number, record))
+        return rows.row_of(number, record)
     except rows.BlankRow as error:
         raise Empty(str(error)) from error
     except rows.BadRow as error:
@@ -65,7 +75,7 @@ def row_of(number: int, record: Any) -> Row:
 def row_from(given: rows.Row) -> Row:
     """A user's row as a training row."""
     turns = given.turns
-    if given.layout is rows.Layout.QUESTION_ANSWER and is_worked(given.answer):
+    if given.layout is Layout.QUESTION_ANSWER and is_worked(given.answer):
         turns = [*turns[:-1], {"role": "assistant", "content": training_answer(given.answer)}]
     return Row(given.line, given.question, turns, rejected=given.rejected)
 

@@ -1,4 +1,4 @@
-"""Where rows come from: a hub data set, a file, or a generator."""
+"""Where rows come from: a hub data set, a file, an upload, or a generator."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -11,20 +11,24 @@ from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
 from loco.contracts.sources import (
     ArithmeticSource,
+    DatasetSource,
     GivenSource,
     HuggingFaceSource,
     JsonlSource,
     ReasoningGymSource,
 )
 from loco.contracts.specs import Inputs
+from loco.datasets import rows
+from loco.datasets.formats import Problem
 from loco.datasets.rows import Columns
 from loco.datasets.values import value_of
 from loco.grading.eval_items import EvalItem, parse_line, read_lines
 from loco.recipes.data_files import data_file
 from loco_worker.sources import arithmetic, gym
 from loco_worker.sources.hub import hub_table
-from loco_worker.sources.questions import question_of, with_item
-from loco_worker.sources.rows import Malformed, Row, bare_row, row_of, worked_row
+from loco_worker.sources.questions import question_from, question_of, with_item
+from loco_worker.sources.rows import Malformed, Row, bare_row, row_from, row_of, worked_row
+from loco_worker.sources.uploaded import rows_of
 
 
 class Record(Protocol):
@@ -78,6 +82,8 @@ def open_source(
         )
     if isinstance(source, JsonlSource):
         return _file(source, inputs, question_of if questions else row_of, between)
+    if isinstance(source, DatasetSource):
+        return _uploaded(source, inputs, question_from if questions else row_from, between)
     return Records(_in_words(source), _generated(source, seed, questions), None)
 
 
@@ -146,6 +152,24 @@ def _file(
             records.append(_line_record(path, number, line, reader))
     digest = sha256_of(path, between)
     return Records(f"{path.name} (sha256 {digest[:12]})", iter(records), len(records))
+
+
+def _uploaded(
+    source: DatasetSource,
+    inputs: Inputs,
+    reader: Callable[[rows.Row], Row],
+    between: Callable[[], object],
+) -> Records:
+    path, found = rows_of(source, inputs, "prepare.source.dataset", between)
+
+    def record(entry: rows.Row | Problem) -> Record:
+        return _unusable(entry.line, entry.what) if isinstance(entry, Problem) else _given(entry)
+
+    def _given(row: rows.Row) -> Record:
+        return lambda: reader(row)
+
+    digest = inputs.frozen[source.file].sha256 if source.file in inputs.frozen else ""
+    return Records(f"{path.name} (sha256 {digest[:12]})", map(record, found), len(found))
 
 
 def _line_record(path: Path, number: int, line: str, reader: Reader) -> Record:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.data import MapOption, rows_for_job
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
 from loco.cli.versions import VERDICTS
@@ -63,6 +64,14 @@ def submit(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Field of a stage, like train.epochs=5."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Train on your rows: a file here, or a data set of `loco data list`.",
+        ),
+    ] = None,
+    columns: MapOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
     require_promoted: Annotated[
         bool,
@@ -91,7 +100,11 @@ def submit(
         {name: value for name, value in asked.items() if value is not None},
         parse_assignments(assignments or []),
     )
+    if columns and data is None:
+        raise InvalidRequest("--map needs --data.", param="--map", hint="Add --data FILE.")
     with client(context) as loco:
+        if data is not None:
+            overrides = rows_for_job(loco, data, columns, overrides)
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)

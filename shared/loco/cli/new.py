@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from loco.cli.console import note, show
-from loco.contracts.errors import InvalidRequest
+from loco.cli.data import MapOption, mapping_of
 from loco.drafting import draft, rows
 from loco.drafting.draft import Draft
 from loco.recipes.resolve import RECIPE
@@ -18,12 +18,6 @@ from loco.recipes.resolve import RECIPE
 DataOption = Annotated[
     Path,
     typer.Option("--data", help="Your rows: JSONL, CSV or Parquet, a question and answer each."),
-]
-MapOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map", metavar="FIELD=COLUMN", help="Which column is what, like question=Frage."
-    ),
 ]
 
 
@@ -57,21 +51,6 @@ def drafted(
     """Reads rows, divides them and writes the adapter's folder."""
     found = rows.divided(data, mapping=mapping_of(columns), seed=seed)
     return draft.write(folder, name, found, base=base, seed=seed)
-
-
-def mapping_of(columns: list[str]) -> dict[str, str]:
-    """`question=Frage` words as a mapping of fields to columns."""
-    mapping = {}
-    for word in columns:
-        field, equals, column = word.partition("=")
-        if not (field and equals and column):
-            raise InvalidRequest(
-                f"--map {word}: not FIELD=COLUMN.",
-                param="--map",
-                hint="Write it like --map question=Frage --map answer=Antwort.",
-            )
-        mapping[field.strip()] = column.strip()
-    return mapping
 
 
 def tell(written: Draft) -> None:

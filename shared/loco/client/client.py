@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
+from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import Transport, path_of, understood
@@ -50,7 +51,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client:
+class Client(DataSetMethods):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:

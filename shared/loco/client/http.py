@@ -8,7 +8,7 @@ POST without an idempotency key) is repeated only when no connection came about 
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -18,7 +18,13 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from loco.contracts.addresses import hostname, is_loopback
-from loco.contracts.errors import InvalidRequest, LocoError, ServerUnreachable, from_payload
+from loco.contracts.errors import (
+    InvalidRequest,
+    LocoError,
+    NotFound,
+    ServerUnreachable,
+    from_payload,
+)
 
 #: Pauses between repeats, in seconds. Their sum is what a user waits when nothing answers.
 PAUSES = (0.1, 0.3, 0.9)
@@ -35,7 +41,7 @@ LONGEST_TURN = 60.0
 
 TOO_MANY = HTTPStatus.TOO_MANY_REQUESTS
 
-Params = Mapping[str, str | int | None]
+Params = Mapping[str, str | int | Sequence[str] | None]
 
 #: Half a character: Python makes it of a byte of the command line that is no UTF-8.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -81,6 +87,7 @@ class Transport:
         repeatable: bool,
         answers: frozenset[int] = frozenset(),
         read_timeout: float | None = None,
+        content: bytes | None = None,
     ) -> Any:
         """The decoded JSON of an answer.
 
@@ -93,6 +100,7 @@ class Transport:
             repeatable: whether sending it twice does what sending it once does.
             answers: statuses of 400 and more that are answers here, not errors.
             read_timeout: seconds to wait for the answer; none: as for every other.
+            content: sent as it is when not None.
 
         Raises:
             ServerUnreachable: nothing answered, or it stopped answering.
@@ -106,6 +114,7 @@ class Transport:
                     path,
                     params={k: v for k, v in (params or {}).items() if v is not None},
                     json=body,
+                    content=content,
                     headers=headers,
                     timeout=timeout,
                 )
@@ -123,6 +132,30 @@ class Transport:
                 time.sleep(max(pause, _retry_after(response)))
                 continue
             return self._decoded(response)
+        raise AssertionError("the last round returns or raises")
+
+    def head(self, path: str) -> Mapping[str, str]:
+        """The headers of a HEAD.
+
+        Raises:
+            ServerUnreachable: nothing answers.
+            LocoError: the class of its status; a HEAD has no body that could say more.
+        """
+        for pause in (*PAUSES, None):
+            try:
+                response = self._http.head(path)
+            except httpx.HTTPError as error:
+                if pause is None:
+                    raise self.unreachable(error) from error
+                time.sleep(pause)
+                continue
+            if response.is_success:
+                return response.headers
+            if response.status_code == HTTPStatus.NOT_FOUND:
+                raise NotFound(f"There is no {path}.")
+            if pause is None or response.status_code not in (*PASSING, TOO_MANY):
+                raise self._error(response)
+            time.sleep(max(pause, _retry_after(response)))
         raise AssertionError("the last round returns or raises")
 
     @contextmanager

@@ -213,6 +213,14 @@ class DiskFull(LocoError):
     retryable = True
 
 
+class QuotaExceeded(LocoError):
+    """The owner has as many data sets, or bytes of them, as the server's settings allow."""
+
+    code = "quota_exceeded"
+    status = 403
+    user_fault = True
+
+
 class OutOfMemory(LocoError):
     """The GPU or the machine ran out of memory."""
 

@@ -12,6 +12,7 @@ from loco.contracts.bounds import (
     LONGEST_PATH,
     LONGEST_PROMPT,
 )
+from loco.contracts.datasets import ColumnMapping, Format
 
 
 class HuggingFaceSource(Contract):
@@ -33,13 +34,35 @@ class HuggingFaceSource(Contract):
 
 
 class JsonlSource(Contract):
-    """A JSONL file on the server: GSM8K rows (`question`, `answer`) or chat rows (`conversations`)."""
+    """A JSONL file on the server; docs/recipes.md has the layouts of its rows."""
 
     kind: Literal["jsonl"] = Field(description="Rows of a file.")
     path: str = Field(
         max_length=LONGEST_PATH,
         description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS.",
     )
+
+
+class DatasetSource(Contract):
+    """A data set that was uploaded (`loco data push`), as it is when the job is submitted."""
+
+    kind: Literal["dataset"] = Field(description="Rows of an uploaded data set.")
+    dataset: str = Field(
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description="Its ID, or its name: the newest of that name.",
+    )
+    mapping: ColumnMapping | None = Field(
+        None, description="Field to column; none: as it was uploaded with."
+    )
+    format: Format | None = Field(
+        None, description="What kind of file it is; follows from the data set."
+    )
+
+    @property
+    def file(self) -> str:
+        """What its frozen copy is called."""
+        return self.dataset if self.format is None else f"{self.dataset}.{self.format}"
 
 
 class ReasoningGymSource(Contract):
@@ -64,7 +87,7 @@ class ArithmeticSource(Contract):
 
 #: Rows that are there, or that a generator makes.
 GivenSource = Annotated[
-    HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource,
+    HuggingFaceSource | JsonlSource | DatasetSource | ReasoningGymSource | ArithmeticSource,
     Field(discriminator="kind"),
 ]
 
@@ -135,6 +158,11 @@ class SelfSource(Contract):
 
 
 Source = Annotated[
-    HuggingFaceSource | JsonlSource | ReasoningGymSource | ArithmeticSource | SelfSource,
+    HuggingFaceSource
+    | JsonlSource
+    | DatasetSource
+    | ReasoningGymSource
+    | ArithmeticSource
+    | SelfSource,
     Field(discriminator="kind"),
 ]

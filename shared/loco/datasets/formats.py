@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
+from loco.contracts.datasets import Format, Layout
 from loco.contracts.errors import DataError
 from loco.datasets import parquet
-from loco.datasets.rows import BadRow, Columns, Layout, Row, row_of
+from loco.datasets.rows import BadRow, Columns, Row, row_of
 from loco.datasets.values import value_of
 
 #: Rows of a file.
@@ -36,19 +36,6 @@ _SUFFIXES = {
 #: Bytes that are looked at to tell what a file is.
 _HEAD = 64 * 1024
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-
-
-class Format(StrEnum):
-    """What kind of file the rows are in."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-    @property
-    def unit(self) -> str:
-        """How a row's place is named."""
-        return "row" if self is Format.PARQUET else "line"
 
 
 @dataclass(frozen=True)
@@ -131,8 +118,8 @@ def none_usable(name: str, bad: int, problems: list[Problem]) -> DataError:
         return DataError(f"{name} holds no rows.", hint="Write one row a line.")
     return DataError(
         f"None of the {bad:,} rows of {name} can be used. " + " ".join(map(str, problems[:3])),
-        hint="Write rows of question and answer, or of messages; or name your columns by a mapping: "
-        "question=COLUMN, answer=COLUMN.",
+        hint="Write rows of question and answer, or of messages; or say which columns they are: "
+        "`--map question=COLUMN --map answer=COLUMN`.",
     )
 
 

@@ -15,21 +15,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import Any
 
+from loco.contracts.datasets import Layout
 from loco.contracts.errors import DataError, quoted
 from loco.datasets.values import value_of
-
-
-class Layout(StrEnum):
-    """How the rows of a data set are laid out."""
-
-    CHAT = "chat"
-    QUESTION_ANSWER = "question-answer"
-    ALPACA = "alpaca"
-    PAIRS = "pairs"
-
 
 #: Turns of a chat.
 MOST_TURNS = 1000
@@ -157,7 +147,7 @@ class Columns:
                 "instruction and output, prompt and completion), messages, or prompt, chosen and "
                 "rejected.",
                 param="mapping",
-                hint="Name your columns by a mapping: " + _example(names),
+                hint=f"Say which columns they are: `{_example(names)}`.",
             )
         return layout
 
@@ -374,7 +364,7 @@ def _listed(names: list[str]) -> str:
 
 def _example(names: list[str]) -> str:
     first, second = [*names, "COLUMN", "COLUMN"][:2] if len(names) != 1 else (names[0], "COLUMN")
-    return f"question={first}, answer={second}."
+    return f"--map question={first} --map answer={second}"
 
 
 _TURNS = 'Write [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}].'

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loco.contracts.datasets import Layout
 from loco.contracts.errors import DataError
 from loco.datasets import formats
 from loco.datasets.formats import Problem
 from loco.datasets.overlap import OverlapIndex, normalise
-from loco.datasets.rows import Layout, Row
+from loco.datasets.rows import Row
 from loco.datasets.split import chosen, problems_of
 from loco.grading.picking import Picked, pick
 

@@ -13,7 +13,7 @@ from loco.contracts.jobs import WorkerInfo
 from loco.contracts.paths import inside
 from loco.contracts.plans import Device, Engine, Lengths, Shape
 from loco.contracts.previews import AskedDevice
-from loco.contracts.sources import SelfSource
+from loco.contracts.sources import DatasetSource, SelfSource
 from loco.contracts.specs import BaseModelSpec, JobSpec, TrainSpec
 from loco.contracts.stages import Queue, Stage
 from loco.planning.batches import cut
@@ -115,6 +115,9 @@ def lengths_of(spec: JobSpec, history: History, settings: Settings) -> tuple[Len
     if spec.train.preference and isinstance(source, SelfSource) and source.pairs:
         alike = lengths.pairs or lengths
         pairs = _scaled(alike, 2 * source.pairs).model_copy(update={"pairs": None})
+    if spec.train.preference and isinstance(source, DatasetSource):
+        alike = lengths.pairs or lengths
+        pairs = _scaled(alike, 2 * spec.prepare.examples).model_copy(update={"pairs": None})
     return lengths.model_copy(update={"pairs": pairs}), known
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from celery import Celery
 
 from loco.contracts.artifacts import FrozenFile
+from loco.contracts.datasets import DataSet
 from loco.contracts.errors import Conflict, DataError, InvalidRequest, NotFound, StageGap
 from loco.contracts.files import sha256_of
 from loco.contracts.jobs import Job
@@ -16,9 +17,11 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint, Ledger
 from loco.queue.celery_app import send_hint
+from loco.queue.data_sets import data_sets
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.frozen import freeze
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
+from loco.recipes.uploaded import settled
 from loco.settings import Settings
 
 #: Bytes of a resolved spec as JSON; those of the bundled recipe have under 8,000.
@@ -36,6 +39,7 @@ def submit(
     *,
     idempotency_key: str | None = None,
     owner: str = LOCAL,
+    sees_all: bool = False,
 ) -> tuple[Job, bool]:
     """Accepts a job; no work is done here.
 
@@ -45,7 +49,8 @@ def submit(
         settings: adapters and dataset folders.
         request: what is asked for.
         idempotency_key: the same key and request give the same job again.
-        owner: whose job it is; each has idempotency keys of its own.
+        owner: whose job it is; each has idempotency keys and data sets of its own.
+        sees_all: whether it may read everybody's data sets.
 
     Returns:
         The job, and whether this call created it.
@@ -60,7 +65,7 @@ def submit(
     return accept(
         ledger,
         app,
-        lambda: _frozen(ledger, settings, request),
+        lambda: _frozen(ledger, settings, request, None if sees_all else owner),
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
@@ -206,17 +211,33 @@ def _check_key(key: str) -> None:
         )
 
 
-def _frozen(ledger: Ledger, settings: Settings, request: JobRequest) -> JobSpec:
-    """The spec a request means now, with a copy of everything it was made from and will read."""
+def _frozen(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
+    """The spec a request means now, with a copy of everything it was made from and will read.
+
+    Args:
+        ledger: for the job it builds on.
+        settings: folders.
+        request: what is asked for.
+        reader: whose data sets may be read; none: everybody's.
+    """
     adapters_dir = settings.adapters_dir
+    store = data_sets(settings)
     for _ in range(_TRIES):
         path = adapters_dir / request.adapter / RECIPE
         # `resolve` checks the name: what is no adapter's is not read here
         before = sha256_of(path) if request.adapter in adapter_names(adapters_dir) else None
         spec = built_on(ledger, resolve(adapters_dir, request))
+        read: dict[str, DataSet] = {}
+
+        def find(name: str, read: dict[str, DataSet] = read) -> DataSet:
+            found = store.get(name, reader)
+            store.content(found)
+            return read.setdefault(found.id, found)
+
+        spec = settled(spec, find)
         recipe = freeze(path.resolve(), RECIPE, adapters_dir)
         if recipe.sha256 == before:
-            inputs = {RECIPE: recipe, **_frozen_files(settings, spec)}
+            inputs = {RECIPE: recipe, **_frozen_files(settings, spec, read)}
             return spec.model_copy(update={"inputs": inputs})
     raise Conflict(
         f"{request.adapter}/{RECIPE} changes while it is read.",
@@ -224,16 +245,35 @@ def _frozen(ledger: Ledger, settings: Settings, request: JobRequest) -> JobSpec:
     )
 
 
-def _frozen_files(settings: Settings, spec: JobSpec) -> dict[str, FrozenFile]:
+def _frozen_files(
+    settings: Settings, spec: JobSpec, read: Mapping[str, DataSet]
+) -> dict[str, FrozenFile]:
     """The files that the job's stages read, frozen; a fault names the field of the request."""
     adapters_dir = settings.adapters_dir
     named = {f: p for stage in spec.stages for f, p in named_files(spec.part(stage)).items()}
+    uploads = {f"{d.id}.{d.format}": d for d in read.values()}
     frozen: dict[str, FrozenFile] = {}
     for field, path in named.items():
         try:
+            if path in uploads:
+                frozen[path] = _frozen_upload(settings, uploads[path], path, field)
+                continue
             file = dataset_path(path, adapters_dir / spec.adapter, settings.dataset_dirs)
             check_size(file, field)  # a sparse file of 4 TB is read for hours
             frozen[path] = freeze(file, path, adapters_dir)
         except DataError as error:
             raise DataError(error.message, param=field, hint=error.hint) from error
+    return frozen
+
+
+def _frozen_upload(settings: Settings, record: DataSet, name: str, field: str) -> FrozenFile:
+    """A data set's rows, shown to be what was uploaded."""
+    file = data_sets(settings).content(record)
+    check_size(file, field)
+    frozen = freeze(file, name, settings.adapters_dir, link=True)
+    if frozen.sha256 != record.sha256:
+        raise DataError(
+            f"The rows of data set {record.name} ({record.id}) are not what was uploaded any more.",
+            hint=f"Delete it (`loco data rm {record.id}`) and push the file again.",
+        )
     return frozen

@@ -1,4 +1,7 @@
-"""The data files that a recipe or request names: which, where they may lie, what a stage reads."""
+"""The data files that a recipe or request names: which, where they may lie, what a stage reads.
+
+What stands in them is `loco.datasets.rows`' matter, and where uploads lie that of `loco.datasets.store`.
+"""
 
 import stat
 from collections.abc import Callable, Iterable
@@ -7,13 +10,16 @@ from typing import Any
 
 from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
-from loco.contracts.sources import HuggingFaceSource, JsonlSource, SelfSource
+from loco.contracts.sources import DatasetSource, HuggingFaceSource, JsonlSource, SelfSource
 from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec
 
 
 def named_files(part: Any) -> dict[str, str]:
     """The files that the spec of a stage names: field of the request to file name."""
-    return {f"{f}.path": s.path for f, s in _sources(part).items() if isinstance(s, JsonlSource)}
+    sources = _sources(part).items()
+    return {f"{f}.path": s.path for f, s in sources if isinstance(s, JsonlSource)} | {
+        f"{f}.dataset": s.file for f, s in sources if isinstance(s, DatasetSource)
+    }
 
 
 def named_data_sets(part: Any) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
     adapters/.inputs/SHA256/NAME        read-only; one copy of a content, whatever reads it
 
-Copies, never links: who edits a file in place must not edit the job. Nothing is deleted here.
+Copies, never links: who edits a file in place must not edit the job. The rows of an uploaded data set
+are linked: nobody but the server has them. Nothing is deleted here.
 """
 
 import errno
@@ -35,7 +36,7 @@ _KEPT_DIGESTS = 1000
 _digests: dict[_Look, str] = {}
 
 
-def freeze(file: Path, name: str, adapters_dir: Path) -> FrozenFile:
+def freeze(file: Path, name: str, adapters_dir: Path, *, link: bool = False) -> FrozenFile:
     """Copies a file into the store, unless its content is there already.
 
     A file is read once for its digest and, when it is new, once more to be copied; one that has not
@@ -45,6 +46,7 @@ def freeze(file: Path, name: str, adapters_dir: Path) -> FrozenFile:
         file: a regular file, resolved and shown to lie where it may (`dataset_path`).
         name: what recipe or request call it; its last part names the copy.
         adapters_dir: holds the store.
+        link: take the file itself where it lies in the same file system: it never changes.
 
     Raises:
         DataError: it cannot be read, is no regular file, or does not stop changing.
@@ -64,7 +66,7 @@ def freeze(file: Path, name: str, adapters_dir: Path) -> FrozenFile:
             if _is(target, frozen):
                 return frozen
             try:
-                kept = _store(source, target, frozen)
+                kept = (link and _link(file, target)) or _store(source, target, frozen)
             except OSError as error:
                 raise _unwritable(error, name, size, store) from error
         if kept:
@@ -161,6 +163,26 @@ def _store(source: BufferedReader, target: Path, frozen: FrozenFile) -> bool:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+    sync_folder(target.parent)
+    sync_folder(target.parent.parent)
+    return True
+
+
+def _link(file: Path, target: Path) -> bool:
+    """Gives a file a second name; False where it has to be copied."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a copy that was damaged gives way: the link takes its place at once
+    name = target.parent / f".{uuid4().hex}.part"
+    try:
+        os.link(file, name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            return False
+        raise
+    try:
+        name.replace(target)
+    finally:
+        name.unlink(missing_ok=True)
     sync_folder(target.parent)
     sync_folder(target.parent.parent)
     return True

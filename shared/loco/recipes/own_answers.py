@@ -9,6 +9,7 @@ import yaml
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.sources import (
     ArithmeticSource,
+    DatasetSource,
     HuggingFaceSource,
     JsonlSource,
     ReasoningGymSource,
@@ -20,7 +21,13 @@ _OWN = frozenset(SelfSource.model_fields)
 #: Fields of the sources of given rows, by kind.
 _FIELDS = {
     get_args(source.model_fields["kind"].annotation)[0]: frozenset(source.model_fields)
-    for source in (HuggingFaceSource, JsonlSource, ReasoningGymSource, ArithmeticSource)
+    for source in (
+        HuggingFaceSource,
+        JsonlSource,
+        DatasetSource,
+        ReasoningGymSource,
+        ArithmeticSource,
+    )
 }
 _GIVEN = frozenset().union(*_FIELDS.values())
 

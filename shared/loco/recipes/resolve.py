@@ -16,7 +16,12 @@ from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, Unkn
 from loco.contracts.evaluation import ItemSource, Role
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
-from loco.contracts.sources import ArithmeticSource, ReasoningGymSource, SelfSource
+from loco.contracts.sources import (
+    ArithmeticSource,
+    DatasetSource,
+    ReasoningGymSource,
+    SelfSource,
+)
 from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
@@ -200,7 +205,10 @@ def _check_select(job: JobSpec) -> None:
 def _check_preference(job: JobSpec) -> None:
     """Refuses pairs that the job's own prepare makes none of; another's are seen in train."""
     source = job.prepare.source
-    makes_pairs = isinstance(source, SelfSource) and source.pairs > 0
+    # whether the rows of a data set are pairs is known once it is looked up
+    makes_pairs = isinstance(source, DatasetSource) or (
+        isinstance(source, SelfSource) and source.pairs > 0
+    )
     trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
     if trains and job.train.preference and not makes_pairs:
         raise InvalidRequest(

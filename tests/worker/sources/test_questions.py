@@ -40,7 +40,7 @@ def test_the_number_at_the_end_is_expected(record: dict[str, Any], expected: str
 @pytest.mark.parametrize(
     "record",
     [
-        {"question": "q?", "answer": "Paris"},
+        {"question": "q?", "answer": "…"},
         {"question": "q?", "answer": "B", "grader": {"kind": "choice", "options": ["X", "Y"]}},
         {"question": "q?", "answer": "B", "grader": {"kind": "unheard-of"}},
         chat("q?", "It depends on 3 or 4 things."),

@@ -1,0 +1,373 @@
+"""Data sets of users: uploads that go on where they were cut off, and what came of them.
+
+The protocol is the IETF draft "Resumable Uploads for HTTP" (draft-ietf-httpbis-resumable-upload), the
+data set being the upload resource: POST begins it and may bring the whole file, HEAD says how much has
+arrived, PATCH adds to it at `Upload-Offset`, and `Upload-Complete: ?1` says that nothing follows.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Annotated, Any, Literal
+
+import anyio.to_thread
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from loco.contracts.bounds import LONGEST_NAME
+from loco.contracts.datasets import LARGEST_FILE, SHA256_PATTERN, DataSet, DataSetDetail, Format
+from loco.contracts.errors import (
+    BodyTooLarge,
+    Conflict,
+    DataError,
+    DiskFull,
+    InvalidRequest,
+    LocoError,
+    NotFound,
+    QuotaExceeded,
+)
+from loco.contracts.keys import Scope
+from loco.datasets.names import checked_name
+from loco.datasets.store import DataSets
+from loco.datasets.uploads import Part
+from loco.queue.data_sets import data_sets, delete
+from loco_api.auth import COUNTED, SUBMIT, Caller, Who
+from loco_api.context import Context, Here
+from loco_api.errors import responses
+from loco_api.inspection import inspect
+from loco_api.pages import Page
+from loco_api.upload_heads import length_of, mapping_of, sha256_of
+
+router = APIRouter(tags=["datasets"])
+
+#: Bytes that are gathered before they are written.
+_PIECE = 1 << 20
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "description": "The file, or a part of it.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+_OFFSET = {
+    "description": "Bytes that have arrived.",
+    "schema": {"type": "integer"},
+}
+
+DataSetId = Annotated[
+    str,
+    Path(
+        max_length=LONGEST_NAME,
+        description="ID of a data set, or a name: the newest of it.",
+        examples=["ds-0123456789abcdef"],
+    ),
+]
+UploadComplete = Annotated[
+    Literal["?0", "?1"] | None,
+    Header(description="`?1`: this is all, or the last part; `?0`: more follows. None: `?1`."),
+]
+
+
+class DataSetPage(Page[DataSet]):
+    """Data sets, newest first."""
+
+
+@router.post(
+    "/datasets",
+    status_code=201,
+    operation_id="createDataset",
+    summary="Upload a data set",
+    dependencies=[SUBMIT, COUNTED],
+    response_description="The data set; `uploading` where `Upload-Complete: ?0` said that more follows.",
+    responses={
+        201: {
+            "headers": {
+                "Location": {"description": "The data set.", "schema": {"type": "string"}},
+                "Upload-Offset": _OFFSET,
+            }
+        },
+        **responses(
+            InvalidRequest, DataError, BodyTooLarge, QuotaExceeded, DiskFull, Conflict, NotFound
+        ),
+    },
+    openapi_extra=_BODY,
+)
+async def create_dataset(
+    *,
+    request: Request,
+    response: Response,
+    here: Here,
+    who: Who,
+    name: Annotated[
+        str,
+        Query(max_length=LONGEST_NAME, description="Names it.", examples=["units"]),
+    ] = "data",
+    file_format: Annotated[
+        Format | None,
+        Query(alias="format", description="Kind of file; none: as it looks."),
+    ] = None,
+    columns: Annotated[
+        list[Annotated[str, Query(max_length=2 * LONGEST_NAME)]] | None,
+        Query(
+            alias="map",
+            max_length=20,
+            description="FIELD=COLUMN, for columns with names of their own.",
+            examples=[["question=Frage", "answer=Antwort"]],
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, Query(description="Leave out rows that cannot be used; else they refuse the file.")
+    ] = False,
+    upload_complete: UploadComplete = None,
+    upload_length: Annotated[
+        int | None, Header(ge=0, le=LARGEST_FILE, description="Bytes of the whole file.")
+    ] = None,
+    repr_digest: Annotated[
+        str | None,
+        Header(
+            max_length=1000,
+            description="`sha-256=:BASE64:` (RFC 9530) of the whole file, which is then checked.",
+        ),
+    ] = None,
+) -> DataSet:
+    """Takes a file of rows, looks through them, and names every row that cannot be used.
+
+    One request may bring it all: `curl --data-binary @rows.csv 'http://…/datasets?name=units'`. What may
+    break off begins with an empty body and `Upload-Complete: ?0`, and goes on with PATCH.
+    """
+    complete = upload_complete != "?0"
+    store = data_sets(here.settings)
+    with _hanging_up():
+        record = await run_in_threadpool(
+            store.begin,
+            checked_name(name),
+            who.owner,
+            length=length_of(request, upload_length, complete=complete),
+            format=file_format,
+            mapping=mapping_of(columns or []),
+            sha256=sha256_of(repr_digest),
+            skip_bad=skip_bad,
+        )
+    who.detail = f"{record.name} {record.id}"
+    response.headers["Location"] = f"/datasets/{record.id}"
+    try:
+        found, is_new = await _received(here, store, record.id, request, 0, complete=complete)
+    except BaseException:
+        if complete:  # nobody was told its ID: it cannot be gone on with
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(store.delete, record)
+        raise
+    response.headers["Upload-Offset"] = str(found.bytes)
+    response.headers["Location"] = f"/datasets/{found.id}"
+    if not is_new:
+        response.status_code = 200
+    return _without_rows(found)
+
+
+@router.patch(
+    "/datasets/{dataset_id}",
+    operation_id="continueUpload",
+    summary="Go on with an upload",
+    dependencies=[SUBMIT],
+    response_description="The data set; `ready` after the last part.",
+    responses={
+        200: {"headers": {"Upload-Offset": _OFFSET}},
+        **responses(NotFound, Conflict, InvalidRequest, DataError, BodyTooLarge, DiskFull),
+    },
+    openapi_extra=_BODY,
+)
+async def continue_upload(
+    *,
+    dataset_id: DataSetId,
+    request: Request,
+    response: Response,
+    here: Here,
+    who: Who,
+    upload_offset: Annotated[
+        int, Header(ge=0, le=LARGEST_FILE, description="Where in the file the body begins.")
+    ],
+    upload_complete: UploadComplete = None,
+) -> DataSet:
+    """Adds to an upload, at its end and nowhere else; only one request at a time does."""
+    store = data_sets(here.settings)
+    complete = upload_complete != "?0"
+    with _hanging_up():
+        record = await run_in_threadpool(store.get, dataset_id, _sees(who))
+    found, _ = await _received(here, store, record.id, request, upload_offset, complete=complete)
+    response.headers["Upload-Offset"] = str(found.bytes)
+    return _without_rows(found)
+
+
+@router.head(
+    "/datasets/{dataset_id}",
+    status_code=204,
+    operation_id="getUpload",
+    summary="How much of an upload has arrived",
+    response_class=Response,
+    responses={
+        204: {
+            "headers": {
+                "Upload-Offset": _OFFSET,
+                "Upload-Complete": {
+                    "description": "`?1` once it is ready.",
+                    "schema": {"type": "string"},
+                },
+                "Upload-Length": {
+                    "description": "Bytes of the whole file, where that is known.",
+                    "schema": {"type": "integer"},
+                },
+            }
+        },
+        **responses(NotFound, InvalidRequest),
+    },
+)
+def get_upload(dataset_id: DataSetId, here: Here, who: Who) -> Response:
+    """Where PATCH has to go on."""
+    record = data_sets(here.settings).get(dataset_id, _sees(who))
+    headers = {
+        "Upload-Offset": str(record.bytes),
+        "Upload-Complete": "?1" if record.status == "ready" else "?0",
+        "Cache-Control": "no-store",
+    }
+    if record.length is not None:
+        headers["Upload-Length"] = str(record.length)
+    return Response(status_code=204, headers=headers)
+
+
+@router.get(
+    "/datasets",
+    operation_id="listDatasets",
+    summary="List data sets",
+    responses=responses(InvalidRequest),
+)
+def list_datasets(
+    here: Here,
+    who: Who,
+    after: Annotated[
+        str | None, Query(max_length=LONGEST_NAME, description="Go on after the one of this ID.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Data sets a page.")] = 100,
+    sha256: Annotated[
+        str | None, Query(pattern=SHA256_PATTERN, description="Only those of this content.")
+    ] = None,
+) -> DataSetPage:
+    """Your data sets and uploads, newest first; with an admin key everybody's."""
+    found = data_sets(here.settings).list(_sees(who), sha256=sha256)
+    if after is not None:
+        place = next((n for n, d in enumerate(found) if d.id == after), None)
+        if place is None:
+            raise InvalidRequest(f"after: no data set {after!r}.", param="after")
+        found = found[place + 1 :]
+    return DataSetPage(data=tuple(map(_without_rows, found[:limit])), has_more=len(found) > limit)
+
+
+@router.get(
+    "/datasets/{dataset_id}",
+    operation_id="getDataset",
+    summary="One data set",
+    responses=responses(NotFound, InvalidRequest),
+)
+def get_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSetDetail:
+    """A data set with its first rows, as a model would be trained on them."""
+    return data_sets(here.settings).get(dataset_id, _sees(who))
+
+
+@router.delete(
+    "/datasets/{dataset_id}",
+    operation_id="deleteDataset",
+    summary="Delete a data set",
+    dependencies=[SUBMIT],
+    responses=responses(NotFound, Conflict, InvalidRequest),
+)
+def delete_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSet:
+    """Removes a data set, or an upload. Jobs keep the copy that was frozen when they were accepted."""
+    record = data_sets(here.settings).get(dataset_id, _sees(who))
+    who.detail = f"{record.name} {record.id}"
+    delete(here.ledger, here.settings, record)
+    return _without_rows(record)
+
+
+async def _received(
+    here: Context,
+    store: DataSets,
+    dataset_id: str,
+    request: Request,
+    offset: int,
+    *,
+    complete: bool,
+) -> tuple[DataSetDetail, bool]:
+    """Adds the body to an upload, and ends it where nothing follows.
+
+    What had arrived when a client went away stays.
+    """
+    async with AsyncExitStack() as held:
+        with _hanging_up():
+            part = await held.enter_async_context(_part(store, dataset_id, None))
+            if offset != part.offset:
+                error = Conflict(
+                    f"Upload-Offset is {offset:,}, and {part.offset:,} bytes have arrived.",
+                    param="Upload-Offset",
+                    hint=f"Go on at {part.offset}; HEAD /datasets/{dataset_id} says so, too.",
+                )
+                error.headers["Upload-Offset"] = str(part.offset)
+                raise error
+            await _append(part, request)
+        if complete:
+            return await anyio.to_thread.run_sync(
+                store.finish, part, inspect, limiter=here.inspections
+            )
+    return await run_in_threadpool(store.get, dataset_id, None), True
+
+
+async def _append(part: Part, request: Request) -> None:
+    """Writes the body in pieces of a megabyte, and what there is of it when the client goes away."""
+    waiting = bytearray()
+
+    async def write() -> None:
+        piece = bytes(waiting)
+        waiting.clear()
+        if piece:
+            await run_in_threadpool(part.append, piece)
+
+    try:
+        async for piece in request.stream():
+            waiting += piece
+            if len(waiting) >= _PIECE:
+                await write()
+    except ClientDisconnect as error:
+        await write()
+        raise InvalidRequest(
+            f"The upload broke off after {part.offset:,} bytes.",
+            hint="HEAD says how much has arrived; PATCH goes on there.",
+        ) from error
+    await write()
+
+
+@asynccontextmanager
+async def _part(store: DataSets, dataset_id: str, owner: str | None) -> AsyncIterator[Part]:
+    """An upload to add to, opened and closed on a thread."""
+    writing = store.writing(dataset_id, owner)
+    part = await run_in_threadpool(writing.__enter__)
+    try:
+        yield part
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_in_threadpool(writing.__exit__, None, None, None)
+
+
+@contextmanager
+def _hanging_up() -> Iterator[None]:
+    """Has a refusal end the connection: the rest of a long body is not waited for."""
+    try:
+        yield
+    except LocoError as error:
+        error.headers.setdefault("Connection", "close")
+        raise
+
+
+def _sees(who: Caller) -> str | None:
+    """Whose data sets a caller sees; none: everybody's."""
+    return None if who.scope.includes(Scope.ADMIN) else who.owner
+
+
+def _without_rows(found: DataSet) -> DataSet:
+    return DataSet.model_validate(found.model_dump(include=set(DataSet.model_fields)))
