@@ -23,6 +23,7 @@ from loco_api import (
     jobs,
     keys,
     plan,
+    recipes,
     tasks,
     versions,
 )
@@ -66,7 +67,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
         *(jobs, diff, plan, tasks, events, artifacts, datasets),
-        *(adapters, versions, keys, health),
+        *(adapters, recipes, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app

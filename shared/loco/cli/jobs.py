@@ -11,6 +11,7 @@ from rich.text import Text
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.data import MapOption, rows_for_job
+from loco.cli.new import made_for_job
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
 from loco.cli.versions import VERDICTS
@@ -103,7 +104,7 @@ def submit(
     if columns and data is None:
         raise InvalidRequest("--map needs --data.", param="--map", hint="Add --data FILE.")
     with client(context) as loco:
-        if data is not None:
+        if data is not None and not made_for_job(loco, adapter, data, columns, base_model):
             overrides = rows_for_job(loco, data, columns, overrides)
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, data, evaluate, jobs, keys, new, plan, versions
+from loco.cli import adapters, admin, compare, data, evaluate, jobs, keys, new, plan, versions
 from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -34,6 +34,7 @@ evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)
 admin.add_to(app)
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 

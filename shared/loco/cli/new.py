@@ -9,8 +9,11 @@ from typing import Annotated
 
 import typer
 
+from loco.cli.adapters import sent
 from loco.cli.console import note, show
 from loco.cli.data import MapOption, mapping_of
+from loco.client.client import Client
+from loco.contracts.errors import Conflict
 from loco.drafting import draft, rows
 from loco.drafting.draft import Draft
 from loco.recipes.resolve import RECIPE
@@ -51,6 +54,34 @@ def drafted(
     """Reads rows, divides them and writes the adapter's folder."""
     found = rows.divided(data, mapping=mapping_of(columns), seed=seed)
     return draft.write(folder, name, found, base=base, seed=seed)
+
+
+def made_for_job(
+    loco: Client, name: str, data: str, columns: list[str] | None, base: str | None
+) -> bool:
+    """Drafts and pushes the adapter that `loco submit NAME --data FILE` names, where there is none.
+
+    Returns:
+        Whether there was none, and there is now; its recipe names the rows.
+    """
+    if name in (adapter["name"] for adapter in loco.adapters()):
+        return False
+    folder, file = draft.place_of(name, Path.cwd()), Path(data)
+    if (folder / RECIPE).is_file():
+        raise Conflict(
+            f"Adapter {name!r} is not on {loco.server}, but there is a recipe in {folder}.",
+            param="--data",
+            hint=f"`loco adapters push {name}`, then `loco submit {name}` without --data.",
+        )
+    if not file.is_file():
+        return False  # the server says which adapters there are
+    note(f"There is no adapter {name!r} yet: drafting one from {file.name}.")
+    tell(
+        drafted(folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0)
+    )
+    sent(loco, name, folder)
+    note(f"{name} is on {loco.server}; its recipe is {folder / RECIPE}.")
+    return True
 
 
 def tell(written: Draft) -> None:

@@ -20,6 +20,7 @@ from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import Transport, path_of, understood
+from loco.client.recipes import RecipeMethods
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
@@ -51,7 +52,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods):
+class Client(DataSetMethods, RecipeMethods):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:

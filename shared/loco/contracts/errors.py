@@ -103,6 +103,13 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class RecipeChanged(Conflict):
+    """The adapter has another recipe than `If-Match` says."""
+
+    code = "recipe_changed"
+    status = 412
+
+
 class VersionRefused(Conflict):
     """The gate refused the version, and `force` was not given."""
 

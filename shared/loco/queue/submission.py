@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from celery import Celery
 
@@ -21,6 +22,7 @@ from loco.queue.data_sets import data_sets
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.frozen import freeze
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
+from loco.recipes.swap import unchanging
 from loco.recipes.uploaded import settled
 from loco.settings import Settings
 
@@ -212,6 +214,14 @@ def _check_key(key: str) -> None:
 
 
 def _frozen(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
+    """The spec a request means, made while no recipe that is put changes what it reads."""
+    # `resolve` checks the name: what is no adapter's is not looked into here
+    is_one = request.adapter in adapter_names(settings.adapters_dir)
+    with unchanging(settings.adapters_dir / request.adapter) if is_one else nullcontext():
+        return _taken(ledger, settings, request, reader)
+
+
+def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
     """The spec a request means now, with a copy of everything it was made from and will read.
 
     Args:
