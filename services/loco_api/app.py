@@ -22,6 +22,7 @@ from loco_api import (
     health,
     jobs,
     keys,
+    looks,
     plan,
     recipes,
     tasks,
@@ -67,7 +68,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
         *(jobs, diff, plan, tasks, events, artifacts, datasets),
-        *(adapters, recipes, versions, keys, health),
+        *(adapters, recipes, looks, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app

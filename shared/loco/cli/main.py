@@ -9,7 +9,19 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import adapters, admin, compare, data, evaluate, jobs, keys, new, plan, versions
+from loco.cli import (
+    adapters,
+    admin,
+    check,
+    compare,
+    data,
+    evaluate,
+    jobs,
+    keys,
+    new,
+    plan,
+    versions,
+)
 from loco.cli.console import Target, note, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
@@ -28,6 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 new.add_to(app)
+check.add_to(app)
 plan.add_to(app)
 jobs.add_to(app)
 evaluate.add_to(app)

@@ -5,7 +5,11 @@ from pathlib import Path
 
 from loco.client.http import Transport, path_of, understood
 from loco.contracts.files import atomic_write
+from loco.contracts.looks import Look, LookRequest
 from loco.contracts.recipes import RecipeText, RecipeVersion
+
+#: Seconds that a look takes at most, and one before it.
+_LOOK_SECONDS = 260.0
 
 
 class RecipeMethods:
@@ -42,6 +46,21 @@ class RecipeMethods:
             repeatable=False,
         )
         return understood(RecipeText, answer)
+
+    def look(self, request: LookRequest) -> Look:
+        """Rows as the server's training environment will see them.
+
+        Raises:
+            Unseen: it has none, or not the base's tokenizer.
+        """
+        answer = self._transport.request(
+            "POST",
+            "/looks",
+            body=request.model_dump(mode="json"),
+            repeatable=True,
+            read_timeout=_LOOK_SECONDS,
+        )
+        return understood(Look, answer)
 
     def recipe(self, name: str) -> RecipeText:
         """An adapter's recipe as it is written, and the files it names."""

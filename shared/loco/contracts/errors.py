@@ -110,6 +110,12 @@ class RecipeChanged(Conflict):
     status = 412
 
 
+class Unseen(Conflict):
+    """How the model will see rows is not known here: no training environment, or no tokenizer."""
+
+    code = "unseen"
+
+
 class VersionRefused(Conflict):
     """The gate refused the version, and `force` was not given."""
 
