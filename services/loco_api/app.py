@@ -12,9 +12,11 @@ from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
+from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
+    bases,
     datasets,
     diff,
     errors,
@@ -22,16 +24,22 @@ from loco_api import (
     health,
     jobs,
     keys,
+    logs,
     looks,
     plan,
     recipes,
+    removal,
+    sweeps,
     tasks,
     versions,
 )
 from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
+from loco_api.client import routes as client
 from loco_api.context import Context
+from loco_api.openai_api import chat, models
+from loco_api.openai_api.upstream import Upstream
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
 from loco_api.query import KNOWN_QUERY
 from loco_api.rates import Rate
@@ -57,6 +65,7 @@ def create_app(context: Context) -> FastAPI:
     settings = context.settings
     app.state.submits = Rate(settings.submits_per_minute)
     app.state.trail = Trail(context.keys.audit)
+    app.state.ollama = Upstream(settings.ollama_host)
     errors.install(app)
     # the last one added sees a request first
     app.add_middleware(BodyLimit)
@@ -65,11 +74,14 @@ def create_app(context: Context) -> FastAPI:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
+    app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, diff, plan, tasks, events, artifacts, datasets),
-        *(adapters, recipes, looks, versions, keys, health),
+        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
+        *(adapters, recipes, looks, bases, versions, keys, health),
     ):
+        app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
+    for module in (models, chat):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 
@@ -82,10 +94,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     def hint(job_id: str, stage: Stage) -> None:
         send_hint(context.queue, Hint(job_id=job_id, stage=stage))
 
-    reaper = Reaper(context.ledger, send_hint=hint, every=context.settings.timings.reap)
+    reaper = Reaper(
+        context.ledger,
+        send_hint=hint,
+        clear=lambda: clear_removed(context.ledger, context.settings.adapters_dir),
+        every=context.settings.timings.reap,
+    )
     reaper.start()
     yield
     context.streams.close()
+    await app.state.ollama.close()
     await app.state.trail.settle(everything=True)
     await run_in_threadpool(reaper.stop)
     context.ledger.close()

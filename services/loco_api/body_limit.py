@@ -42,7 +42,8 @@ class BodyLimit:
         )
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > BODY_LIMIT:
-            await answer(error.body, error.status)(scope, receive, send)
+            refused = answer(error.body, error.status, path=scope["path"])
+            await refused(scope, receive, send)
             return
         read = 0
 

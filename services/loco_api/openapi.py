@@ -20,6 +20,7 @@ from loco.contracts.results import (
 )
 from loco.contracts.specs import STAGE_SPECS
 from loco.contracts.stages import Stage
+from loco_api.errors import OPENAI
 
 TITLE = "locollm"
 DESCRIPTION = """
@@ -30,6 +31,7 @@ Builds LoRA adapters for small language models and puts them to work.
 """
 TAGS = [
     {"name": "jobs", "description": "Submit, watch, cancel and retry."},
+    {"name": "sweeps", "description": "Several trainings on one data set; the best goes on."},
     {"name": "events", "description": "What happens to a job, live or page by page."},
     {"name": "artifacts", "description": "The files a job committed."},
     {
@@ -38,6 +40,11 @@ TAGS = [
     },
     {"name": "datasets", "description": "Your own rows: upload them, look at them, delete them."},
     {"name": "keys", "description": "API keys, and who did what with them: for admins."},
+    {
+        "name": "openai",
+        "description": "OpenAI's API for its clients: files, fine-tuning jobs, models and chats. Errors are"
+        " of OpenAI's form.",
+    },
     {"name": "service", "description": "Health, workers and version."},
 ]
 
@@ -60,10 +67,21 @@ class Api(FastAPI):
         if self.openapi_schema is None:
             document = super().openapi()
             schemas = document["components"]["schemas"]
+            _leave_out_validation_errors(document)
             _spell_out_overrides(schemas)
             _spell_out_results(schemas)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _leave_out_validation_errors(document: dict[str, Any]) -> None:
+    """Drops the 422 that FastAPI puts where a route lists none: below /v1 it is a 400 (`errors`)."""
+    for path, operations in document["paths"].items():
+        if path.startswith(OPENAI):
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _spell_out_overrides(schemas: dict[str, Any]) -> None:
@@ -80,7 +98,7 @@ def _spell_out_overrides(schemas: dict[str, Any]) -> None:
         for field in _FIXED:
             overrides["properties"].pop(field, None)
         overrides["description"] = f"Fields of stage {stage} to set differently from the recipe."
-        for name in ("JobRequest", "PlanRequest"):
+        for name in ("JobRequest", "PlanRequest", "SweepRequest"):
             fields = schemas[name]["properties"]
             fields[stage.value] = {
                 "$ref": f"#/components/schemas/{spec.__name__}Overrides",

@@ -1,4 +1,7 @@
-"""Query parameters that a route does not take are refused: one that was misspelt would be left out in silence."""
+"""Query parameters that a route does not take are refused: one that was misspelt would be left out in silence.
+
+A route whose parameter is called `NAME[*]` takes `NAME[ANYTHING]`.
+"""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -13,7 +16,7 @@ def refuse_unknown(request: Request) -> None:
     """Raises `InvalidRequest` for the first query parameter that the route does not have."""
     known = sorted(_names(request.scope["route"].dependant))
     for name in request.query_params:
-        if name not in known:
+        if name not in known and f"{name.partition('[')[0]}[*]" not in known:
             near = get_close_matches(name, known, 1)
             takes = f"This route takes {', '.join(known)}." if known else "This route takes none."
             raise InvalidRequest(

@@ -9,7 +9,7 @@ import pytest
 
 from loco.contracts import errors
 from loco.contracts.errors import LocoError
-from loco.queue import replay, submission
+from loco.queue import grid, replay, submission, sweeps
 from loco.recipes import catalog, data_files, documents, frozen, resolve
 from loco.settings import Settings
 from loco_api.__main__ import build
@@ -71,13 +71,15 @@ def test_every_operation_lists_its_errors(operations):
             assert "security" not in operation
             continue
         assert list(operation["security"][0]) == ["apiKey"], path
-        expected = {"401", "403", "422", "429", "500", "503"}
+        openai = path.startswith("/v1/")
+        expected = {"401", "403", "400" if openai else "422", "429", "500", "503"}
         if "{" in path:
             expected.add("404")
         assert expected <= errors, (method, path)
         for code in errors:
             schema = operation["responses"][code]["content"]["application/json"]["schema"]
-            assert schema == {"$ref": "#/components/schemas/ErrorAnswer"}, (path, code)
+            form = "OpenAIErrorAnswer" if openai else "ErrorAnswer"
+            assert schema == {"$ref": f"#/components/schemas/{form}"}, (path, code)
     assert {"404", "409", "413"} <= set(operations["post", "/jobs"]["responses"])
     assert "409" in operations["post", "/jobs/{job_id}/retry"]["responses"]
     download = operations["get", "/jobs/{job_id}/artifacts/{path}"]["responses"]
@@ -103,6 +105,7 @@ def raised_by(*modules):
     [
         ("/jobs", (submission, catalog, data_files, documents, frozen, resolve)),
         ("/jobs/{job_id}/replay", (submission, replay)),
+        ("/sweeps", (submission, grid, sweeps, catalog, data_files, documents, frozen, resolve)),
     ],
 )
 def test_submission_lists_every_error_it_can_raise(operations, path, modules):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from celery import Celery
 
-from loco.contracts.errors import Conflict
+from loco.contracts.errors import Conflict, InvalidRequest, NotFound
 from loco.contracts.jobs import Checkpoint, Failure, JobStatus, StageStatus
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec
@@ -428,3 +428,48 @@ class TestReap:
             send_hint(app, hint)
         time.sleep(0.02)
         assert ledger.reap() == []
+
+
+def test_a_pause_is_a_cancel_with_a_mark_that_a_retry_takes_off(
+    ledger: Ledger, spec: Specs
+) -> None:
+    job, _ = ledger.submit(spec())
+    claim = take(ledger)
+    asked = ledger.cancel(job.id, pause=True)
+    assert (asked.status, asked.paused, asked.cancel_requested) == (JobStatus.RUNNING, True, True)
+    assert ledger.renew(claim.task_id, claim.token) is Renewal.CANCEL
+    assert ledger.cancelled(claim.task_id, claim.token)
+    stopped = ledger.job(job.id)
+    assert (stopped.status, stopped.paused) == (JobStatus.CANCELLED, True)
+    resumed = ledger.retry(job.id)
+    assert (resumed.status, resumed.paused) == (JobStatus.QUEUED, False)
+    assert take(ledger).job_id == job.id
+
+
+def test_a_cancel_ends_a_pause_and_a_pause_no_cancel(ledger: Ledger, spec: Specs) -> None:
+    job, _ = ledger.submit(spec())
+    assert ledger.cancel(job.id, pause=True).paused
+    assert not ledger.cancel(job.id).paused, "it had ended, paused"
+    job, _ = ledger.submit(spec())
+    take(ledger)
+    ledger.cancel(job.id)
+    assert not ledger.cancel(job.id, pause=True).paused
+    done, _ = ledger.submit(spec(stages=["prepare"]))
+    commit(ledger, take(ledger))
+    assert not ledger.cancel(done.id, pause=True).paused
+
+
+def test_the_latest_events_are_read_backwards_page_by_page(ledger: Ledger, spec: Specs) -> None:
+    job, _ = ledger.submit(spec())
+    take(ledger)
+    ledger.cancel(job.id)
+    forward = ledger.events(job.id, limit=1000)
+    assert len(forward) > 4
+    backward = ledger.latest_events(job.id, limit=2)
+    while more := ledger.latest_events(job.id, before=backward[-1].id, limit=2):
+        backward += more
+    assert backward == forward[::-1]
+    with pytest.raises(NotFound):
+        ledger.latest_events("20260101-000000-abcdef")
+    with pytest.raises(InvalidRequest):
+        ledger.latest_events(job.id, before="yesterday")

@@ -1,7 +1,9 @@
-"""OpenAI's path for chats: Ollama's answer in OpenAI's words, whole or as server-sent events."""
+"""OpenAI's paths: Ollama's answers in OpenAI's words, chats whole or as server-sent events."""
 
+import base64
 import json
 import random
+import struct
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -11,12 +13,16 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from loco_modelhost.answers import chat as chats
+from loco_modelhost.answers.embed import embed
 from loco_modelhost.api.routes import ThePool, TheStore
 from loco_modelhost.api.streams import unless_gone
 from loco_modelhost.engine.session import EngineError
 from loco_modelhost.requests.body import Body
+from loco_modelhost.requests.names import ModelName
 from loco_modelhost.requests.openai import chat_body
-from loco_modelhost.requests.refusals import Refusal
+from loco_modelhost.requests.refusals import Refusal, not_found
+from loco_modelhost.store.models import Model
+from loco_modelhost.store.store import Manifest
 
 Event = dict[str, Any]
 
@@ -35,6 +41,51 @@ async def completions(request: Request, store: TheStore, pool: ThePool) -> Respo
     if body.flag("stream"):
         return await unless_gone(request, answer.streamed(events))
     return await unless_gone(request, answer.whole(events))
+
+
+@router.get("/v1/models")
+def models(store: TheStore) -> Response:
+    """The stored models, the newest first."""
+    found = [_listed(manifest, manifest.name.short) for manifest in store.manifests()]
+    return JSONResponse({"object": "list", "data": found})
+
+
+@router.get("/v1/models/{name:path}")
+def model(name: str, store: TheStore) -> Response:
+    """One of them, by the name it was asked for."""
+    resolved = store.resolve(name)
+    if not resolved.is_valid:
+        raise not_found(name)
+    return JSONResponse(_listed(Model.load(store, name, resolved).manifest, name))
+
+
+@router.post("/v1/embeddings")
+async def embeddings(request: Request, store: TheStore, pool: ThePool) -> Response:
+    """Vectors of texts."""
+    body = Body("EmbedRequest", await request.body())
+    if body.any("input") in (None, "", []):
+        raise Refusal(400, "invalid input")
+    form = body.text("encoding_format") or "float"
+    if form not in ("float", "base64"):
+        raise Refusal(
+            400,
+            f"Invalid value for 'encoding_format' = {form}. "
+            'Supported values: ["float", "base64"].',
+        )
+
+    async def answer() -> Response:
+        found = await embed(store, pool, body)
+        tokens = found["prompt_eval_count"]
+        data = [
+            {"object": "embedding", "embedding": _vector(vector, form), "index": index}
+            for index, vector in enumerate(found["embeddings"])
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return JSONResponse(
+            {"object": "list", "data": data, "model": found["model"], "usage": usage}
+        )
+
+    return await unless_gone(request, answer())
 
 
 def error(status: int, message: str) -> dict[str, Any]:
@@ -120,6 +171,23 @@ class _Answer:
             "model": event["model"],
             "system_fingerprint": "fp_ollama",
         }
+
+
+def _listed(manifest: Manifest, name: str) -> dict[str, Any]:
+    owner = ModelName.parse(name).namespace
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(manifest.modified_at.timestamp()),
+        "owned_by": owner,
+    }
+
+
+def _vector(vector: list[float], form: str) -> list[float] | str:
+    """As numbers, or as little-endian floats of 32 bits in base64."""
+    if form == "float":
+        return vector
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _wants_usage(raw: bytes) -> bool:

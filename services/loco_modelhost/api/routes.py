@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from loco_modelhost.answers import chat as chats
+from loco_modelhost.answers import embed as embeddings
 from loco_modelhost.answers import generate as completions
-from loco_modelhost.api.streams import last, respond
+from loco_modelhost.api.streams import answered, last, respond, unless_gone
 from loco_modelhost.engine.pool import Pool
 from loco_modelhost.requests.body import Body
 from loco_modelhost.requests.refusals import INVALID_NAME, Refusal, not_found
@@ -159,3 +160,10 @@ async def generate(request: Request, store: TheStore, pool: ThePool) -> Response
     body = Body("GenerateRequest", await request.body())
     events = completions.generate(store, pool, body)
     return await respond(request, body, events, completions.merged)
+
+
+@router.post("/api/embed")
+async def embed(request: Request, store: TheStore, pool: ThePool) -> Response:
+    """Vectors of texts."""
+    body = Body("EmbedRequest", await request.body())
+    return await unless_gone(request, answered(embeddings.embed(store, pool, body)))

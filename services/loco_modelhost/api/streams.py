@@ -41,6 +41,11 @@ def last(events: list[Event]) -> Event:
     return events[-1]
 
 
+async def answered(work: Coroutine[Any, Any, Event]) -> Response:
+    """One object, once it is there."""
+    return JSONResponse(await work)
+
+
 async def _whole(events: AsyncIterator[Event], merge: Merge) -> Response:
     return JSONResponse(merge([event async for event in events]))
 

@@ -23,9 +23,9 @@ from loco.datasets.rows import Row
 from loco.drafting import folders
 from loco.grading.eval_items import load_eval_items
 from loco.grading.significance import smallest_difference
-from loco.recipes.catalog import CATALOG
 from loco.recipes.data_files import dataset_path
 from loco.recipes.resolve import RECIPE, resolve
+from loco.settings import CATALOG
 
 #: Findings of a kind that are listed; all are counted.
 LISTED = 10

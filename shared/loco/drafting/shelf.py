@@ -29,12 +29,11 @@ from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.drafting.draft import check_name
 from loco.grading.eval_items import load_eval_items
-from loco.recipes.catalog import CATALOG
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
 from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve
 from loco.recipes.swap import KEPT, Change, change, unchanging
-from loco.settings import Settings
+from loco.settings import CATALOG, Settings
 
 #: Recipes of an adapter that are kept; older ones go.
 MOST_KEPT = 200

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -134,23 +135,33 @@ class OllamaHost:
         self,
         model: str,
         *,
-        files: Mapping[str, str],
+        files: Mapping[str, str] | None = None,
+        base: str | None = None,
+        adapters: Mapping[str, str] | None = None,
         system: str | None,
         parameters: Mapping[str, Any],
         status: Callable[[str], None],
     ) -> None:
-        """Creates a model from blobs.
+        """Creates a model from blobs, or from an adapter on a model that is there.
 
         Args:
             model: its name.
-            files: file name to blob digest.
+            files: file name to blob digest; none: the model stands on `base`.
+            base: a model there; one that is not may be pulled by the server.
+            adapters: file name to blob digest of what is put on it.
             system: system prompt; none: the template's own.
             parameters: options of the Modelfile, e.g. `stop`.
             status: called with each line the server says meanwhile.
         """
         with self._speaking(f"create {model}"):
             for response in self._client.create(
-                model, files=dict(files), system=system, parameters=dict(parameters), stream=True
+                model,
+                files=dict(files) if files else None,
+                from_=base,
+                adapters=dict(adapters) if adapters else None,
+                system=system,
+                parameters=dict(parameters),
+                stream=True,
             ):
                 status(response.status or "")
 
@@ -169,6 +180,16 @@ class OllamaHost:
         """Full model name (with tag) to the bytes it takes there, of all models."""
         with self._speaking("list its models"):
             return {m.model: int(m.size or 0) for m in self._client.list().models if m.model}
+
+    def modified(self) -> dict[str, datetime | None]:
+        """Full model name (with tag) to when it was changed last, of all models there."""
+        with self._speaking("list its models"):
+            return {m.model: m.modified_at for m in self._client.list().models if m.model}
+
+    def delete(self, model: str) -> None:
+        """Removes a name, and what only it used."""
+        with self._speaking(f"delete {model}"):
+            self._client.delete(model)
 
     def show(self, model: str, *, verbose: bool = False) -> dict[str, Any]:
         """Template, parameters, system, modelfile, capabilities, tensors of a model.

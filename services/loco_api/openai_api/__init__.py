@@ -1,0 +1,1 @@
+"""OpenAI's API on the same ledger: files, fine-tuning jobs, models and chats (docs/openai.md)."""
