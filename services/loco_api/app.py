@@ -25,7 +25,9 @@ from loco_api import (
     jobs,
     keys,
     logs,
+    looks,
     plan,
+    recipes,
     removal,
     sweeps,
     tasks,
@@ -76,7 +78,7 @@ def create_app(context: Context) -> FastAPI:
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
         *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
-        *(adapters, bases, versions, keys, health),
+        *(adapters, recipes, looks, bases, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     for module in (models, chat):

@@ -29,6 +29,8 @@ class Context:
     inspections: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(_INSPECTIONS)
     )
+    #: Looks at rows at once, each in a process of the training environment.
+    looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     #: Plans made at once, each on a thread.
     plans: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_PLANS))
 

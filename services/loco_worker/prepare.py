@@ -23,12 +23,12 @@ from loco.contracts.results import Dropped, PrepareResult
 from loco.contracts.sources import GivenSource, SelfSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.contracts.stages import Stage
+from loco.datasets.overlap import OverlapIndex
 from loco.grading.eval_items import EvalItem, written
 from loco.grading.graders import check_gradable
 from loco.stage.program import Emitter, main
 from loco_worker.sampling.base_answers import OwnAnswers, own_answers
 from loco_worker.sources.eval_sets import read_sets
-from loco_worker.sources.overlap import OverlapIndex
 from loco_worker.sources.rows import Row
 from loco_worker.sources.sieve import Sieve
 from loco_worker.sources.sources import open_source

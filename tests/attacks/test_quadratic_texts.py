@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from loco.contracts.grading import ChoiceGrader
+from loco.datasets import overlap
 from loco.grading import answers, choices, code, eval_items, json_answers
 from loco_worker.measuring import report
 from loco_worker.sampling import texts
-from loco_worker.sources import overlap, questions, rows
+from loco_worker.sources import questions, rows
 
 _CHOICE = ChoiceGrader(kind="choice", options={"A": "Rome", "B": "Paris"})
 _ITEM = eval_items.EvalItem(id="1", question="Why?", answer="5")

@@ -16,11 +16,11 @@ from loco.contracts.grading import (
     RegexGrader,
     WordsGrader,
 )
+from loco.datasets.overlap import calculation, normalise
 from loco.grading.answers import extract, extract_words, is_correct, parse, plain, same
 from loco.grading.eval_items import EvalItem
 from loco.grading.graders import LONGEST_ANSWER, grade
 from loco.grading.verdict import Graded
-from loco_worker.sources.overlap import calculation, normalise
 from loco_worker.sources.rows import Malformed, training_answer
 
 PIECES = [

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from loco.contracts.errors import DataError
+from loco.datasets.overlap import OverlapIndex, calculation, normalise
 from loco.grading.eval_items import EvalItem, eval_items, load_eval_items, parse_line, read_lines
-from loco_worker.sources.overlap import OverlapIndex, calculation, normalise
 from loco_worker.sources.questions import question_of
 from loco_worker.sources.rows import Empty, Malformed, Row, row_of
 

@@ -9,12 +9,12 @@ import pytest
 from loco.contracts.errors import DataError, SandboxUnavailable
 from loco.contracts.results import PrepareResult
 from loco.contracts.specs import Inputs, PrepareSpec
+from loco.datasets.overlap import OverlapIndex, calculation, normalise
 from loco.grading.eval_items import load_eval_items
 from loco.grading.graders import grade
 from loco.stage.program import Emitter
 from loco_worker import prepare
 from loco_worker.sources import eval_sets, sieve
-from loco_worker.sources.overlap import OverlapIndex, calculation, normalise
 
 BENCHMARK = Path(__file__).parents[2] / "adapters" / "math" / "eval_dataset.jsonl"
 

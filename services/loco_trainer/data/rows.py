@@ -71,7 +71,7 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
             conversations += 1
             thinking += any(map(thoughts.thinks, messages))
             for row in _encoded(path, number, messages, template):
-                kept, inside, beyond = _cut(row, max_length)
+                kept, inside, beyond = within(row, max_length)
                 lost += beyond
                 cut += inside
                 if kept is None:
@@ -88,7 +88,7 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
     return Rows(rows, cut, dropped, thinking, lost, conversations)
 
 
-def _cut(row: Row, longest: int) -> tuple[Row | None, bool, int]:
+def within(row: Row, longest: int) -> tuple[Row | None, bool, int]:
     """A row up to its last answer within a length, whether that answer was cut, and answers beyond.
 
     None for a row whose first answer begins beyond it.

@@ -9,10 +9,10 @@ from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
+from loco.datasets.overlap import OverlapIndex
 from loco.grading.eval_items import EvalItem, load_eval_items
 from loco.stage.program import Emitter
 from loco_worker.sources.eval_sets import read_sets
-from loco_worker.sources.overlap import OverlapIndex
 
 #: Words in a row that a problem and a training row may not share; as prepare's default.
 NGRAM = 13

@@ -5,11 +5,11 @@ from typing import Any
 
 from loco.contracts.sources import SelfSource
 from loco.contracts.specs import PrepareSpec
+from loco.datasets.overlap import OverlapIndex
 from loco.stage.program import Emitter
 from loco_worker.sampling.pairs import pair_count, pairs_of
 from loco_worker.sampling.tries import Asked
 from loco_worker.sampling.waves import fruitless, wave_size
-from loco_worker.sources.overlap import OverlapIndex
 from loco_worker.sources.validation import apart
 
 

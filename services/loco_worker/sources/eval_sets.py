@@ -7,11 +7,11 @@ from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
 from loco.contracts.sources import ArithmeticSource, DatasetSource, JsonlSource, ReasoningGymSource
 from loco.contracts.specs import Inputs
+from loco.datasets.overlap import OverlapIndex, normalise
 from loco.grading.eval_items import EvalItem, eval_items, load_eval_items
 from loco.recipes.data_files import data_file
 from loco.stage.program import Emitter
 from loco_worker.sources.hub import hub_table
-from loco_worker.sources.overlap import OverlapIndex, normalise
 from loco_worker.sources.sources import held_out_problems
 from loco_worker.sources.uploaded import eval_values, rows_of
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from loco.contracts.results import Dropped, Overlap
-from loco_worker.sources.overlap import OverlapIndex, normalise
+from loco.datasets.overlap import OverlapIndex, normalise
 from loco_worker.sources.rows import Empty, Malformed, Row
 from loco_worker.sources.sources import Record, Records
 

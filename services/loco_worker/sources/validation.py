@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from loco.contracts.specs import PrepareSpec
+from loco.datasets.overlap import OverlapIndex
 from loco.stage.program import Emitter
 from loco_worker.sources import sieve
-from loco_worker.sources.overlap import OverlapIndex
 from loco_worker.sources.rows import Row
 
 

@@ -1,4 +1,4 @@
-"""Commands about the service: up, adapters, workers, doctor, version."""
+"""Commands about the service: up, workers, doctor, version."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ _LEVELS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands in the order in which help lists them."""
-    for command in (up, adapters, workers, doctor, version):
+    for command in (up, workers, doctor, version):
         app.command()(command)
 
 
@@ -48,26 +48,6 @@ def up(
     }
     given = {name: str(value) for name, value in asked.items() if value is not None}
     return run_up(Settings.from_environment({**variables_here(), **given}))
-
-
-def adapters(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the adapters that jobs can build."""
-    with client(context) as loco:
-        found = loco.adapters()
-    if as_json:
-        show_json(found)
-        return
-    rows = table("adapter", "profiles", "base model", "model", "good at")
-    for adapter in found:
-        error = adapter.get("error")
-        rows.add_row(
-            str(adapter["name"]),
-            ", ".join(adapter.get("profiles", [])),
-            adapter.get("base_model") or "",
-            adapter.get("model_name") or "",
-            Text(error["message"], style="red") if error else adapter.get("description") or "",
-        )
-    show(rows) if found else note("No adapters: the adapters folder holds no adapter.yaml.")
 
 
 def workers(context: typer.Context, as_json: JsonOption = False) -> None:

@@ -15,6 +15,7 @@ from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.data import MapOption, rows_for_job
 from loco.cli.moments import absolute, moment
+from loco.cli.new import made_for_job
 from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
@@ -146,7 +147,7 @@ def submit(
     if columns and data is None:
         raise InvalidRequest("--map needs --data.", param="--map", hint="Add --data FILE.")
     with client(context) as loco:
-        if data is not None:
+        if data is not None and not made_for_job(loco, adapter, data, columns, base_model):
             overrides = rows_for_job(loco, data, columns, overrides)
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))

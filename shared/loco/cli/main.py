@@ -10,15 +10,18 @@ from typing import Annotated
 import typer
 
 from loco.cli import (
+    adapters,
     admin,
     bases,
     chat,
+    check,
     compare,
     data,
     evaluate,
     jobs,
     keys,
     logs,
+    new,
     plan,
     remove,
     sweeps,
@@ -42,6 +45,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+new.add_to(app)
+check.add_to(app)
 plan.add_to(app)
 bases.add_to(app)
 jobs.add_to(app)
@@ -53,6 +58,7 @@ versions.add_to(app)
 compare.add_to(app)
 chat.add_to(app)
 admin.add_to(app)
+app.add_typer(adapters.app, name="adapters")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 

@@ -21,6 +21,7 @@ from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
+from loco.client.recipes import RecipeMethods
 from loco.client.references import job_id_of, lines
 from loco.client.sweeps import SweepCalls
 from loco.client.target import default_key, default_server
@@ -57,7 +58,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods, SweepCalls):
+class Client(DataSetMethods, RecipeMethods, SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:

@@ -105,6 +105,19 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class RecipeChanged(Conflict):
+    """The adapter has another recipe than `If-Match` says."""
+
+    code = "recipe_changed"
+    status = 412
+
+
+class Unseen(Conflict):
+    """How the model will see rows is not known here: no training environment, or no tokenizer."""
+
+    code = "unseen"
+
+
 class VersionRefused(Conflict):
     """The gate refused the version, and `force` was not given."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from loco.queue.data_sets import data_sets
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.frozen import freeze, held
 from loco.recipes.resolve import RECIPE, adapter_names, resolve
+from loco.recipes.swap import unchanging
 from loco.recipes.uploaded import settled
 from loco.settings import Settings
 
@@ -244,6 +246,14 @@ def check_key(key: str) -> None:
 def frozen_spec(
     ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None
 ) -> JobSpec:
+    """As `_taken`, while no recipe that is put changes what it reads."""
+    # `resolve` checks the name: what is no adapter's is not looked into here
+    is_one = request.adapter in adapter_names(settings.adapters_dir)
+    with unchanging(settings.adapters_dir / request.adapter) if is_one else nullcontext():
+        return _taken(ledger, settings, request, reader)
+
+
+def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
     """The spec a request means now, with a copy of everything it was made from and will read.
 
     Args:

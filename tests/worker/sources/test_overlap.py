@@ -1,6 +1,6 @@
 import pytest
 
-from loco_worker.sources.overlap import OverlapIndex, calculation, normalise
+from loco.datasets.overlap import OverlapIndex, calculation, normalise
 
 
 def index(*questions: str, ngram: int = 13) -> OverlapIndex:

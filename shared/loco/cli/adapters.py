@@ -1,0 +1,159 @@
+"""`loco adapters`: what can be built; push a recipe from here to the server, pull one from there."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from loco.cli.console import client, note, show, show_json, table
+from loco.cli.data import pushed
+from loco.client.client import Client
+from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from loco.contracts.files import write_text
+from loco.contracts.recipes import FILE_PATTERN, RecipeText
+from loco.drafting import folders
+from loco.drafting.draft import check_name, place_of
+from loco.recipes.resolve import RECIPE
+
+app = typer.Typer(help="List the adapters that jobs can build; push and pull recipes.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
+
+#: What was last pushed to or pulled from which server: address to ETag.
+_KNOWN = ".pushed.json"
+
+
+@app.callback(invoke_without_command=True)
+def adapters(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the adapters that jobs can build; push and pull recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    with client(context) as loco:
+        found = loco.adapters()
+    if as_json:
+        show_json(found)
+        return
+    rows = table("adapter", "profiles", "base model", "model", "good at")
+    for adapter in found:
+        error = adapter.get("error")
+        rows.add_row(
+            str(adapter["name"]),
+            ", ".join(adapter.get("profiles", [])),
+            adapter.get("base_model") or "",
+            adapter.get("model_name") or "",
+            Text(error["message"], style="red") if error else adapter.get("description") or "",
+        )
+    show(rows) if found else note(
+        "No adapters yet. `loco new NAME --data rows.csv` drafts one, `loco adapters push` sends it."
+    )
+
+
+@app.command()
+def push(
+    context: typer.Context,
+    name: NameArgument,
+    *,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of the adapter; none: ./adapters/NAME or ./NAME."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also over a recipe that is newer on the server.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a recipe and the data files it names to the server. Needs an admin key."""
+    folder = source or place_of(name, Path.cwd())
+    with client(context) as loco:
+        found = sent(loco, name, folder, force=force)
+    if as_json:
+        show_json(found)
+        return
+    files = ", ".join(found.files) or "no files"
+    show(f"{name} is on {loco.server}: recipe {found.version} with {files}.")
+    note(f"Build it with `loco submit {name} --wait`, or rehearse: add --profile tiny.")
+
+
+@app.command()
+def pull(
+    context: typer.Context,
+    name: NameArgument,
+    *,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write to; none: ./adapters/NAME or ./NAME.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are here.")] = False,
+) -> None:
+    """Bring a recipe and the data files it names from the server."""
+    check_name(name)
+    folder = to or place_of(name, Path.cwd())
+    if (folder / RECIPE).exists() and not force:
+        raise Conflict(
+            f"{folder / RECIPE} is here already.",
+            param="--to",
+            hint="Pull into another folder (--to DIR), or write over it with --force.",
+        )
+    with client(context) as loco:
+        found = loco.recipe(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in found.files:
+            loco.recipe_file(name, _checked(file), folder / file)
+            show(f"{folder / file}")
+        write_text(folder / RECIPE, found.recipe)
+        _remember(folder, loco, found)
+    show(f"{folder / RECIPE}")
+
+
+def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> RecipeText:
+    """Uploads the data files of a recipe, then puts it."""
+    text = folders.recipe_of(folder, name)
+    files = folders.files_of(folder, text)
+    known = None if force else _known(folder, loco)
+    with suppress(NotFound):
+        now = loco.recipe(name)
+        if not force and known != now.etag:
+            raise Conflict(
+                f"Adapter {name!r} on {loco.server} has a recipe that this folder does not know.",
+                param="name",
+                hint=f"Look at it with `loco adapters pull {name} --to DIR`; then push with --force, "
+                "or choose another name.",
+            )
+        known = now.etag
+    try:
+        uploaded = {file: pushed(loco, path).id for file, path in files.items()}
+        found = loco.put_adapter(name, text, files=uploaded, if_match=known)
+    except Forbidden as error:
+        raise Forbidden(
+            f"To put a recipe on {loco.server} takes an admin key. {error.message}",
+            param=error.param,
+            hint="Ask whoever runs the server: `loco keys create NAME --scope admin` there, or let them push it.",
+        ) from error
+    _remember(folder, loco, found)
+    return found
+
+
+def _checked(file: str) -> str:
+    """A server may name no file that lies elsewhere."""
+    if re.fullmatch(FILE_PATTERN, file) is None or file == RECIPE:
+        raise InvalidRequest(f"The server calls a data file {file!r:.200}; it is left alone.")
+    return file
+
+
+def _known(folder: Path, loco: Client) -> str | None:
+    try:
+        known = json.loads((folder / _KNOWN).read_text())
+        return str(known[loco.server])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(folder: Path, loco: Client, found: RecipeText) -> None:
+    known = {}
+    with suppress(OSError, ValueError):
+        known = dict(json.loads((folder / _KNOWN).read_text()))
+    write_text(folder / _KNOWN, json.dumps({**known, loco.server: found.etag}, indent=2) + "\n")

@@ -1,0 +1,112 @@
+"""`loco new`: the recipe of a task of one's own, from rows.
+
+loco new units --data rows.csv
+loco new units --data rows.csv --map question=Frage --map answer=Antwort
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loco.cli.adapters import sent
+from loco.cli.console import note, show
+from loco.cli.data import MapOption, mapping_of
+from loco.client.client import Client
+from loco.contracts.errors import Conflict
+from loco.drafting import draft, rows
+from loco.drafting.draft import Draft
+from loco.recipes.resolve import RECIPE
+
+DataOption = Annotated[
+    Path,
+    typer.Option("--data", help="Your rows: JSONL, CSV or Parquet, a question and answer each."),
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(new)
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Name of your adapter, like `units`.")],
+    data: DataOption,
+    *,
+    base: Annotated[
+        str, typer.Option(help="Base model of the catalog, which learns.")
+    ] = draft.DEFAULT_BASE,
+    columns: MapOption = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+) -> None:
+    """Write the recipe of a new adapter from rows of your own, and split an eval set off them."""
+    folder = draft.place_of(name, Path.cwd())
+    written = drafted(folder, name, data, base=base, columns=columns or [], seed=seed)
+    tell(written)
+    note(
+        f"Next: `loco check {name}`, then `loco adapters push {name}` and `loco submit {name} --wait`."
+    )
+
+
+def drafted(
+    folder: Path, name: str, data: Path, *, base: str, columns: list[str], seed: int
+) -> Draft:
+    """Reads rows, divides them and writes the adapter's folder."""
+    found = rows.divided(data, mapping=mapping_of(columns), seed=seed)
+    return draft.write(folder, name, found, base=base, seed=seed)
+
+
+def made_for_job(
+    loco: Client, name: str, data: str, columns: list[str] | None, base: str | None
+) -> bool:
+    """Drafts and pushes the adapter that `loco submit NAME --data FILE` names, where there is none.
+
+    Returns:
+        Whether there was none, and there is now; its recipe names the rows.
+    """
+    if name in (adapter["name"] for adapter in loco.adapters()):
+        return False
+    folder, file = draft.place_of(name, Path.cwd()), Path(data)
+    if (folder / RECIPE).is_file():
+        raise Conflict(
+            f"Adapter {name!r} is not on {loco.server}, but there is a recipe in {folder}.",
+            param="--data",
+            hint=f"`loco adapters push {name}`, then `loco submit {name}` without --data.",
+        )
+    if not file.is_file():
+        return False  # the server says which adapters there are
+    note(f"There is no adapter {name!r} yet: drafting one from {file.name}.")
+    tell(
+        drafted(folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0)
+    )
+    sent(loco, name, folder)
+    note(f"{name} is on {loco.server}; its recipe is {folder / RECIPE}.")
+    return True
+
+
+def tell(written: Draft) -> None:
+    """Says what was written, and what was left out and why."""
+    found, folder = written.divided, written.folder
+    show(
+        f"{folder / draft.ROWS}: {len(found.training)} rows to learn from",
+        f"{folder / draft.PROBLEMS}: {len(found.problems)} problems to measure with, none of them trained on",
+        f"{folder / RECIPE}: the recipe, on {written.base}; profile `tiny` runs on a CPU",
+    )
+    note(f"Grader `{found.picked.kind}`: {found.picked.why}.")
+    if found.picked.advice:
+        note(found.picked.advice)
+    if found.duplicates:
+        note(f"Left out: {found.duplicates} rows whose question is there already.")
+    if found.overlaps:
+        note(f"Left out: {found.overlaps} rows that are nearly the same as a problem.")
+    if found.bad_count:
+        note(f"Left out: {found.bad_count} rows that cannot be used:")
+        for problem in found.bad:
+            note(f"  {problem}")
+    if written.shows is None:
+        note(f"With {len(found.problems)} problems nothing can be proven: bring more rows.")
+    else:
+        note(
+            f"{len(found.problems)} problems can show a gain of {100 * written.shows:.0f} points or "
+            "more, none below: more rows show smaller ones."
+        )

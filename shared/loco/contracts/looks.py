@@ -1,0 +1,68 @@
+"""Rows as a base model will see them: what `loco check` asks the training environment."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from loco.contracts.base import Contract
+from loco.contracts.bounds import LARGEST_CONTEXT, LONGEST_NAME
+
+#: Rows that are tokenized at once, and characters of one.
+MOST_ROWS = 500
+LONGEST_ROW = 400_000
+#: Rows whose tokens are shown.
+SHOWN = 10
+
+
+class LookRow(Contract):
+    """A training row."""
+
+    line: int = Field(ge=1, le=10**9, description="Where it stands in its file.")
+    conversations: list[
+        dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=LONGEST_ROW)]]
+    ] = Field(min_length=1, max_length=1000, description="Its turns.")
+
+
+class LookRequest(Contract):
+    """The body of `POST /looks`."""
+
+    base_model: str = Field(max_length=LONGEST_NAME, description="Name in the catalog.")
+    max_length: int = Field(
+        ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens; longer rows are cut."
+    )
+    rows: tuple[LookRow, ...] = Field(
+        min_length=1, max_length=MOST_ROWS, description="Rows; the first ten are shown in full."
+    )
+
+
+class LookPiece(Contract):
+    """A run of tokens that are all trained on, or all not."""
+
+    text: str = Field(description="The tokens, decoded.")
+    trained: bool = Field(description="Whether the loss counts on them.")
+
+
+class LookedAt(Contract):
+    """What becomes of a row."""
+
+    line: int = Field(description="Where it stands in its file.")
+    tokens: int = Field(0, description="Before it is cut.")
+    trained: int = Field(0, description="Tokens that the loss counts on, after it is cut.")
+    cut: bool = Field(False, description="Its answer is cut at max_length, and has no end.")
+    dropped: bool = Field(False, description="Its answer begins beyond max_length.")
+    problem: str | None = Field(None, description="Why it cannot be trained on at all.")
+    pieces: tuple[LookPiece, ...] = Field(
+        (), description="As the model sees it; of the first rows."
+    )
+
+
+class Look(Contract):
+    """Rows as they will be trained on."""
+
+    base_model: str = Field(description="Whose tokenizer and chat template were asked.")
+    rows: tuple[LookedAt, ...] = Field(description="One for each row, in order.")
+
+
+def asked_of(base_model: dict[str, Any], models_dir: str, request: LookRequest) -> dict[str, Any]:
+    """What the program reads on standard input."""
+    return {**request.model_dump(mode="json"), "base": base_model, "models_dir": models_dir}

@@ -1,0 +1,195 @@
+"""What is wrong with a task before any GPU time: its recipe, its rows, its eval set.
+
+Each finding names the file and its line. How the model will see the rows is `looking`'s matter.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loco.contracts.datasets import Layout
+from loco.contracts.errors import DataError, InvalidRequest, LocoError
+from loco.contracts.looks import MOST_ROWS, LookRequest, LookRow
+from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
+from loco.contracts.sources import JsonlSource
+from loco.contracts.specs import JobSpec
+from loco.datasets import formats
+from loco.datasets.formats import Problem
+from loco.datasets.overlap import OverlapIndex, normalise
+from loco.datasets.rows import Row
+from loco.drafting import folders
+from loco.grading.eval_items import load_eval_items
+from loco.grading.significance import smallest_difference
+from loco.recipes.data_files import dataset_path
+from loco.recipes.resolve import RECIPE, resolve
+from loco.settings import CATALOG
+
+#: Findings of a kind that are listed; all are counted.
+LISTED = 10
+#: Characters of rows that are looked at: what one request may carry.
+_MOST_CHARACTERS = 500_000
+
+
+@dataclass
+class Checked:
+    """What was found."""
+
+    #: What must be changed, a sentence each.
+    problems: list[str] = field(default_factory=list)
+    #: What may be as it should, and is worth a look.
+    notes: list[str] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    #: Problems of the eval sets.
+    items: int = 0
+    #: None: the recipe does not resolve here.
+    spec: JobSpec | None = None
+
+
+def check(folder: Path, name: str, profile: str = DEFAULT_PROFILE) -> Checked:
+    """Looks through an adapter's folder.
+
+    Args:
+        folder: of the adapter; the catalog is looked for beside it.
+        name: of the adapter.
+        profile: whose rows are looked at; all of them must resolve.
+
+    Raises:
+        InvalidRequest: there is no recipe, or no such profile.
+    """
+    found = Checked()
+    text = folders.recipe_of(folder, name)
+    recipe = folders.parsed(text, str(folder / RECIPE))
+    if profile not in recipe.profile_names:
+        raise InvalidRequest(
+            f"{name} has no profile {profile!r}. Profiles: {', '.join(recipe.profile_names)}.",
+            param="--profile",
+        )
+    if not (folder.parent / CATALOG).is_file():
+        found.notes.append(
+            f"There is no {CATALOG} beside {folder}, so fields are checked when the recipe is pushed."
+        )
+        return found
+    for each in recipe.profile_names:
+        try:
+            spec = resolve(folder.parent, JobRequest(adapter=name, profile=each))
+        except LocoError as error:
+            line = line_of(text, error.param or "", each)
+            at = f"{RECIPE}, line {line}" if line else RECIPE
+            hint = f" {error.hint}" if error.hint else ""
+            found.problems.append(f"{at} (profile {each}): {error.message}{hint}")
+            continue
+        if each == profile:
+            found.spec = spec
+    if found.spec is not None:
+        _check_data(found, found.spec, folder)
+    return found
+
+
+def _check_data(found: Checked, spec: JobSpec, folder: Path) -> None:
+    index = OverlapIndex(spec.prepare.overlap_ngram)
+    for name, wanted in spec.eval.sets.items():
+        if not isinstance(wanted.source, JsonlSource):
+            continue
+        try:
+            items = load_eval_items(dataset_path(wanted.source.path, folder))
+        except DataError as error:
+            found.problems.append(f"eval.sets.{name}: {error.message} {error.hint or ''}".strip())
+            continue
+        for item in items:
+            index.add(f"{name}, problem {item.id}", item.question)
+        found.items += len(items)
+        if smallest_difference(len(items)) is None:
+            found.notes.append(
+                f"eval.sets.{name}: with {len(items)} problems nothing can be proven."
+            )
+    if not isinstance(spec.prepare.source, JsonlSource):
+        found.notes.append(
+            f"Rows come from source {spec.prepare.source.kind}: prepare checks them."
+        )
+        return
+    _check_rows(found, spec.prepare.source.path, folder, index)
+    wanted_rows = spec.prepare.examples
+    if found.rows and len(found.rows) < wanted_rows:
+        found.notes.append(
+            f"prepare.examples is {wanted_rows}, and {len(found.rows)} rows can be used."
+        )
+
+
+def _check_rows(found: Checked, path: str, folder: Path, index: OverlapIndex) -> None:
+    seen: dict[str, int] = {}
+    counted: Counter[str] = Counter()
+
+    def tell(kind: str, words: str) -> None:
+        counted[kind] += 1
+        if counted[kind] <= LISTED:
+            found.problems.append(words)
+
+    try:
+        for entry in formats.read(dataset_path(path, folder)):
+            if isinstance(entry, Problem):
+                tell("bad", f"{path}, {entry}")
+                continue
+            question = normalise(entry.question)
+            if (first := seen.setdefault(question, entry.line)) != entry.line:
+                tell("duplicate", f"{path}, line {entry.line}: the same question as line {first}.")
+            elif (match := index.match(entry.question)) is not None:
+                tell(
+                    "overlap",
+                    f"{path}, line {entry.line}: overlaps {match.item} ({match.rule}), and is left out.",
+                )
+            elif entry.layout is not Layout.PAIRS:
+                found.rows.append(entry)
+    except DataError as error:
+        found.problems.append(f"prepare.source: {error.message} {error.hint or ''}".strip())
+    for kind, count in counted.items():
+        if count > LISTED:
+            found.problems.append(f"{path}: {count - LISTED} more of kind {kind}.")
+
+
+def request_of(found: Checked) -> LookRequest | None:
+    """What to ask the training environment; None: there is nothing to ask."""
+    if found.spec is None or not found.rows:
+        return None
+    chosen: list[LookRow] = []
+    characters = 0
+    for row in found.rows[:MOST_ROWS]:
+        characters += sum(len(turn["content"]) for turn in row.turns)
+        if chosen and characters > _MOST_CHARACTERS:
+            break
+        chosen.append(LookRow(line=row.line, conversations=row.turns))
+    train = found.spec.train
+    return LookRequest(
+        base_model=train.base_model.name, max_length=train.max_length, rows=tuple(chosen)
+    )
+
+
+def line_of(text: str, field_name: str, profile: str) -> int | None:
+    """The line of a recipe on which a field stands, or the part of it that does, from 1.
+
+    Args:
+        text: of the recipe.
+        field_name: as errors name it, `train.lora.r`.
+        profile: whose own value comes before the recipe's.
+    """
+    words = [word for word in field_name.split(".") if word]
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for before in (["profiles", profile], []):
+        line = _line(root, [*before, *words], least=len(before) + 1)
+        if line is not None:
+            return line
+    return None
+
+
+def _line(node: Any, words: list[str], *, least: int) -> int | None:
+    line, depth = None, 0
+    for word in words:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        pair = next((p for p in node.value if p[0].value == word), None)
+        if pair is None:
+            break
+        line, node, depth = pair[0].start_mark.line + 1, pair[1], depth + 1
+    return line if depth >= max(least, len(words) - 1) else None

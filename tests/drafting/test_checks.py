@@ -1,0 +1,66 @@
+"""What `loco check` finds, each by its line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.errors import Unseen
+from loco.contracts.looks import LookRequest
+from loco.drafting import checks, draft, looking, rows
+
+
+@pytest.fixture
+def folder(tmp_path: Path, adapters_dir: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    lines = [{"question": f"{n} km in m?", "answer": f"{n}000 m"} for n in range(2, 32)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    target = adapters_dir / "units"
+    draft.write(target, "units", rows.divided(file), base="qwen3-4b", seed=0)
+    return target
+
+
+def test_a_fresh_draft_has_no_problem_and_its_rows_are_looked_at(folder: Path) -> None:
+    found = checks.check(folder, "units", "tiny")
+    assert found.problems == []
+    assert len(found.rows) == 20
+    request = checks.request_of(found)
+    assert request is not None
+    assert request.base_model == "smollm2-135m-instruct"
+    assert [row.line for row in request.rows] == list(range(1, 21))
+
+
+def test_every_fault_is_named_by_its_line(folder: Path) -> None:
+    recipe = folder / "adapter.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rate: 1.0e-3", "learning_rate: -1"))
+    place = next(
+        n for n, line in enumerate(recipe.read_text().splitlines(), 1) if "rate: -1" in line
+    )
+    data = folder / "rows.jsonl"
+    problem = (folder / "eval_dataset.jsonl").read_text().splitlines()[0]
+    first = data.read_text().splitlines()[0]
+    data.write_text(f'{data.read_text()}{problem}\n{{"question": "x"}}\n{first}\n')
+    found = checks.check(folder, "units")
+    said = "\n".join(found.problems)
+    assert f"line {place} (profile tiny): train.learning_rate" in said
+    assert "rows.jsonl, line 21: overlaps held_out" in said
+    assert "rows.jsonl, line 22: no question or no answer" in said
+    assert "rows.jsonl, line 23: the same question as line 1" in said
+    assert len(found.rows) == 20
+
+
+def test_an_answer_that_the_grader_cannot_read_is_named(folder: Path) -> None:
+    problems = folder / "eval_dataset.jsonl"
+    line = json.dumps({"id": "n", "question": "?", "answer": "many", "grader": "numeric"})
+    problems.write_text(f"{problems.read_text()}{line}\n")
+    (found,) = checks.check(folder, "units").problems
+    assert "line 11: answer: 'many' is no number" in found
+
+
+def test_without_a_training_environment_it_says_so(folder: Path, settings) -> None:
+    found = checks.check(folder, "units", "tiny")
+    request = checks.request_of(found)
+    assert isinstance(request, LookRequest)
+    bare = settings.model_copy(update={"train_python": folder / "none"})
+    with pytest.raises(Unseen, match="No training environment"):
+        looking.look(bare, request)

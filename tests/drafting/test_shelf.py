@@ -1,0 +1,73 @@
+"""What is looked at before a recipe that is put changes anything."""
+
+from pathlib import Path
+
+import pytest
+
+from loco.contracts.errors import LocoError
+from loco.contracts.recipes import RecipePut
+from loco.drafting import shelf
+
+RECIPE = """
+name: units
+description: Units.
+base_model: smollm2-135m-instruct
+model_name: locollm-units
+prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 4}
+eval: {sets: {held_out: {source: {kind: jsonl, path: problems.jsonl}, role: primary}}}
+profiles: {tiny: {train: {epochs: 1}}}
+"""
+FILES = {"rows.jsonl": "rows", "problems.jsonl": "problems"}
+SAME = ("Units.", "Units.")
+
+
+@pytest.fixture
+def content(tmp_path: Path):
+    (tmp_path / "rows").write_text('{"question": "1 km?", "answer": "1000 m"}\n')
+    (tmp_path / "problems").write_text('{"question": "9 km?", "answer": "9000 m"}\n')
+    (tmp_path / "bad").write_text('{"question": "9 km?"}\n')
+    return lambda name: tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "said"),
+    [
+        (("name: units", "name: other"), {}, "the folder is 'units'"),
+        (("epochs: 1", "epochs: -1"), {}, "Profile 'tiny': train.epochs"),
+        (("epochs: 1", "epoch: 1"), {}, "Profile 'tiny'"),
+        (("smollm2-135m-instruct", "gpt-9"), {}, "No base model 'gpt-9'"),
+        (("locollm-units", "locollm-math"), {}, "is the model of adapter 'math'"),
+        (("rows.jsonl", "../math/adapter.yaml"), {}, "neither put with the recipe nor"),
+        (("rows.jsonl", "/etc/passwd"), {}, "lies outside the folders"),
+        (("rows.jsonl", "more.jsonl"), {}, "'more.jsonl' is neither put"),
+        (SAME, {"extra.jsonl": "rows"}, "files.extra.jsonl: the recipe names no such file"),
+        (SAME, {"problems.jsonl": "bad"}, "line 1: answer: missing"),
+        (("name: units", "name: [units"), {}, "not valid YAML"),
+        (SAME, {"adapter.yaml": "rows"}, "stages write a file of that name"),
+        (SAME, {"training_data.jsonl": "rows"}, "stages write a file"),
+    ],
+)
+def test_what_cannot_be_used_changes_nothing(
+    settings, content, adapters_dir: Path, change, more, said
+) -> None:
+    asked = RecipePut(recipe=RECIPE.replace(*change), files={**FILES, **more})
+    with pytest.raises(LocoError) as refused:
+        shelf.put(settings, "units", asked, content, by="me")
+    assert said in refused.value.message
+    assert not (adapters_dir / "units").exists()
+    assert not list((adapters_dir / ".incoming").glob("*"))
+
+
+def test_what_nothing_names_any_more_goes_and_other_files_stay(
+    settings, content, adapters_dir: Path
+) -> None:
+    first, is_new = shelf.put(
+        settings, "units", RecipePut(recipe=RECIPE, files=FILES), content, by="me"
+    )
+    assert is_new
+    (adapters_dir / "units" / "notes.txt").write_text("mine")
+    asked = RecipePut(recipe=RECIPE.replace("rows.jsonl", "new.jsonl"), files={"new.jsonl": "rows"})
+    _, is_new = shelf.put(settings, "units", asked, content, by="me", if_match=first.etag)
+    assert not is_new
+    beside = {p.name for p in (adapters_dir / "units").iterdir()}
+    assert beside == {".recipes", "adapter.yaml", "new.jsonl", "problems.jsonl", "notes.txt"}
