@@ -29,6 +29,7 @@ from loco.contracts.specs import JobSpec
 from loco.planning.ways import divisors_of
 from loco.settings import Settings
 from loco_api import plan
+from loco_api.openai_api.forms import FineTuningRequest
 
 pytestmark = pytest.mark.redis
 
@@ -48,7 +49,9 @@ def http(live_api: ApiServer) -> Any:
         yield client
 
 
-@pytest.mark.parametrize("model", [JobRequest, PlanRequest, ReplayRequest, JobSpec, KeyRequest])
+@pytest.mark.parametrize(
+    "model", [JobRequest, PlanRequest, ReplayRequest, JobSpec, KeyRequest, FineTuningRequest]
+)
 def test_every_field_of_a_request_has_a_bound(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()
     assert unbounded(schema, schema.get("$defs", {}), model.__name__) == set()
