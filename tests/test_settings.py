@@ -17,6 +17,35 @@ def test_nothing_set_means_loopback_and_folders_here() -> None:
     assert settings.timings.lease == 60
 
 
+def test_recipes_and_training_venv_are_found_from_any_folder(tmp_path, monkeypatch) -> None:
+    checkout, here = tmp_path / "checkout", tmp_path / "here"
+    python = checkout / ".venv-train" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    (checkout / "adapters").mkdir()
+    (checkout / "adapters" / "base_models.yaml").touch()
+    (here / "adapters").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("loco.settings.CHECKOUT", tmp_path / "nowhere")
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "nowhere" / ".venv"))
+    settings = Settings.from_environment({})
+    assert settings.train_python == here / ".venv-train" / "bin" / "python"
+    assert settings.adapters_dir == here / "adapters"
+    for name, value in (("loco.settings.CHECKOUT", checkout), ("sys.prefix", checkout / ".venv")):
+        with monkeypatch.context() as patched:
+            patched.setattr(name, value)
+            settings = Settings.from_environment({})
+        assert settings.train_python == python
+        assert settings.adapters_dir == checkout / "adapters", (
+            "an empty folder here holds no recipes"
+        )
+    monkeypatch.setattr("loco.settings.CHECKOUT", checkout)
+    (here / "adapters" / "base_models.yaml").touch()
+    assert Settings.from_environment({}).adapters_dir == here / "adapters"
+    chosen = Settings.from_environment({"LOCO_ADAPTERS_DIR": "/r", "LOCO_TRAIN_PYTHON": "/p"})
+    assert (chosen.adapters_dir, chosen.train_python) == (Path("/r"), Path("/p"))
+
+
 def test_variables_are_read() -> None:
     settings = Settings.from_environment(
         {

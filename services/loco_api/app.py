@@ -12,9 +12,11 @@ from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import close_queue, send_hint
 from loco.queue.reaper import Reaper
+from loco.running.remove import clear_removed
 from loco_api import (
     adapters,
     artifacts,
+    bases,
     datasets,
     diff,
     errors,
@@ -22,13 +24,17 @@ from loco_api import (
     health,
     jobs,
     keys,
+    logs,
     plan,
+    removal,
+    sweeps,
     tasks,
     versions,
 )
 from loco_api.auth import READ, Authentication
 from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
+from loco_api.client import routes as client
 from loco_api.context import Context
 from loco_api.openai_api import chat, files, models
 from loco_api.openai_api import jobs as fine_tuning
@@ -67,10 +73,11 @@ def create_app(context: Context) -> FastAPI:
         proxies = [str(network) for network in settings.trusted_proxies]
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     app.add_middleware(BrowserHeaders)
+    app.include_router(client.router)
     app.include_router(health.open_router)  # probes may add a parameter against caches
     for module in (
-        *(jobs, diff, plan, tasks, events, artifacts, datasets),
-        *(adapters, versions, keys, health),
+        *(jobs, removal, sweeps, diff, plan, tasks, events, logs, artifacts, datasets),
+        *(adapters, bases, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     for module in (files, fine_tuning, models, chat):
@@ -86,7 +93,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     def hint(job_id: str, stage: Stage) -> None:
         send_hint(context.queue, Hint(job_id=job_id, stage=stage))
 
-    reaper = Reaper(context.ledger, send_hint=hint, every=context.settings.timings.reap)
+    reaper = Reaper(
+        context.ledger,
+        send_hint=hint,
+        clear=lambda: clear_removed(context.ledger, context.settings.adapters_dir),
+        every=context.settings.timings.reap,
+    )
     reaper.start()
     yield
     context.streams.close()

@@ -22,14 +22,20 @@ from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import Forbidden, LocoError, TooManyRequests, Unauthorized
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL, Scope
+from loco.contracts.sweeps import SweepSummary
+from loco_api.client.routes import WHEEL
 from loco_api.context import Context
 from loco_api.errors import answer_to
 from loco_api.rates import Rate, network_of
 from loco_api.trail import Trail
 
-#: Need no key: probes of container engines and load balancers carry none, and the document is public.
+#: Need no key: probes of container engines and load balancers carry none, pip neither; the document
+#: and the client's code are public.
 OPEN = frozenset(
-    {"/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+    {
+        *("/healthz", "/readyz", "/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"),
+        *("/client", WHEEL),
+    }
 )
 #: Methods that change nothing.
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -81,8 +87,8 @@ class Caller:
     key_id: str | None = None
     detail: str = ""
 
-    def check_may_change(self, job: Job) -> None:
-        """Raises Forbidden unless the job is the caller's own, or the key an admin's."""
+    def check_may_change(self, job: Job | SweepSummary) -> None:
+        """Raises Forbidden unless the job or sweep is the caller's own, or the key an admin's."""
         if job.owner != self.owner and not self.scope.includes(Scope.ADMIN):
             whose = f"is {job.owner!r}'s" if job.owner else "is of before there were owners"
             able = "its owner or somebody with an admin key"
@@ -90,10 +96,12 @@ class Caller:
                 able = "somebody with an admin key"
             if job.owner == LOCAL:  # made without a key
                 able += f", or for a key of `loco keys create NAME --owner {LOCAL}`"
+            noun = job.object
+            again = " `POST /jobs/{id}/replay` runs it once more as your own."
             raise Forbidden(
-                f"Job {job.id} {whose}; this key is of {self.owner!r}.",
-                param="job_id",
-                hint=f"Ask {able}. `POST /jobs/{{id}}/replay` runs it once more as your own.",
+                f"{noun.capitalize()} {job.id} {whose}; this key is of {self.owner!r}.",
+                param=f"{noun}_id",
+                hint=f"Ask {able}.{again if noun == 'job' else ''}",
             )
 
     def check_is_admin(self, why: str) -> None:

@@ -22,7 +22,9 @@ from loco.contracts.errors import (
     RedisUnavailable,
     TooManyRequests,
     Unauthorized,
+    spelling,
 )
+from loco.recipes.fields import settable
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +167,9 @@ def answer_to(error: LocoError, path: str = "") -> Response:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    invalid = invalid_request(error)
-    return answer(invalid.body, invalid.status, path=request.url.path)
+    path = request.url.path
+    invalid = invalid_request(error, known=settable() if path in ("/jobs", "/plan") else ())
+    return answer(invalid.body, invalid.status, path=path)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -210,8 +213,13 @@ async def _on_fault(request: Request, _: Exception) -> Response:
     )
 
 
-def invalid_request(error: RequestValidationError) -> InvalidRequest:
-    """The first fault of a request: which field, what is wrong with it, what to do."""
+def invalid_request(error: RequestValidationError, known: tuple[str, ...] = ()) -> InvalidRequest:
+    """The first fault of a request: which field, what is wrong with it, what to do.
+
+    Args:
+        error: what the framework found.
+        known: fields that the body may have.
+    """
     first = error.errors()[0]
     place, *rest = first["loc"]
     kind, context = first["type"], first.get("ctx", {})
@@ -229,11 +237,7 @@ def invalid_request(error: RequestValidationError) -> InvalidRequest:
         )
     name = field or str(place)
     if kind == "extra_forbidden":
-        return InvalidRequest(
-            f"{name}: unknown field.",
-            param=name,
-            hint="Check the spelling; GET /openapi.json lists every field.",
-        )
+        return InvalidRequest(f"{name}: unknown field.", param=name, hint=spelling(name, known))
     if kind == "missing":
         return InvalidRequest(f"{name}: is missing.", param=name, hint=f"Add it to the {place}.")
     return InvalidRequest(

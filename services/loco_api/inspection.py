@@ -11,7 +11,7 @@ from loco.contracts.datasets import Format, Inspected
 from loco.contracts.errors import DataError, LocoError
 from loco_api import inspection_child
 
-#: Seconds a look may take; a file of a million rows takes some ten.
+#: Seconds a look may take; a file of a million rows takes some twenty.
 SECONDS = 300.0
 _KEPT = ("PATH", "PYTHONPATH", "LANG", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 

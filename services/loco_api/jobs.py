@@ -21,13 +21,14 @@ from loco.contracts.jobs import Job, JobStatus, StageStatus
 from loco.contracts.keys import Scope
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.ledger.ledger import Hint
+from loco.planning.waiting import waiting
 from loco.queue.celery_app import send_hint
 from loco.queue.replay import replay
 from loco.queue.submission import submit
 from loco_api.auth import COUNTED, SUBMIT, Who
-from loco_api.context import Here
+from loco_api.context import Context, Here
 from loco_api.errors import responses
-from loco_api.pages import JobId, JobPage
+from loco_api.pages import JobId, JobLinePage, JobPage
 
 router = APIRouter(tags=["jobs"])
 
@@ -40,20 +41,24 @@ IdempotencyKey = Annotated[
         json_schema_extra={"minLength": 1, "maxLength": 255},
     ),
 ]
-_ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {
-        "headers": {
-            "Location": {
-                "description": "Where to poll the job.",
-                "schema": {"type": "string"},
-            },
-            "Idempotency-Replayed": {
-                "description": "`true` when the key had already made this job.",
-                "schema": {"type": "string"},
-            },
+
+
+def accepted_with(noun: str) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entry of a 202: headers that say where to poll, and whether the key was known."""
+    return {
+        202: {
+            "headers": {
+                "Location": {
+                    "description": f"Where to poll the {noun}.",
+                    "schema": {"type": "string"},
+                },
+                "Idempotency-Replayed": {
+                    "description": f"`true` when the key had already made this {noun}.",
+                    "schema": {"type": "string"},
+                },
+            }
         }
     }
-}
 
 
 @router.post(
@@ -64,7 +69,7 @@ _ACCEPTED: dict[int | str, dict[str, Any]] = {
     dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
-        **_ACCEPTED,
+        **accepted_with("job"),
         **responses(
             UnknownAdapter,
             NotFound,
@@ -97,7 +102,7 @@ def submit_job(
         owner=who.owner,
         sees_all=who.scope.includes(Scope.ADMIN),
     )
-    return _accepted(job, response, created=created)
+    return _accepted(_in_line(here, job), response, created=created)
 
 
 @router.get(
@@ -126,6 +131,32 @@ def list_jobs(
 
 
 @router.get(
+    "/jobs/ids",
+    operation_id="listJobIds",
+    summary="IDs that a few characters may mean",
+    responses=responses(InvalidRequest),
+)
+def list_job_ids(
+    here: Here,
+    who: Who,
+    *,
+    like: Annotated[
+        str,
+        Query(
+            max_length=128,
+            description="Only jobs whose ID, or the last part of it, begins so.",
+            examples=["4f9a"],
+        ),
+    ] = "",
+    mine: Annotated[bool, Query(description="Only jobs of the owner of this key.")] = False,
+    limit: Annotated[int, Query(ge=1, le=100, description="So many at most.")] = 20,
+) -> JobLinePage:
+    """Jobs in a line each, newest first: what `last`, a few characters of an ID, and a shell's Tab mean."""
+    found = here.ledger.lines(like=like, owner=who.owner if mine else None, limit=limit + 1)
+    return JobLinePage(data=tuple(found[:limit]), has_more=len(found) > limit)
+
+
+@router.get(
     "/jobs/{job_id}",
     operation_id="getJob",
     summary="One job",
@@ -133,7 +164,7 @@ def list_jobs(
 )
 def get_job(job_id: JobId, here: Here) -> Job:
     """A job with its stages: status, progress, result, error and artifacts of each."""
-    return here.ledger.job(job_id)
+    return _in_line(here, here.ledger.job(job_id))
 
 
 @router.post(
@@ -174,7 +205,7 @@ def retry_job(job_id: JobId, here: Here, who: Who) -> Job:
     dependencies=[SUBMIT, COUNTED],
     response_description="The accepted job; its stages run from now on.",
     responses={
-        **_ACCEPTED,
+        **accepted_with("job"),
         **responses(
             NotFound,
             InvalidRequest,
@@ -209,6 +240,11 @@ def replay_job(
         owner=who.owner,
     )
     return _accepted(job, response, created=created)
+
+
+def _in_line(here: Context, job: Job) -> Job:
+    """A job that says where it stands in line, if it waits."""
+    return job.model_copy(update={"waiting": waiting(here.ledger, job)})
 
 
 def _accepted(job: Job, response: Response, *, created: bool) -> Job:

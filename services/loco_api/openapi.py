@@ -31,6 +31,7 @@ Builds LoRA adapters for small language models and puts them to work.
 """
 TAGS = [
     {"name": "jobs", "description": "Submit, watch, cancel and retry."},
+    {"name": "sweeps", "description": "Several trainings on one data set; the best goes on."},
     {"name": "events", "description": "What happens to a job, live or page by page."},
     {"name": "artifacts", "description": "The files a job committed."},
     {
@@ -97,7 +98,7 @@ def _spell_out_overrides(schemas: dict[str, Any]) -> None:
         for field in _FIXED:
             overrides["properties"].pop(field, None)
         overrides["description"] = f"Fields of stage {stage} to set differently from the recipe."
-        for name in ("JobRequest", "PlanRequest"):
+        for name in ("JobRequest", "PlanRequest", "SweepRequest"):
             fields = schemas[name]["properties"]
             fields[stage.value] = {
                 "$ref": f"#/components/schemas/{spec.__name__}Overrides",

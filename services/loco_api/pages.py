@@ -7,7 +7,7 @@ from pydantic import Field
 
 from loco.contracts.artifacts import Artifact
 from loco.contracts.base import Contract
-from loco.contracts.jobs import Job, JobEvent, UnreadableJob, WorkerInfo
+from loco.contracts.jobs import Job, JobEvent, JobLine, UnreadableJob, WorkerInfo
 
 ItemT = TypeVar("ItemT")
 
@@ -35,6 +35,10 @@ class JobPage(Page[Job]):
         description="ID of the last job of this page, readable or not: `after` of the next; none: the "
         "page is empty.",
     )
+
+
+class JobLinePage(Page[JobLine]):
+    """Jobs in a line each, newest first."""
 
 
 class EventPage(Page[JobEvent]):

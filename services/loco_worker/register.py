@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from loco.contracts.errors import OllamaRefused, RegistrationFailed
 from loco.contracts.files import sha256_of, write_text
+from loco.contracts.ollama_versions import without_adapters
 from loco.contracts.results import RegisterResult, Registration
-from loco.contracts.serving import REFERENCE, Check, ServingReference
+from loco.contracts.serving import ADAPTER_GGUF, REFERENCE, Check, ServedBase, ServingReference
 from loco.contracts.specs import Inputs, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.contracts.versions import DataRecord, Version
+from loco.serving.bases import require_base
 from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter, main
 from loco_worker.proof.findings import Findings, Subject
@@ -42,23 +44,29 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         RegistrationFailed: it does not take the model, or the model it holds is not what was
             exported, or does not answer; names the checks that failed.
     """
-    gguf = _gguf(spec, inputs)
+    base = _served_base(inputs)
+    gguf = _gguf(spec, inputs, base)
     reference = _reference(inputs)
     with OllamaHost(inputs.ollama_host) as host:
-        evidence = _Evidence(out_dir, host.url, host.version(), _subject(spec, inputs, gguf))
+        evidence = _Evidence(out_dir, host.url, host.version(), _subject(spec, inputs, gguf, base))
         subject, findings = evidence.subject, evidence.findings
         if not _is_exported(gguf, subject, inputs, findings):
             evidence.fail()
+        if base and not _takes_adapters(evidence.version, reference, findings):
+            evidence.fail()
+        on = _put_base(host, base, inputs, emit) if base else None
         uploaded = _upload(host, gguf, subject.blob, emit)
         if not _create(host, subject, gguf, findings, emit):
             evidence.fail()
         # before the proof: the candidate's weights may not be the base's
-        base = _create_base(host, spec, inputs, subject, emit)
+        compared = _create_base(host, spec, inputs, subject, emit)
         served = prove(host, subject, reference, findings, emit)
         if served.digest is None or served.answer is None or evidence.failed:
             evidence.fail(served.digest)
 
     entry = _version(spec, inputs, gguf, subject, served.digest)
+    if base:
+        entry = entry.model_copy(update={"format": "adapter", "base": base, "base_digest": on})
     evidence.write(served.digest, entry)
     for warning in findings.warnings:
         emit.log(warning)
@@ -78,7 +86,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         uploaded=uploaded,
         checks=tuple(findings.checks),
         warnings=tuple(findings.warnings),
-        exported_base=base,
+        exported_base=compared,
         version=entry,
         probe_answer=served.answer,
     )
@@ -129,8 +137,47 @@ class _Evidence:
         )
 
 
-def _gguf(spec: RegisterSpec, inputs: Inputs) -> Path:
-    name = f"export/gguf/unsloth.{spec.quantization}.gguf"
+def _served_base(inputs: Inputs) -> ServedBase | None:
+    """What export's adapter is served on; None: export wrote a merged model."""
+    told = inputs.results.get(Stage.EXPORT, {}).get("served_base")
+    return ServedBase.model_validate(told) if told else None
+
+
+def _takes_adapters(version: str, reference: ServingReference | None, findings: Findings) -> bool:
+    """Whether the server can put an adapter on a model of this architecture, as far as is known."""
+    architecture = reference.architecture if reference else ""
+    why = without_adapters(version, architecture)
+    findings.add(
+        "adapters",
+        why is None,
+        expected=f"a server that puts adapters on models of architecture {architecture or '?'}",
+        seen=why or f"Ollama {version}",
+        fix="Update Ollama, or set export.format to merged.",
+    )
+    return why is None
+
+
+def _put_base(host: OllamaHost, base: ServedBase, inputs: Inputs, emit: Emitter) -> str:
+    """Digest of the base in Ollama, created first where it is missing."""
+
+    def sent(done: int) -> None:
+        emit.check_stop()
+        emit.progress(
+            message=f"uploading the base, {done / 1e6:.0f} of {base.size / 1e6:.0f} MB",
+            percent=round(30 * done / max(base.size, 1), 1),
+        )
+
+    def status(line: str) -> None:
+        emit.progress(message=f"creating {base.model}: {line}", percent=30)
+
+    digest = require_base(host, base, inputs.models_dir, sent=sent, status=status)
+    emit.check_stop()
+    emit.log(f"{base.model} is in {host.url}: adapters of it share its weights.")
+    return digest
+
+
+def _gguf(spec: RegisterSpec, inputs: Inputs, base: ServedBase | None) -> Path:
+    name = f"export/{ADAPTER_GGUF if base else f'gguf/unsloth.{spec.quantization}.gguf'}"
     path = inputs.files.get(name)
     if path is None or not path.is_file():
         have = ", ".join(n for n in sorted(inputs.files) if n.startswith("export/")) or "nothing"
@@ -156,7 +203,7 @@ def _reference(inputs: Inputs) -> ServingReference | None:
         ) from error
 
 
-def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path) -> Subject:
+def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path, base: ServedBase | None) -> Subject:
     parameters: dict[str, Any] = {
         "temperature": spec.temperature,
         "num_ctx": spec.num_ctx,
@@ -172,6 +219,7 @@ def _subject(spec: RegisterSpec, inputs: Inputs, gguf: Path) -> Subject:
         parameters=parameters,
         probe=spec.probe,
         base=spec.base_model.ollama,
+        served_base=base,
         promoted=inputs.promoted,
     )
 
@@ -226,13 +274,16 @@ def _create(
     host: OllamaHost, subject: Subject, gguf: Path, findings: Findings, emit: Emitter
 ) -> bool:
     """Creates the candidate; False: the server does not take it."""
-    model = subject.model
+    model, base = subject.model, subject.served_base
     emit.progress(message=f"creating {model}", percent=50, last=True)
     seen = "created"
+    blob = {gguf.name: subject.blob}
     try:
         host.create(
             model,
-            files={gguf.name: subject.blob},
+            files=None if base else blob,
+            base=base.model if base else None,
+            adapters=blob if base else None,
             system=subject.system,
             parameters=subject.parameters,
             status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=60),
@@ -256,9 +307,20 @@ def _create_base(
 ) -> str | None:
     """The base through the same export, as export.base asks for it: `MODEL:JOB_ID-base`."""
     gguf = inputs.files.get(f"export/gguf/base.{spec.quantization}.gguf")
+    model = exported_base(subject.model)
+    if subject.served_base is not None:
+        # the same weights without the adapter, with the settings of the candidate
+        emit.progress(message=f"creating {model}", percent=70, last=True)
+        host.create(
+            model,
+            base=subject.served_base.model,
+            system=subject.system,
+            parameters=subject.parameters,
+            status=lambda line: emit.progress(message=f"creating {model}: {line}", percent=72),
+        )
+        return model
     if gguf is None:
         return None
-    model = exported_base(subject.model)
     blob = f"sha256:{sha256_of(gguf)}"
     emit.progress(message=f"creating {model}", percent=70, last=True)
     _upload(host, gguf, blob, emit, percent=70)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from loco.contracts.previews import Preview
     from loco.contracts.program_events import Progress
     from loco.contracts.stages import Stage
+    from loco.contracts.sweeps import Sweep, SweepPoint, SweepSummary
     from loco.contracts.versions import Restored, Version
 
 __all__ = [
@@ -62,6 +63,9 @@ __all__ = [
     "ServerUnreachable",
     "Stage",
     "StageStatus",
+    "Sweep",
+    "SweepPoint",
+    "SweepSummary",
     "Task",
     "Version",
     "WorkerInfo",
@@ -91,6 +95,7 @@ _HOME = {
     "contracts.previews": ("Preview",),
     "contracts.program_events": ("Progress",),
     "contracts.stages": ("Stage",),
+    "contracts.sweeps": ("Sweep", "SweepPoint", "SweepSummary"),
     "contracts.versions": ("Restored", "Version"),
 }
 

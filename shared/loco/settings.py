@@ -4,12 +4,12 @@ Variables come from the environment, then from `.env` in the current folder, the
 the folder LOCO_SECRETS_DIR (of either) names (as Docker and Podman mount secrets).
 """
 
-import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, IPvAnyNetwork, ValidationError
 
@@ -18,8 +18,10 @@ from loco.contracts.errors import InvalidRequest
 
 DEFAULT_PORT = 8321
 DEFAULT_OLLAMA = "http://127.0.0.1:11434"
-#: In the data folder while `loco up` runs: where its services listen.
-UP_FILE = "up.json"
+#: The checkout this code lies in, if it lies in one.
+CHECKOUT = Path(__file__).absolute().parents[2]
+#: In an adapters folder: the base models that recipes may name.
+CATALOG = "base_models.yaml"
 #: In the current folder: variables as Docker Compose reads them. Never committed.
 ENV_FILE = ".env"
 #: Fields of `Settings` that no LOCO_FIELD gives as it is. LOCO_OLLAMA_HOST in a `.env` is Compose's, and
@@ -121,6 +123,8 @@ class Settings(Contract):
             for name, field in Timings.model_fields.items()
             if (raw := environment.get(_timing_variable(name, field.annotation)))
         }
+        values.setdefault("train_python", _found(".venv-train", "bin/python"))
+        values.setdefault("adapters_dir", _found("adapters", CATALOG).parent)
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -170,6 +174,18 @@ class Settings(Contract):
     def locks_dir(self) -> Path:
         """GPU lock files."""
         return self.data_dir / "locks"
+
+
+def homes() -> tuple[Path, ...]:
+    """Where adapters and the training venv are looked for: here, or where this program comes from."""
+    # beside the venv this runs in, whether the code is installed there or lies in the checkout
+    return tuple(dict.fromkeys(f.absolute() for f in (Path(), CHECKOUT, Path(sys.prefix).parent)))
+
+
+def _found(folder: str, mark: str) -> Path:
+    """The first of these folders that holds a file, or the one here."""
+    places = [home / folder / mark for home in homes()]
+    return next((place for place in places if os.path.exists(place)), places[0])
 
 
 def variables_here(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -235,12 +251,3 @@ def ollama_url(host: str) -> str:
     if authority.startswith("0.0.0.0:"):
         authority = "127.0.0.1:" + authority.rpartition(":")[2]
     return f"{scheme}://{authority}{slash}{path}".rstrip("/")
-
-
-def read_up_file(data_dir: Path) -> dict[str, Any]:
-    """What a running `loco up` says about itself; empty when there is none this user may read."""
-    try:
-        content = json.loads((data_dir / UP_FILE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

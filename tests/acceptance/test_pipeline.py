@@ -91,9 +91,41 @@ def test_one_request_builds_deploys_and_measures_an_adapter(start, adapters_dir:
         assert {s for s in STAGES if statuses[s] == "reused"} == {"prepare", "train", "export"}
         assert again["status"] == "succeeded"
 
+        check_sweep(up, http, jobs)
+
         # another seed prepares other data, on the same services
         other = jobs.wait(jobs.submit(seed=7, stages=["prepare"]))
         assert [s["status"] for s in other["stages"]] == ["succeeded"]
+
+
+def check_sweep(up: Any, http: httpx.Client, jobs: Jobs) -> None:
+    """Two trainings of two steps on the rows of the first job; the better one is what serves."""
+    grid = {"train.learning_rate": [1e-5, 1e-3]}
+    answer = http.post("/sweeps", json=SMALL | {"grid": grid, "train": {"max_steps": 2}})
+    assert answer.status_code == 202, answer.text
+    path = f"/sweeps/{answer.json()['id']}"
+    up.wait_for(lambda: bool(http.get(path).json()["is_terminal"]), 20 * MINUTES)
+    sweep = http.get(path).json()
+    assert sweep["status"] == "succeeded", sweep["error"]
+    assert [(p["status"], p["rank"]) for p in sweep["points"]] == [
+        ("succeeded", 2),
+        ("succeeded", 1),
+    ]
+    assert sweep["points"][1]["validation_loss"] < sweep["points"][0]["validation_loss"]
+    assert jobs.get(sweep["prepare_job"])["stages"][0]["status"] == "reused"
+    final = jobs.get(sweep["final_job"])
+    train = final["stages"][0]
+    assert (train["status"], train["reused_from"]) == ("reused", sweep["points"][1]["job"])
+    assert train["result"]["total_steps"] == 2
+    candidate = final["stages"][2]["result"]["candidate"]
+    up.wait_for(lambda: is_served(up.state()["ollama_host"], candidate))
+
+
+def is_served(ollama_host: str, candidate: str) -> bool:
+    """Whether `latest` is a candidate."""
+    models = httpx.get(f"{ollama_host}/api/tags").json()["models"]
+    digests = {m["name"]: m["digest"] for m in models}
+    return bool(digests["locollm-math-tiny:latest"] == digests[candidate])
 
 
 def check_results(results: dict[str, Any]) -> None:
@@ -126,7 +158,9 @@ def check_files(adapters_dir: Path, place: str, results: dict[str, Any]) -> None
 
 def check_artifact(http: httpx.Client, job: dict[str, Any]) -> None:
     path = f"/jobs/{job['id']}/artifacts/export/gguf/unsloth.Q4_K_M.gguf"
-    (listed,) = (a for s in job["stages"] for a in s["artifacts"] if a["name"].endswith(".gguf"))
+    ggufs = {a["name"]: a for s in job["stages"] for a in s["artifacts"]}
+    listed, adapter = ggufs["gguf/unsloth.Q4_K_M.gguf"], ggufs["gguf/adapter.gguf"]
+    assert adapter["size"] < listed["size"] / 5
     head = http.get(path, headers={"Range": "bytes=0-3"})
     assert (head.status_code, head.content) == (206, b"GGUF")
     assert head.headers["content-range"] == f"bytes 0-3/{listed['size']}"

@@ -9,7 +9,7 @@ import pytest
 
 from loco.contracts import errors
 from loco.contracts.errors import LocoError
-from loco.queue import replay, submission
+from loco.queue import grid, replay, submission, sweeps
 from loco.recipes import catalog, data_files, documents, frozen, resolve
 from loco.settings import Settings
 from loco_api.__main__ import build
@@ -105,6 +105,7 @@ def raised_by(*modules):
     [
         ("/jobs", (submission, catalog, data_files, documents, frozen, resolve)),
         ("/jobs/{job_id}/replay", (submission, replay)),
+        ("/sweeps", (submission, grid, sweeps, catalog, data_files, documents, frozen, resolve)),
     ],
 )
 def test_submission_lists_every_error_it_can_raise(operations, path, modules):

@@ -123,6 +123,11 @@ def test_bad_requests_name_the_field_and_change_nothing(http, job_id, change, st
     assert jobs(http) == [job_id]
 
 
+def test_the_field_that_was_meant_is_named(http):
+    body = error(http.post("/jobs", json={**TINY, "learning_rate": 1e-4}), 422)
+    assert "Did you mean train.learning_rate?" in body["hint"]
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -290,9 +290,17 @@ class TestRestore:
         build.ledger.registry.promote("math", 1, by="me", reason="", force=False)
         assert http.post("/adapters/math/versions/1/restore").json()["created"] is False
         assert LATEST in tags.models
+        before = build.ledger.registry.version("math", 1)
+        assert before.served_at is not None
         made = http.post("/adapters/math/versions/1/restore", json={"anew": True}).json()
         assert made["created"] is True
         assert made["digest"] == made["previous_digest"]
+        # the same digest is the same version: nothing happened to it
+        after = build.ledger.registry.version("math", 1)
+        assert (after.digest, after.events) == (before.digest, before.events)
+        del tags.models[f"{MODEL}:{stored}"]
+        http.post("/adapters/math/versions/1/restore")
+        assert "same digest" in build.ledger.registry.version("math", 1).events[-1].reason
 
     def test_a_gguf_that_is_gone_or_changed_is_said(self, http, build, stored, adapters_dir):
         path = adapters_dir / build.ledger.registry.version("math", 1).gguf

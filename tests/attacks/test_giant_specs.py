@@ -26,6 +26,7 @@ from loco.contracts.keys import KeyRequest
 from loco.contracts.previews import PlanRequest
 from loco.contracts.requests import JobRequest, ReplayRequest
 from loco.contracts.specs import JobSpec
+from loco.contracts.sweeps import SweepRequest
 from loco.planning.ways import divisors_of
 from loco.settings import Settings
 from loco_api import plan
@@ -50,7 +51,11 @@ def http(live_api: ApiServer) -> Any:
 
 
 @pytest.mark.parametrize(
-    "model", [JobRequest, PlanRequest, ReplayRequest, JobSpec, KeyRequest, FineTuningRequest]
+    "model",
+    [
+        *(JobRequest, PlanRequest, ReplayRequest, SweepRequest),
+        *(JobSpec, KeyRequest, FineTuningRequest),
+    ],
 )
 def test_every_field_of_a_request_has_a_bound(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()

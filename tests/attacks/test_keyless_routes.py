@@ -20,8 +20,11 @@ pytestmark = pytest.mark.redis
 CHANGES = {
     ("post", "/jobs"): Scope.SUBMIT,
     ("post", "/plan"): Scope.SUBMIT,
+    ("post", "/sweeps"): Scope.SUBMIT,
+    ("post", "/sweeps/{sweep_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/cancel"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/retry"): Scope.SUBMIT,
+    ("delete", "/jobs/{job_id}"): Scope.SUBMIT,
     ("post", "/jobs/{job_id}/replay"): Scope.SUBMIT,
     ("post", "/adapters/{name}/promote"): Scope.SUBMIT,
     ("post", "/adapters/{name}/rollback"): Scope.SUBMIT,

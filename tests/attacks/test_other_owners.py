@@ -51,6 +51,19 @@ def test_a_job_is_changed_by_its_owner_and_admins_alone(login):
     assert ben.post("/jobs/nope/cancel").status_code == 404
 
 
+def test_a_sweep_is_cancelled_by_its_owner_and_admins_alone(login):
+    anna, ben, root = login("anna"), login("ben"), login("root", Scope.ADMIN)
+    sweep = anna.post("/sweeps", json={**TINY, "grid": {"train.epochs": [1, 2]}}).json()
+    assert sweep["owner"] == "anna"
+    assert ben.get(f"/jobs/{sweep['prepare_job']}").json()["owner"] == "anna"
+    told = ben.post(f"/sweeps/{sweep['id']}/cancel")
+    assert told.status_code == 403
+    assert "is 'anna''s; this key is of 'ben'" in told.json()["error"]["message"]
+    assert login("reader", Scope.READ).post(f"/sweeps/{sweep['id']}/cancel").status_code == 403
+    assert ben.get(f"/sweeps/{sweep['id']}").json()["status"] == "running"
+    assert root.post(f"/sweeps/{sweep['id']}/cancel").json()["status"] == "cancelled"
+
+
 def test_jobs_without_an_owner_are_an_admins(live_api, login, ledger, spec, namespace):
     """Those of the time before there were keys, and of releases that knew no owners."""
     with httpx.Client(base_url=live_api.url, trust_env=False) as local:

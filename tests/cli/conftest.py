@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loco import Client
+from loco.cli.main import main
 
 LOCO = Path(sys.executable).with_name("loco")
 
@@ -64,3 +65,17 @@ def started(environment, tmp_path):
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def run(live_api, tmp_path, monkeypatch, capsys):
+    """Runs a command in this process: its exit code, what it prints and what it says besides."""
+    monkeypatch.setenv("LOCO_SERVER", live_api.url)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = main(list(words))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

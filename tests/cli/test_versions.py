@@ -166,13 +166,13 @@ def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
     code, stdout, _ = run("setup")
     assert code == 1
     lines = stdout.splitlines()
-    assert f"{LATEST} (version 1) was created. Its digest is" in stdout
+    assert f"{LATEST} (version 1) was made again. Its digest is" in stdout
     assert any("locollm-math:latest (version 2) could not be made" in line for line in lines)
     assert "is gone" in stdout
     assert set(tags.models) == {LATEST, f"{MODEL}:{tiny.id}"}
     assert build.ledger.registry.promoted(MODEL).version == 1
     assert f"{LATEST} (version 1) is there." in run("setup")[1]
-    assert f"{LATEST} (version 1) was created." in run("setup", "--all")[1]
+    assert f"{LATEST} (version 1) was made again." in run("setup", "--all")[1]
     assert run("setup", "math", "--version", "3")[0] == 0
     assert f"{MODEL}:{old.id}" in tags.models
     assert run("setup", "--version", "3")[0] == 2
@@ -195,7 +195,7 @@ def test_setup_makes_models_of_adapters_without_a_recipe_too(run, build, tags, a
     (adapters_dir / "math" / "adapter.yaml").unlink()
     code, stdout, _ = run("setup")
     assert code == 1
-    assert f"{LATEST} (version 1) was created." in stdout
+    assert f"{LATEST} (version 1) was made again." in stdout
     assert "locollm-math:latest (version 2) could not be made" in stdout
     assert "is gone" in stdout
     assert "  warning: Not proven: no readable serving_reference.json" in stdout

@@ -151,7 +151,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
             )
         )
     )
-    assert "succeeded in 2 min 31 s" in text
+    assert "succeeded in 2 min 22 s" in text
     assert (
         "160 of 170 rows and none for validation, apart from 120 eval problems; left out 8 duplicate, 2 overlap (from I)"
         in text
@@ -326,7 +326,7 @@ def test_the_table_shows_curve_bar_and_time(make_job):
     assert "█▅▁" not in text_of(view.renderable())
     client.answer = make_job(JobStatus.CANCELLED, task(Stage.TRAIN, StageStatus.CANCELLED))
     view.on_event(event("job.cancelled"))
-    assert "cancelled in 2 min 31 s" in text_of(view.renderable())
+    assert "cancelled in 1 min 11 s" in text_of(view.renderable())
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])

@@ -2,7 +2,13 @@
 
 import pytest
 
-from loco.contracts.ollama_versions import counts_whole_prompts, hole_warning, holes, parse
+from loco.contracts.ollama_versions import (
+    counts_whole_prompts,
+    hole_warning,
+    holes,
+    parse,
+    without_adapters,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +59,28 @@ def test_one_release_left_cached_tokens_out() -> None:
     assert all(
         counts_whole_prompts(v) for v in ("0.29.9", "0.30.1-rc0", "0.30.1", "0.33.0+locollm")
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "architecture", "runs"),
+    [
+        ("0.5.4", "llama", False),
+        ("0.5.5", "llama", True),
+        ("0.20.0", "llama", True),
+        ("0.20.0", "qwen2", True),
+        ("0.5.13", "gemma3", True),
+        ("0.6.0", "gemma3", False),
+        ("0.11.11", "qwen3", True),
+        ("0.12.0", "qwen3", False),
+        ("0.24.0", "qwen3", False),
+        ("0.30.0-rc1", "qwen3", True),
+        ("0.33.0+locollm", "qwen3", True),
+        ("unknown", "qwen3", True),
+    ],
+)
+def test_which_releases_run_adapters_on_which_architectures(
+    version: str, architecture: str, runs: bool
+) -> None:
+    why = without_adapters(version, architecture)
+    assert (why is None) is runs
+    assert why is None or (version in why and "newer do" in why)

@@ -211,7 +211,7 @@ class TestGate:
         first = build.registered(stages=("prepare", "train", "export", "register"))
         claim = build.measure_again(first)
         result = eval_result(f"{MODEL}:{first.id}", Verdict.BETTER)
-        build.commit(claim, result, reused_from="20261122-143722-4f9a2c")
+        build.commit(claim, result, reused_from=first.id)
         assert promoted(ledger) == 1
 
     def test_without_a_gate_there_are_scores_but_no_promotion(self, ledger, build):

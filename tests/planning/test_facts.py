@@ -4,16 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from loco.contracts.errors import Busy, DataError
 from loco.contracts.plans import Shape
 from loco.contracts.requests import JobRequest
-from loco.contracts.specs import BaseModelSpec
+from loco.contracts.specs import BaseModelSpec, Inputs, JobSpec
+from loco.planning.deadline import until
 from loco.planning.facts import is_here, lengths_of
 from loco.planning.history import History
 from loco.planning.memory import weight_bytes
+from loco.planning.row_lengths import lengths_of_file
 from loco.recipes.base_files import (
     missing_weights,
     tensor_entries,
@@ -22,6 +27,7 @@ from loco.recipes.base_files import (
 )
 from loco.recipes.resolve import resolve
 from loco.settings import Settings
+from loco_worker.sources.sources import open_source
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
 VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME")
@@ -219,3 +225,74 @@ def test_pairs_are_taken_to_be_as_long_as_rows(tmp_path: Path) -> None:
     without = spec.train.model_copy(update={"preference": None})
     lengths, _ = lengths_of(spec.model_copy(update={"train": without}), History([]), settings)
     assert lengths.pairs is None
+
+
+def given(source: dict[str, object], **prepare: object) -> JobSpec:
+    request = {"adapter": "math", "prepare": {"source": source, **prepare}}
+    return resolve(ADAPTERS, JobRequest.model_validate(request))
+
+
+def test_rows_of_a_file_are_read_not_assumed(tmp_path: Path) -> None:
+    adapter = tmp_path / "math"
+    adapter.mkdir()
+    texts = [("q" * 64, "a" * 32 + "<<1+1=2>>")] * 30
+    chats = [
+        {"messages": [{"role": "user", "content": q}, {"from": "gpt", "value": a}]}
+        for q, a in texts
+    ]
+    asked = [{"question": q, "answer": a} for q, a in texts]
+    lines = [json.dumps(row) for row in (*chats, *asked)]
+    lines[10:10] = ["{half", "[" * 100_000, "5", '{"question": 5, "answer": null}', ""]
+    (adapter / "mine.jsonl").write_text("\n".join(lines))
+    (adapter / "training_data.jsonl").write_text(
+        json.dumps({"messages": [{"content": "x" * 9000}]})
+    )
+    settings = Settings(adapters_dir=tmp_path)
+    spec = given({"kind": "jsonl", "path": "mine.jsonl"}, examples=200)
+    lengths, known = lengths_of(spec, History([]), settings)
+    assert known == "the characters of mine.jsonl"
+    assert (lengths.rows, lengths.mean, lengths.longest) == (60, 46, 46)
+    assert lengths.answer_tokens == 60 * 11
+    spec = given({"kind": "jsonl", "path": "mine.jsonl"}, examples=20)
+    assert lengths_of(spec, History([]), settings)[0].rows == 20
+    with pytest.raises(DataError, match=r"No data file 'none\.jsonl'"):
+        lengths_of(given({"kind": "jsonl", "path": "none.jsonl"}), History([]), settings)
+
+
+def test_a_large_file_is_read_in_part_and_in_time(tmp_path: Path) -> None:
+    row = json.dumps({"question": "q" * 640, "answer": "a" * 320}) + "\n"
+    file = tmp_path / "large.jsonl"
+    file.write_text(row * 20_000)
+    lengths = lengths_of_file(file)
+    assert lengths is not None
+    assert (lengths.rows, lengths.mean) == (20_000, 316)
+    with until(time.monotonic() - 1), pytest.raises(Busy):
+        lengths_of_file(file)
+    file.write_bytes(b"x" * (20 << 20))
+    assert lengths_of_file(file) is None
+
+
+@pytest.mark.parametrize("source", [{"kind": "arithmetic"}, {"kind": "reasoning-gym"}])
+def test_what_a_generator_makes_is_as_long_as_the_plan_says(
+    source: dict[str, object], tmp_path: Path
+) -> None:
+    spec = given(source, examples=300)
+    told, known = lengths_of(spec, History([]), Settings(adapters_dir=tmp_path))
+    assert known == "what this generator makes"
+    inputs = Inputs(
+        job_id="x",
+        adapter="math",
+        adapter_dir=tmp_path,
+        models_dir=tmp_path,
+        locks_dir=tmp_path,
+        ollama_host="",
+    )
+    made = tmp_path / "made.jsonl"
+    with made.open("w") as file:
+        for record in islice(open_source(spec.prepare.source, inputs, 7).records, 300):
+            file.write(json.dumps({"conversations": record().conversations}) + "\n")
+    found = lengths_of_file(made)
+    assert found is not None
+    assert found.rows == told.rows
+    for name in ("tokens", "answer_tokens", "p50", "p95", "longest"):
+        assert getattr(told, name) == pytest.approx(getattr(found, name), rel=0.1), name

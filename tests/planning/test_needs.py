@@ -9,8 +9,10 @@ from loco.contracts.previews import Needs
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
+from loco.planning.history import History
 from loco.planning.needs import needs_of
 from loco.planning.planner import make_plan
+from loco.planning.stage_times import stage_times
 from loco.recipes.resolve import resolve
 
 ADAPTERS = Path(__file__).parents[2] / "adapters"
@@ -63,3 +65,59 @@ def test_16_bit_weights_for_both_stages_are_fetched_once_and_whole(
     assert found[Stage.EXPORT].download_gb == 0
     alone = one.model_copy(update={"stages": (Stage.EXPORT,)})
     assert needs(alone, tmp_path, gigabytes=gigabytes)[Stage.EXPORT].download_gb == SIXTEEN_BIT_GB
+
+
+def exporting(spec: JobSpec, **changes: object) -> JobSpec:
+    return spec.model_copy(update={"export": spec.export.model_copy(update=changes)})
+
+
+def test_an_adapter_alone_takes_its_own_bytes_once_its_base_is_written(
+    spec: JobSpec, tmp_path: Path
+) -> None:
+    def disk(**changes: object) -> float:
+        found = needs(exporting(spec, **changes), tmp_path, gigabytes=24)
+        return found[Stage.EXPORT].disk_gb
+
+    merged = disk(format="merged")
+    assert merged == pytest.approx(2.5, abs=0.02)
+    # 11.8 million parameters of 16 bits
+    assert disk(format="both") - merged == pytest.approx(0.024, abs=0.011)
+    assert disk(format=None) == disk(format="both")
+    assert disk(format="merged", base=True) == pytest.approx(2 * merged, abs=0.02)
+    assert disk(format="adapter") == disk(format="both")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "qwen3-4b.0123.Q8_0.gguf").touch()
+    assert disk(format="adapter") == disk(format="both")  # of another quantization
+    (tmp_path / "served" / "qwen3-4b.0123.Q4_K_M.gguf").touch()
+    assert disk(format="adapter") == pytest.approx(0.024, abs=0.006)
+
+
+def test_and_seconds_instead_of_a_minute(spec: JobSpec, tmp_path: Path) -> None:
+    base = spec.train.base_model
+    assert base.config is not None
+    shape = Shape.of(base.config)
+    card = Device(name="RTX 3090", memory_gb=24, free_gb=24, compute_capability=8.6)
+    plan = make_plan(spec.train, shape, LENGTHS, card, engine="peft")
+
+    def seconds(export_format: str) -> float:
+        (export,) = (
+            time
+            for time in stage_times(
+                exporting(spec, format=export_format),
+                plan,
+                shape,
+                card,
+                history=History([]),
+                models_dir=tmp_path,
+                runs=0,
+            )
+            if time.stage is Stage.EXPORT
+        )
+        return float(export.seconds or 0)
+
+    assert seconds("merged") > 20
+    assert 0 < seconds("both") - seconds("merged") < 5
+    assert seconds("adapter") == seconds("both")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "qwen3-4b.0123.Q4_K_M.gguf").touch()
+    assert seconds("adapter") < 15

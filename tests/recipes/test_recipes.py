@@ -331,7 +331,7 @@ class TestRefusals:
             ask(profile="huge")
 
     def test_unknown_base_model_names_those_there_are(self, ask: Resolve) -> None:
-        with pytest.raises(UnknownBaseModel, match="qwen3-4b, smollm2-135m-instruct"):
+        with pytest.raises(UnknownBaseModel, match="qwen3-4b, qwen3-8b"):
             ask(base_model="gpt")
 
     @pytest.mark.parametrize(
@@ -349,6 +349,7 @@ class TestRefusals:
             ({"prepare": {"source": {"questions": {"kind": "self"}}}}, _QUESTIONS),
             ({"export": {"quantization": "Q2"}}, "export.quantization"),
             ({"register": {"temperature": None}}, "register.temperature"),
+            ({"train": {"lora": {"target_modules": "q_proj"}}}, "train.lora.target_modules"),
             ({"train": {"base_model": "gpt"}}, "train.base_model"),
             ({"register": {"model_name": "x"}}, "register.model_name"),
         ],
@@ -379,7 +380,7 @@ class TestRefusals:
 class TestRecipeFiles:
     def test_adapters_are_folders_with_a_recipe(self, adapters_dir: Path) -> None:
         (adapters_dir / "empty").mkdir()
-        assert adapter_names(adapters_dir) == ["math"]
+        assert adapter_names(adapters_dir) == ["analysis", "code", "math"]
 
     @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "\x00"])
     def test_broken_yaml_is_said(self, adapters_dir: Path, text: str) -> None:
@@ -404,6 +405,37 @@ class TestRecipeFiles:
         rewrite(profiles={"mine": profile})
         with pytest.raises(InvalidRequest):
             ask(profile="mine")
+
+    def test_the_field_that_was_meant_is_named(
+        self, ask: Resolve, rewrite: Callable[..., None]
+    ) -> None:
+        for profile, meant in (
+            ({"trian": {}}, "train"),
+            ({"train": {"lr": 1e-4}}, "train.learning_rate"),
+            ({"learning_rate": 1e-4}, "train.learning_rate"),
+        ):
+            rewrite(profiles={"mine": profile})
+            with pytest.raises(InvalidRequest) as caught:
+                ask(profile="mine")
+            assert f"Did you mean {meant}?" in str(caught.value.hint)
+        rewrite(epochs=3)
+        with pytest.raises(InvalidRequest) as caught:
+            ask()
+        assert "Did you mean train.epochs?" in str(caught.value.hint)
+
+    def test_what_reaches_every_stage_is_not_required_of_one(
+        self, ask: Resolve, rewrite: Callable[..., None]
+    ) -> None:
+        rewrite(profiles={"mine": {"eval": {"base_model": {"name": "qwen3-4b"}}}})
+        with pytest.raises(
+            InvalidRequest, match=r"profiles\.mine\.eval\.base_model follows"
+        ) as caught:
+            ask(profile="mine")
+        assert "at the top of the profile" in str(caught.value.hint)
+        rewrite(export={"model_name": "mine"})
+        with pytest.raises(InvalidRequest, match=r"export\.model_name follows") as caught:
+            ask()
+        assert "Set model_name at the top of the recipe" in str(caught.value.hint)
 
     @pytest.mark.parametrize("entry", ["5", "", "{kind: hub}", "{kind: cloud, train: x}"])
     def test_a_wrong_catalog_names_the_entry(self, adapters_dir: Path, entry: str) -> None:

@@ -25,7 +25,7 @@ from loco_trainer.data import served
 from loco_trainer.data.template import Template
 from loco_trainer.gguf import folder as folders
 from loco_trainer.gguf import head as gguf_head
-from loco_trainer.gguf import reference
+from loco_trainer.gguf import reference, served_base, writing
 from loco_trainer.gguf.check import Answered, GgufModel, loaded
 from loco_trainer.machine import disk
 from loco_trainer.machine.threads import usable_cpus
@@ -62,7 +62,13 @@ def weights() -> Path:
 
 @pytest.fixture
 def spec(toy: BaseModelSpec) -> ExportSpec:
-    return ExportSpec(base_model=toy, model_name="locollm-toy", quantization="F16", num_ctx=512)
+    return ExportSpec(
+        base_model=toy,
+        model_name="locollm-toy",
+        quantization="F16",
+        format="merged",
+        num_ctx=512,
+    )
 
 
 @pytest.mark.slow
@@ -345,3 +351,68 @@ def test_what_the_converter_reads_has_no_clock(tmp_path: Path, kept: str) -> Non
     text = found if isinstance(found, str) else found[0]["template"]
     assert text == '{{ "26 Jul 2024" }}“ü”!'
     assert json.loads((adapter / "tokenizer_config.json").read_text()) == config
+
+
+@pytest.mark.slow
+def test_an_adapter_alone_answers_on_a_base_that_is_written_once(
+    spec: ExportSpec, trained: Inputs, toy_dir: Path, tmp_path: Path, recorder: Any
+) -> None:
+    trained = trained.model_copy(update={"models_dir": tmp_path / "models"})
+    first, second = (tmp_path / name for name in ("first", "second"))
+    first.mkdir()
+    second.mkdir()
+    alone = spec.model_copy(update={"format": "adapter"})
+    result = export.run(alone, trained, first, recorder)
+    assert set(result.files) == {"gguf/adapter.gguf", "Modelfile", "serving_reference.json"}
+    assert (result.gguf, result.format, result.base_reused) == (
+        "gguf/adapter.gguf",
+        "adapter",
+        False,
+    )
+    lora, base = first / result.gguf, result.served_base
+    assert base is not None
+    assert (result.size, result.sha256) == (lora.stat().st_size, sha256_of(lora))
+    kept = trained.models_dir / base.path
+    assert (base.size, base.blob) == (kept.stat().st_size, f"sha256:{sha256_of(kept)}")
+    assert base.model == f"locollm-base:toy-{base.blob[7:19]}"
+    assert f"FROM {base.model}\nADAPTER ./gguf/adapter.gguf\n" in (first / "Modelfile").read_text()
+
+    # what the reference says is what PEFT's model says
+    reference = ServingReference.model_validate_json((first / REFERENCE).read_bytes())
+    plain = reference.prompts[0]
+    folder = trained.files["train/checkpoints/adapter_model.safetensors"].parent
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(toy_dir, dtype=torch.float32), folder
+    )
+    tokenizer = AutoTokenizer.from_pretrained(toy_dir)
+    ids = tokenizer(plain.rendered, add_special_tokens=False, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=24, do_sample=False)[0][ids.input_ids.shape[1] :]
+    said = tokenizer.decode(out, skip_special_tokens=True)
+    assert (plain.answer or "").startswith(said) or said.startswith(plain.answer or "-")
+
+    # a day later, of another job: the same base, and nothing but the adapter is written
+    written = kept.stat()
+    again = export.run(alone, trained.model_copy(update={"job_id": "another"}), second, recorder)
+    assert (again.base_reused, again.served_base) == (True, base)
+    assert kept.stat() == written
+    assert (second / "gguf" / "adapter.gguf").read_bytes() == lora.read_bytes()
+
+    # one that was cut is written anew
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert served_base.kept(kept) is None
+
+
+def test_what_is_written_unasked_follows_from_the_adapters_size(
+    spec: ExportSpec, inputs: Inputs, tmp_path: Path, recorder: Any
+) -> None:
+    weights = tmp_path / "adapter_model.safetensors"
+    unasked = spec.model_copy(update={"format": None})
+    work = writing.Work(unasked, inputs, tmp_path, tmp_path, tmp_path, recorder)
+    for size, wanted in ((47_000_000, "both"), (1_000_000_000, "merged")):
+        with weights.open("wb") as file:
+            file.truncate(size)
+        chosen, reason = work._format()
+        assert chosen == wanted
+        assert f"{size // 10**6} MB" in str(reason)
+    asked = writing.Work(spec, inputs, tmp_path, tmp_path, tmp_path, recorder)
+    assert asked._format() == ("merged", None)

@@ -14,9 +14,12 @@ from loco_trainer import export, train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [small_models.gemma3, small_models.qwen3_5])
+@pytest.mark.parametrize(
+    ("model", "carried"), [(small_models.gemma3, True), (small_models.qwen3_5, False)]
+)
 def test_it_trains_and_its_gguf_answers(
     model: Callable[[int], Any],
+    carried: bool,
     smollm2_dir: Path,
     toy: BaseModelSpec,
     toy_spec: TrainSpec,
@@ -40,3 +43,8 @@ def test_it_trains_and_its_gguf_answers(
     merged = [e.message for e in recorder.of_type("log") if "Merged" in e.message]
     assert merged
     assert "Merged 0" not in merged[0]
+    # without a word both files are written; what a LoRA cannot say of this base is merged alone
+    assert gguf.format == ("both" if carried else "merged")
+    assert (exported / "gguf" / "adapter.gguf").exists() is carried
+    if not carried:
+        assert "GGUF of the base" in str(gguf.format_reason)

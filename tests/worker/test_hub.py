@@ -146,3 +146,60 @@ def test_what_the_hub_does_not_have_is_said(
     assert words in error["message"]
     assert error["hint"]
     assert not (out / "training_data.jsonl").exists()
+
+
+def named_only(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """A data set without a card: its one configuration is `default`."""
+    return {"train.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
+
+
+def test_questions_with_distractors_become_questions_with_options(
+    serve: Callable[[type[BaseHTTPRequestHandler]], str], tmp_path: Path
+) -> None:
+    """The columns of allenai/sciq, as rows and as problems."""
+    rows = [
+        {
+            "question": f"Which number follows {n}?",
+            "distractor3": str(n + 7),
+            "distractor1": str(n + 3),
+            "distractor2": str(n + 5),
+            "correct_answer": str(n + 1),
+            "support": "",
+        }
+        for n in range(30)
+    ]
+    hub = serve(hub_of({"team/choices": named_only(rows)}))
+    source = {"dataset": "team/choices", "config": "default"}
+    sets = {"held_out": {"source": {"kind": "huggingface", **source}, "count": 5}}
+    ended, _, out = prepare(tmp_path, hub, sets, **source)
+    assert ended.returncode == 0, ended.stderr
+    taught = [json.loads(line) for line in (out / "training_data.jsonl").read_text().splitlines()]
+    assert len(taught) == 20
+    asked, answered = (turn["content"] for turn in taught[0]["conversations"])
+    assert f") {answered}" in asked
+    problem = json.loads((out / "eval_sets/held_out.jsonl").read_text().splitlines()[0])
+    assert problem["grader"]["kind"] == "choice"
+    assert problem["answer"] in problem["grader"]["options"].values()
+
+
+def test_alpacas_columns_train_on_instruction_input_and_output(
+    serve: Callable[[type[BaseHTTPRequestHandler]], str], tmp_path: Path
+) -> None:
+    """The columns of iamtarun/python_code_instructions_18k_alpaca: `prompt` repeats the others."""
+    rows = [
+        {
+            "instruction": f"Write a function that adds {n}.",
+            "input": f"case {n}" if n % 2 else "",
+            "output": f"def add(x):\n    return x + {n}",
+            "prompt": f"Below is an instruction. ### Instruction: adds {n} ### Output:",
+        }
+        for n in range(30)
+    ]
+    hub = serve(hub_of({"team/alpaca": named_only(rows)}))
+    ended, _, out = prepare(tmp_path, hub, dataset="team/alpaca", config="default")
+    assert ended.returncode == 0, ended.stderr
+    for line in (out / "training_data.jsonl").read_text().splitlines():
+        asked, answered = (turn["content"] for turn in json.loads(line)["conversations"])
+        assert asked.startswith("Write a function that adds")
+        assert "Below" not in asked
+        assert "\n    return x + " in answered

@@ -3,7 +3,7 @@
 A crafted GGUF makes llama.cpp abort, a context of a billion tokens takes all memory, a deep grammar the
 stack. `loco_modelhost.engine.process` starts it and writes a JSON object a line on its standard input:
 
-python -P -m loco_modelhost.engine.child PARENT FILE SLOTS THREADS BYTES
+python -P -m loco_modelhost.engine.child PARENT FILE ADAPTER SLOTS THREADS BYTES
 
 Each has an `id` and gets one answer with `end`, or with `error`, and before it what comes of it.
 """
@@ -112,14 +112,14 @@ class Desk:
 
 def main() -> None:
     """Answers until standard input ends."""
-    parent, file, slots, threads, limit = sys.argv[1:]
+    parent, file, adapter, slots, threads, limit = sys.argv[1:]
     # a terminal's Ctrl-C is for the host, which ends this
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent(int(parent))
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
     _limit_memory(int(limit))
-    weights = Weights(Path(file))
+    weights = Weights(Path(file), Path(adapter) if adapter else None)
     places = [Place(weights, int(threads)) for _ in range(int(slots))]
     desk = Desk(places, lambda line: _write_all(answers, line))
     for line in sys.stdin.buffer:

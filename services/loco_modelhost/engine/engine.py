@@ -30,11 +30,16 @@ def _errors_only(level: int, text: bytes, _: ctypes.c_void_p) -> None:
 
 
 class Weights:
-    """A GGUF in memory, shared by the engines that hold it and freed with the last of them."""
+    """A GGUF in memory, shared by the engines that hold it and freed with the last of them.
 
-    def __init__(self, path: Path) -> None:
-        """Takes the path; the first engine loads the file."""
+    The file is mapped: processes that put different adapters on the same base share its pages.
+    """
+
+    def __init__(self, path: Path, adapter: Path | None = None) -> None:
+        """Takes the paths, of a GGUF and of a LoRA on it; the first engine loads the files."""
         self._path = path
+        self._adapter = adapter
+        self._lora: Any = None
         self._lock = Lock()
         self._holders = 0
         self._model: Any = None
@@ -55,15 +60,34 @@ class Weights:
                 )
                 if not self._model:
                     raise EngineError(f"unable to load model: {self._path}")
+                self._load_adapter()
             self._holders += 1
             return self._model
+
+    def _load_adapter(self) -> None:
+        if self._adapter is None:
+            return
+        self._lora = llama_cpp.llama_adapter_lora_init(self._model, str(self._adapter).encode())
+        if not self._lora:
+            llama_cpp.llama_model_free(self._model)
+            raise EngineError(
+                f"unable to load adapter: {self._adapter} does not fit the model {self._path}"
+            )
+
+    def put_on(self, context: Any) -> bool:
+        """Has a context compute with the adapter, where there is one; False: it can't."""
+        if self._adapter is None:
+            return True
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._lora)
+        scales = (ctypes.c_float * 1)(1.0)
+        return not llama_cpp.llama_set_adapters_lora(context, adapters, 1, scales)
 
     def let_go(self) -> None:
         """Gives up one `hold`."""
         with self._lock:
             self._holders -= 1
             if not self._holders:
-                llama_cpp.llama_model_free(self._model)
+                llama_cpp.llama_model_free(self._model)  # and its adapter
 
 
 class Engine:
@@ -92,6 +116,10 @@ class Engine:
         if not self._context:
             weights.let_go()
             raise EngineError(f"no memory for a context of {context_length} tokens")
+        if not weights.put_on(self._context):
+            llama_cpp.llama_free(self._context)
+            weights.let_go()
+            raise EngineError("unable to load adapter: llama.cpp does not compute with it")
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = self._vocabulary
         self.facts = Facts(

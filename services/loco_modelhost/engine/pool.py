@@ -136,7 +136,7 @@ class Loaded:
         return {
             "name": name,
             "model": name,
-            "size": self.model.weights.size,
+            "size": self.model.loaded_bytes,
             "digest": self.model.manifest.digest,
             "details": self.model.details,
             "expires_at": self.expires_at.isoformat(),
@@ -160,7 +160,7 @@ class Pool:
         self._most_loaded = most_loaded
         self._most_waiting = most_waiting
         self._requests = 0
-        self._loaded: dict[Path, Loaded] = {}  # the least recently used first
+        self._loaded: dict[tuple[Path, Path | None], Loaded] = {}  # the least recently used first
 
     @asynccontextmanager
     async def use(
@@ -174,7 +174,7 @@ class Pool:
         """
         if self._requests > self._most_waiting:
             raise Refusal(503, BUSY)
-        before = self._loaded.get(model.path)
+        before = self._loaded.get(model.loads)
         there = before.slot().context_length if before and before.process.alive else 0
         if _context_bytes(model.gguf, context_length - there) > _available():
             raise EngineError(f"no memory for a context of {context_length} tokens")
@@ -195,7 +195,7 @@ class Pool:
 
     def unload(self, model: Model) -> None:
         """Puts a model out now, or when its last request ends."""
-        loaded = self._loaded.pop(model.path, None)
+        loaded = self._loaded.pop(model.loads, None)
         if not loaded:
             return
         loaded.leaving = True
@@ -218,24 +218,25 @@ class Pool:
             self.unload(loaded.model)
 
     def _take(self, model: Model) -> Loaded:
-        if (dead := self._loaded.get(model.path)) and not dead.process.alive:
+        if (dead := self._loaded.get(model.loads)) and not dead.process.alive:
             self.unload(dead.model)
-        loaded = self._loaded.pop(model.path, None)
+        loaded = self._loaded.pop(model.loads, None)
         if not loaded:
             self._make_room()
             loaded = self._start(model)
         loaded.model = model
         if loaded.expiry:
             loaded.expiry.cancel()
-        self._loaded[model.path] = loaded
+        self._loaded[model.loads] = loaded
         return loaded
 
     def _start(self, model: Model) -> Loaded:
         process = Process(
             model.path,
+            adapter=model.adapter,
             slots=self._parallel,
             threads=max(1, cores() // self._parallel),
-            memory=memory(model.gguf, model.weights.size, self._parallel),
+            memory=memory(model.gguf, model.loaded_bytes, self._parallel),
         )
         confined = Confined()
         slots = [Slot(process, confined, number) for number in range(self._parallel)]

@@ -30,6 +30,7 @@ class Process:
         self,
         path: Path,
         *,
+        adapter: Path | None = None,
         slots: int,
         threads: int,
         memory: int,
@@ -39,6 +40,7 @@ class Process:
 
         Args:
             path: the GGUF.
+            adapter: a GGUF LoRA that is put on it.
             slots: contexts that compute side by side.
             threads: CPU threads of each.
             memory: bytes it may write to.
@@ -48,7 +50,7 @@ class Process:
         self._patience = load_seconds or LOAD_SECONDS + LOAD_SECONDS_A_GB * size / 1e9
         self._command = [
             sys.executable, "-P", "-m", "loco_modelhost.engine.child",
-            str(os.getpid()), str(path), str(slots), str(threads), str(memory),
+            str(os.getpid()), str(path), str(adapter or ""), str(slots), str(threads), str(memory),
         ]  # fmt: skip
         self._numbers = itertools.count()
         self._waiting: dict[int, asyncio.Queue[dict[str, Any]]] = {}

@@ -14,6 +14,7 @@ from loco_modelhost.requests.refusals import INVALID_DIGEST, INVALID_NAME, Refus
 from loco_modelhost.store.gguf_file import BrokenGguf, GgufFile, NotGguf
 from loco_modelhost.store.models import human_number
 from loco_modelhost.store.store import (
+    ADAPTER_LAYER,
     LICENSE_LAYER,
     MESSAGES_LAYER,
     MODEL_LAYER,
@@ -37,6 +38,13 @@ NO_REGISTRY = (
     "(POST /api/blobs, then /api/create), or point OLLAMA_HOST at an Ollama"
 )
 
+ONE_ADAPTER = "only one adapter is currently supported"
+#: Where Ollama stores what no model can be loaded of.
+NO_LORA = "supplied adapter is no GGUF LoRA (general.type adapter, adapter.type lora)"
+NO_MODEL = (
+    "supplied file is a LoRA adapter; name it in 'adapters', and the model it stands on in 'from'"
+)
+
 _ONLY_GGUF = "supplied file was not in GGUF format"
 
 
@@ -49,13 +57,13 @@ def create(store: Store, body: Body) -> Iterator[Event]:
     Raises:
         Refusal: with the status Ollama answers when nothing was sent yet.
     """
-    files = body.texts_by_name("files")
+    files, adapters = body.texts_by_name("files"), body.texts_by_name("adapters")
     _check_files(files or {})
+    if adapters and not all(adapters.values()):
+        raise Refusal(400, INVALID_DIGEST)
     name = store.resolve(body.text("model", "name"))
     if not name.is_valid:
         raise Refusal(400, INVALID_NAME)
-    if body.has("adapters"):
-        raise Refusal(400, "this model host takes no adapters; merge them into the GGUF")
     if source := body.text("from"):
         base = store.resolve(source)
         if not base.is_valid:
@@ -63,13 +71,17 @@ def create(store: Store, body: Body) -> Iterator[Event]:
         if not store.manifest(base):
             yield {"status": "pulling manifest"}
             raise Refusal(500, NO_REGISTRY.format(name=source))
-        layers = _store(store, name, body, lambda: _layers_of_model(store, base, source))
+        lora = (yield from _adapter(store, adapters)) if adapters is not None else None
+        layers = _store(store, name, body, lambda: _layers_of_model(store, base, source, lora))
     elif files is not None:
         head, digest = yield from _uploaded(store, files)
+        if head.is_adapter:
+            raise Refusal(400, NO_MODEL)
+        lora = (yield from _adapter(store, adapters)) if adapters is not None else None
         yield {"status": "validating GGUF model", "total": head.path.stat().st_size}
         with store.new_blob() as blob:
             head.copy_with(SOURCE_KEY, digest, blob)
-            layers = _store(store, name, body, lambda: _layers_of_file(store, head, blob))
+            layers = _store(store, name, body, lambda: _layers_of_file(store, head, blob, lora))
         if found := known.detected(head.chat_template):
             yield {"status": f"using autodetected template {found.name}"}
     else:
@@ -109,14 +121,44 @@ def _uploaded(store: Store, files: dict[str, str]) -> Generator[Event, None, tup
     return heads[0]
 
 
-def _layers_of_model(store: Store, base: ModelName, source: str) -> tuple[list[Layer], Config]:
+def _adapter(store: Store, adapters: dict[str, str]) -> Generator[Event, None, Layer]:
+    """The one LoRA a request names. It stays as it was uploaded; whether it fits shows when it is loaded."""
+    try:
+        if not _looks_like_gguf(store, adapters):
+            raise Refusal(400, "unknown type")
+        if len(adapters) > 1:
+            raise Refusal(400, ONE_ADAPTER)
+        yield {"status": "parsing GGUF"}
+        (digest,) = adapters.values()
+        head = _read(store, digest)
+    except Refusal as refusal:  # of adapters Ollama answers every fault so
+        raise Refusal(400, refusal.message) from refusal
+    if not head.is_adapter:
+        raise Refusal(400, NO_LORA)
+    return Layer(ADAPTER_LAYER, digest.replace("-", ":"), head.path.stat().st_size)
+
+
+def _with_adapter(layers: list[Layer], lora: Layer | None) -> list[Layer]:
+    if lora is None:
+        return layers
+    if any(layer.media_type == ADAPTER_LAYER for layer in layers):
+        raise Refusal(400, ONE_ADAPTER)
+    return [*layers, lora]
+
+
+def _layers_of_model(
+    store: Store, base: ModelName, source: str, lora: Layer | None
+) -> tuple[list[Layer], Config]:
     manifest = store.manifest(base)
     if not manifest:  # deleted a moment ago
         raise Refusal(500, NO_REGISTRY.format(name=source))
-    return [replace(layer, source=base.short) for layer in manifest.layers], store.config(manifest)
+    layers = [replace(layer, source=base.short) for layer in manifest.layers]
+    return _with_adapter(layers, lora), store.config(manifest)
 
 
-def _layers_of_file(store: Store, head: GgufFile, blob: BlobWriter) -> tuple[list[Layer], Config]:
+def _layers_of_file(
+    store: Store, head: GgufFile, blob: BlobWriter, lora: Layer | None
+) -> tuple[list[Layer], Config]:
     """The rewritten weights, and the template and stop strings Ollama would detect in them."""
     layers = [blob.keep(MODEL_LAYER)]
     if found := known.detected(head.chat_template):
@@ -124,7 +166,8 @@ def _layers_of_file(store: Store, head: GgufFile, blob: BlobWriter) -> tuple[lis
         parameters = json.dumps(found.parameters)
         layers.append(store.add_blob(PARAMETERS_LAYER, parameters.encode()))
     family, size = head.architecture, human_number(head.parameters)
-    return layers, Config("gguf", family, (family,), size, head.file_type)
+    config = Config("gguf", family, (family,), size, head.file_type)
+    return _with_adapter(layers, lora), config
 
 
 def _store(

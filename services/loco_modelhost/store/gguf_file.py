@@ -117,6 +117,12 @@ class GgufFile:
         return str(self.metadata.get("general.architecture", "unknown"))
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it is a LoRA, which needs a model to stand on."""
+        kinds = self.metadata.get("general.type"), self.metadata.get("adapter.type")
+        return kinds == ("adapter", "lora")
+
+    @property
     def file_type(self) -> str:
         """Quantization, as Ollama names it."""
         return FILE_TYPES.get(self.number("general.file_type"), "unknown")

@@ -12,6 +12,7 @@ from loco_modelhost.requests.options import Options
 from loco_modelhost.requests.refusals import not_found
 from loco_modelhost.store.gguf_file import GgufFile
 from loco_modelhost.store.store import (
+    ADAPTER_LAYER,
     LICENSE_LAYER,
     MESSAGES_LAYER,
     MODEL_LAYER,
@@ -33,6 +34,8 @@ class Model:
     config: Config
     weights: Layer
     path: Path
+    #: A LoRA that is put on the weights.
+    adapter: Path | None
     stored_template: str | None
     system: str
     parameters: dict[str, Any]
@@ -65,6 +68,7 @@ class Model:
             store.config(manifest),
             weights,
             store.blob_path(weights.digest),
+            store.blob_path(layers[ADAPTER_LAYER].digest) if ADAPTER_LAYER in layers else None,
             text(TEMPLATE_LAYER),
             text(SYSTEM_LAYER) or "",
             json.loads(text(PARAMETERS_LAYER) or "{}"),
@@ -80,6 +84,17 @@ class Model:
     def gguf(self) -> GgufFile:
         """The head of the weights' file."""
         return _head(self.path)
+
+    @property
+    def loads(self) -> tuple[Path, Path | None]:
+        """What is in memory of it: models that differ in settings alone share that."""
+        return self.path, self.adapter
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes of the files that are loaded."""
+        kinds = (MODEL_LAYER, ADAPTER_LAYER)
+        return sum(layer.size for layer in self.manifest.layers if layer.media_type in kinds)
 
     @property
     def uses_jinja(self) -> bool:
@@ -172,6 +187,7 @@ class Model:
             f"# FROM {self.manifest.name.short}",
             "",
             f"FROM {self.path}",
+            *([f"ADAPTER {self.adapter}"] if self.adapter else []),
             f"TEMPLATE {_quoted(self.stored_template or known.PROMPT_ONLY)}",
         ]
         if system:

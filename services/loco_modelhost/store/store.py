@@ -24,6 +24,7 @@ from loco_modelhost.requests.names import ModelName
 from loco_modelhost.requests.refusals import INVALID_DIGEST, Refusal
 
 MODEL_LAYER = "application/vnd.ollama.image.model"
+ADAPTER_LAYER = "application/vnd.ollama.image.adapter"
 TEMPLATE_LAYER = "application/vnd.ollama.image.template"
 SYSTEM_LAYER = "application/vnd.ollama.image.system"
 PARAMETERS_LAYER = "application/vnd.ollama.image.params"

@@ -83,7 +83,7 @@ def _unpacked_wheel(models_dir: Path, emit: Emitter) -> Path:
     if target.is_dir():  # it appears by rename, so it is whole
         return target
     models_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(models_dir / f".{target.name}.lock"):
+    with locked(models_dir / f".{target.name}.lock"):
         if target.is_dir():
             return target
         gguf = smollm2.wheel_gguf()
@@ -216,7 +216,8 @@ def _listed(names: list[str]) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Waits until nobody else holds the lock file."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

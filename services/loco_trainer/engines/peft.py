@@ -14,7 +14,7 @@ from loco.stage.program import Emitter
 from loco_trainer.bases.find import read_config
 from loco_trainer.data import batches
 from loco_trainer.engines.loaded import Loaded
-from loco_trainer.engines.targets import beside_text
+from loco_trainer.engines.targets import beside_text, named_layers
 from loco_trainer.fast import attention, forward, fused_lora
 
 
@@ -50,7 +50,6 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
     if plan.gradient_checkpointing:
         recompute()
     torch.manual_seed(spec.seed)
-    targets = spec.lora.target_modules
     adapted: PeftModel = get_peft_model(
         model,
         LoraConfig(
@@ -58,7 +57,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:
             r=spec.lora.r,
             lora_alpha=spec.lora.alpha,
             lora_dropout=spec.lora.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=named_layers(model, spec),
             exclude_modules=beside_text(model),
         ),
     )

@@ -12,6 +12,11 @@ from loco_trainer.merge import names
 
 #: The linear layers of a transformer block, by the names Llama, Qwen, Mistral and Gemma share.
 BLOCK_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+#: Layers that some architectures (Phi-3, Phi-4-mini) hold as one.
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+}
 _FIELD = "train.lora.target_modules"
 
 
@@ -27,6 +32,7 @@ def check(spec: TrainSpec, base: Path) -> None:
         TrainingFailed: says which layer, and what to do.
     """
     model = names.hollow(base)
+    _check_order(model, spec)
     layers = adapted_layers(model, spec)
     stored = names.stored_names(base)
     if stored is None:
@@ -41,6 +47,25 @@ def check(spec: TrainSpec, base: Path) -> None:
         )
 
 
+def _check_order(model: Any, spec: TrainSpec) -> None:
+    """Refuses an order of layers that a GGUF has no place for: llama.cpp has these fixed in its code."""
+    config = model.config.get_text_config()
+    if config.model_type == "gemma3_text":
+        every, whole = 6, [kind == "full_attention" for kind in config.layer_types]
+    elif config.model_type == "smollm3":
+        every, whole = 4, [not turned for turned in config.no_rope_layers]
+    else:
+        return
+    if any(kind != (number % every == 0) for number, kind in enumerate(whole, start=1)):
+        raise TrainingFailed(
+            f"{spec.base_model.name} has layers in an order that its own family does not have: as a "
+            f"GGUF every {every}th layer, and no other, would be taken for the other kind, and it would "
+            "answer otherwise than it was trained.",
+            param="base_model",
+            hint="Choose a base model whose layers are those of its family.",
+        )
+
+
 def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
     """Names of the layers that get an adapter: linear ones of the language model.
 
@@ -52,7 +77,7 @@ def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
         TrainingFailed: the recipe names a layer that the base lacks, or one whose adapter export
             could not merge; says which, and which there are.
     """
-    asked = spec.lora.target_modules
+    asked = named_layers(model, spec)
     beside = re.compile(beside_text(model) or "(?!)")  # that matches nothing
     layers = {n: m for n, m in model.named_modules() if n and not beside.fullmatch(n)}
     linear = [name for name, module in layers.items() if isinstance(module, torch.nn.Linear)]
@@ -79,6 +104,23 @@ def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
             hint=f"Take all-linear, or some of {', '.join(known)}.",
         )
     return [name for name in linear if any(_is(name, target) for target in asked)]
+
+
+def named_layers(model: Any, spec: TrainSpec) -> str | list[str]:
+    """The recipe's target modules by the names of this model: a fused layer stands for its parts.
+
+    An adapter on `q_proj` alone has then a place in `qkv_proj`, and changes keys and values too.
+    """
+    asked = spec.lora.target_modules
+    if isinstance(asked, str):
+        return asked
+    here = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+
+    def named(target: str) -> str:
+        fused = _FUSED.get(target)
+        return fused if fused and fused in here and target not in here else target
+
+    return list(dict.fromkeys(map(named, asked)))
 
 
 def beside_text(model: Any) -> str | None:

@@ -17,7 +17,7 @@ from loco.contracts.specs import TrainSpec
 from loco.stage.program import Emitter
 from loco_trainer.data import batches
 from loco_trainer.engines.loaded import Loaded
-from loco_trainer.engines.targets import BLOCK_LINEARS
+from loco_trainer.engines.targets import BLOCK_LINEARS, named_layers
 from loco_trainer.fast import forward
 
 
@@ -33,7 +33,7 @@ def load(spec: TrainSpec, plan: Plan, base: Path, emit: Emitter) -> Loaded:  # n
         local_files_only=True,
         trust_remote_code=False,
     )
-    targets = spec.lora.target_modules
+    targets = named_layers(model, spec)
     model = FastLanguageModel.get_peft_model(
         model,
         r=spec.lora.r,

@@ -1,5 +1,7 @@
 """A GGUF loaded in llama.cpp: whether it answers, and how likely it holds given answers."""
 
+import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +20,16 @@ _PIECE = 256
 
 
 @contextmanager
-def loaded(path: Path, *, context: int = 512) -> Iterator["GgufModel"]:
+def loaded(path: Path, *, context: int = 512, adapter: Path | None = None) -> Iterator["GgufModel"]:
     """Loads a GGUF and lets go of it.
 
     Args:
         path: the GGUF.
         context: longest text in tokens.
+        adapter: a GGUF LoRA that is put on it.
 
     Raises:
-        ExportFailed: llama.cpp cannot load the file.
+        ExportFailed: llama.cpp cannot load a file.
     """
     try:
         model = llama_cpp.Llama(
@@ -44,7 +47,7 @@ def loaded(path: Path, *, context: int = 512) -> Iterator["GgufModel"]:
             hint="The attempt's log has llama.cpp's own words.",
         ) from error
     try:
-        yield GgufModel(model)
+        yield GgufModel(model, adapter)
     finally:
         model.close()
 
@@ -62,13 +65,33 @@ class Answered(NamedTuple):
 class GgufModel:
     """A loaded GGUF."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, adapter: Path | None = None) -> None:
         self._model = model
+        if adapter:  # not by `Llama(lora_path=…)`, which goes on without one that does not fit
+            scales = (ctypes.c_float * 1)(1.0)
+            # it is freed with the model
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._fitting(adapter))
+            if llama_cpp.llama_set_adapters_lora(model._ctx.ctx, adapters, 1, scales):
+                raise _no_fit(adapter)
 
     @property
     def adds_bos(self) -> bool:
         """Whether the tokenizer in the GGUF puts BOS before every prompt."""
         return bool(llama_cpp.llama_vocab_get_add_bos(self._model._model.vocab))
+
+    def require_fits(self, adapter: Path) -> None:
+        """Raises unless llama.cpp takes a GGUF LoRA on this model, whose layers are named and shaped alike.
+
+        Raises:
+            ExportFailed: it does not.
+        """
+        llama_cpp.llama_adapter_lora_free(self._fitting(adapter))
+
+    def _fitting(self, adapter: Path) -> Any:
+        found = llama_cpp.llama_adapter_lora_init(self._model._model.model, os.fsencode(adapter))
+        if not found:
+            raise _no_fit(adapter)
+        return found
 
     def served(self, prompt: str) -> list[int]:
         """Token ids of a rendered prompt as llama.cpp's server has them: BOS once.
@@ -135,6 +158,13 @@ class GgufModel:
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self._model.detokenize(list(tokens)).decode(errors="replace")
         return text
+
+
+def _no_fit(adapter: Path) -> ExportFailed:
+    return ExportFailed(
+        f"llama.cpp cannot put {adapter.name} on the model: its layers have other names or shapes.",
+        hint="The attempt's log has llama.cpp's own words; `export.format: merged` needs no such file.",
+    )
 
 
 def _fill(batch: Any, piece: Sequence[int], answers: Sequence[int], start: int) -> None:

@@ -24,9 +24,9 @@ import torch
 
 from loco.contracts.errors import DiskFull, ExportFailed, LocoError
 from loco_trainer.bases.plain import refuse_code
-from loco_trainer.gguf import ggml, kquants
+from loco_trainer.gguf import ggml, kquants, lora
 from loco_trainer.gguf.device import StreamDevice
-from loco_trainer.gguf.layout import Header, Planned, plan
+from loco_trainer.gguf.layout import Header, Planned, converter_model, plan
 from loco_trainer.gguf.parent import Job
 from loco_trainer.machine.imports import hide
 from loco_trainer.machine.memory import is_exhaustion
@@ -40,6 +40,15 @@ _AHEAD_BYTES = 2**27
 #: A thread's share of work: large enough to hide the call, small enough for an even end.
 _SLICE_NUMBERS = 2**20
 _REPORT_SECONDS = 0.1
+#: Figures of a run that writes the adapter alone.
+_NOTHING_WHOLE = {
+    "device": "cpu",
+    "merged": 0,
+    "tensors": 0,
+    "read_seconds": 0.0,
+    "quantize_seconds": 0.0,
+    "write_seconds": 0.0,
+}
 
 
 def main(path: str) -> int:
@@ -86,13 +95,16 @@ def _run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
             with file.open("rb") as opened:
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
     device = StreamDevice.choose(job.device, log=lambda line: say(log=line))
+    written = _adapter(job, base, adapter, device, say) if job.lora else {}
+    if not job.whole or (written.get("not_carried") and not job.merge):
+        return {**_NOTHING_WHOLE, "peak_ram_bytes": peak_ram_bytes(), **written}
     header = plan(
         Path(job.folder),
         Path(job.target),
         name=job.name,
         outtype=job.outtype,
         quantization=job.quantization,
-        load=_Loader(base, adapter, device),
+        load=_Loader(base, adapter if job.merge else Adapter(None), device),
     )
     say(log=f"Planned {len(header.tensors)} tensors in {time.monotonic() - started:.1f} s.")
     stream = _Stream(header, device, say)
@@ -101,13 +113,35 @@ def _run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
         stream.write(out.fileno())
     return {
         "device": device.name,
-        "merged": len(adapter),
+        "merged": len(adapter) if job.merge else 0,
         "tensors": len(header.tensors),
         "read_seconds": round(stream.read_seconds, 3),
         "quantize_seconds": round(stream.quantize_seconds, 3),
         "write_seconds": round(time.monotonic() - begun, 3),
         "peak_ram_bytes": peak_ram_bytes(),
+        **written,
     }
+
+
+def _adapter(
+    job: Job,
+    base: dict[str, Stored],
+    adapter: Adapter,
+    device: StreamDevice,
+    say: Callable[..., None],
+) -> dict[str, Any]:
+    """Writes the adapter as a GGUF of its own; says why where that cannot be."""
+    load = _Loader(base, adapter, device)
+    model = converter_model(
+        Path(job.folder), Path(job.lora), job.name, job.outtype, load
+    )  # nothing of it is read
+    try:
+        with torch.inference_mode():
+            seconds = lora.write(model, adapter, Path(job.lora), name=job.name)
+    except lora.NotCarried as error:
+        return {"not_carried": str(error)}
+    say(log=f"Wrote {len(adapter)} adapted layers in {seconds:.1f} s.")
+    return {"lora_seconds": seconds}
 
 
 class _Loader:

@@ -97,7 +97,9 @@ def plan(
         ExportFailed: the converter does not know the architecture, or llama.cpp refuses the file.
     """
     with torch.inference_mode():
-        model = _converted(folder, target, name, outtype, load)
+        model = converter_model(folder, target, name, outtype, load)
+        model.prepare_tensors()
+        model.prepare_metadata(vocab_only=False)
     infos: dict[str, Any] = model.gguf_writer.tensors[0]
     metadata: dict[str, Any] = model.gguf_writer.kv_data[0]
     sources = {tensor: _type_name(info.dtype) for tensor, info in infos.items()}
@@ -131,8 +133,12 @@ def plan(
     return Header(tuple(planned), sum(info.nbytes for info in final.values()), load)
 
 
-def _converted(folder: Path, target: Path, name: str, outtype: str, load: Load) -> Any:
-    """The converter's model with all tensors prepared, none of them read."""
+def converter_model(folder: Path, target: Path, name: str, outtype: str, load: Load) -> Any:
+    """The converter's model of a base; no weight of it is read.
+
+    Raises:
+        ExportFailed: the converter does not know the architecture.
+    """
     conversion, base = import_module("conversion"), import_module("conversion.base")
     lazy = base.LazyTorchTensor
 
@@ -155,10 +161,7 @@ def _converted(folder: Path, target: Path, name: str, outtype: str, load: Load) 
     kind = gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"]
     # layers that guess further tokens ahead know nothing of the adapter, and Ollama does not ask them
     model_class.no_mtp = True
-    model = model_class(folder, kind, target, model_name=name)
-    model.prepare_tensors()
-    model.prepare_metadata(vocab_only=False)
-    return model
+    return model_class(folder, kind, target, model_name=name)
 
 
 def _quantized_types(model: Any, target: Path, packed: bytes, quantization: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ class Job:
     folder: str
     #: Folder of adapter_config.json and adapter_model.safetensors; empty: the base as it is.
     adapter: str
-    #: The GGUF; files of the same stem beside it are scratch.
+    #: The GGUF of the whole model; files of the same stem beside it are scratch.
     target: str
     #: `general.name`.
     name: str
@@ -40,6 +40,12 @@ class Job:
     outtype: str
     #: Q4_K_M, …, F16: what llama.cpp's quantizer would be asked for.
     quantization: str
+    #: Where the adapter goes as a GGUF of its own; empty: nowhere.
+    lora: str = ""
+    #: Whether the adapter is merged into `target`; else that is the base as it is.
+    merge: bool = True
+    #: Whether `target` is written; an adapter can be written alone.
+    whole: bool = True
     #: `auto`: a GPU where there is one with free memory; `cpu`; `torch-cpu`: the GPU's code on a CPU.
     device: str = "auto"
 
@@ -55,6 +61,9 @@ class Written:
     quantize_seconds: float
     write_seconds: float
     peak_ram_bytes: int  # of the child
+    lora_seconds: float = 0.0
+    #: Why the adapter cannot be a GGUF of its own; empty: it is one, or was not asked for.
+    not_carried: str = ""
 
 
 def check_architecture(config: dict[str, Any]) -> None:

@@ -78,6 +78,8 @@ class Journal:
             epoch=step.epoch,
             loss=step.loss,
             validation_loss=self._validation.newest_loss,
+            validation_epoch=self._validation.newest_epoch,
+            lowest_validation_loss=self._validation.lowest_loss,
             learning_rate=step.learning_rate,
             grad_norm=step.grad_norm,
             tokens_per_second=round(tokens / max(seconds[-1], 1e-9), 1),
@@ -100,6 +102,8 @@ class Journal:
             percent=self.percent,
             epoch=round(epoch, 4),
             validation_loss=self._validation.newest_loss,
+            validation_epoch=self._validation.newest_epoch,
+            lowest_validation_loss=self._validation.lowest_loss,
         )
 
     @property

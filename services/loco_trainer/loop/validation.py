@@ -62,6 +62,16 @@ class Validation:
         """The loss measured last; None before any was."""
         return self.log[-1].loss if self.log else None
 
+    @property
+    def lowest_loss(self) -> float | None:
+        """The lowest loss so far; None before any was measured."""
+        return self.best.loss if self.best else None
+
+    @property
+    def newest_epoch(self) -> float | None:
+        """Passes over the training data after which that one was measured."""
+        return self.log[-1].epoch if self.log else None
+
     def is_open(self, step: int) -> bool:
         """Whether there are rows, and the loss after a step has not been measured."""
         return bool(self._rows) and self.loss_at(step) is None

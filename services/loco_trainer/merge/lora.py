@@ -6,6 +6,7 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,9 @@ class Adapter:
             ExportFailed: the adapter is no plain LoRA.
         """
         self._pairs: dict[str, _Pair] = {}
+        #: B @ A is multiplied by this.
+        self.scale = 1.0
+        self.rank = 1
         if folder is None:
             return
         config = json.loads((folder / "adapter_config.json").read_text())
@@ -61,8 +65,8 @@ class Adapter:
                 f"The adapter is not a plain LoRA ({', '.join(unusual) or config.get('peft_type')}).",
                 hint="Train it with stage train, which makes plain LoRA adapters.",
             )
-        rank = config["r"]
-        self._scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+        self.rank = rank = int(config["r"])
+        self.scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
             keys = list(tensors.keys())
             if strange := [key for key in keys if not key.endswith(_KEYS)]:
@@ -83,6 +87,11 @@ class Adapter:
 
     def __contains__(self, name: str) -> bool:
         return name in self._pairs
+
+    def layers(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Name of each weight, A [r, inputs] and B [outputs, r], float32; on disk once `check` has run."""
+        for name, pair in self._pairs.items():
+            yield name, pair.a, pair.b
 
     def check(self, base: dict[str, Stored], folder: Path) -> None:
         """Compares names, types and shapes with the base's, before anything is computed.
@@ -131,7 +140,7 @@ class Adapter:
         if pair is None:
             return weight
         # in place where PEFT's own two lines allow it: the same roundings, half the memory
-        delta = (pair.b.to(weight.device) @ pair.a.to(weight.device)).mul_(self._scale)
+        delta = (pair.b.to(weight.device) @ pair.a.to(weight.device)).mul_(self.scale)
         result = delta.add_(weight.float()).to(weight.dtype)
         if not bool(torch.isfinite(result).all()):
             raise ExportFailed(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from loco.contracts.serving import Check
+from loco.contracts.serving import Check, ServedBase
 from loco.contracts.versions import PromotedVersion
 
 
@@ -22,6 +22,8 @@ class Subject:
     probe: str
     #: The base in Ollama, as it is served there.
     base: str
+    #: What the adapter in `blob` is put on; None: the blob is the whole model.
+    served_base: ServedBase | None
     #: What serves under the same name, if something does.
     promoted: PromotedVersion | None
 

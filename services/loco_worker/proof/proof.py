@@ -2,7 +2,7 @@
 
 The names of the checks are part of the API: `listed digest_new template parameters capabilities
 context_length reference tensors vocabulary rendered_prompt probe prompt_tokens ends_with_stop
-no_thinking greedy_answers`, and `exported created` of stage register before there is a candidate.
+no_thinking greedy_answers`, and `exported adapters created` of stage register before there is a candidate.
 """
 
 from collections.abc import Iterator

@@ -18,6 +18,9 @@ BARE_TEMPLATE = "{{ .Prompt }}"
 #: What Go templates have and Jinja has not: the server took one of its own for the embedded one.
 _GO = re.compile(r"\{\{-?\s*(?:\.|\$|range\b|if\b|with\b|end\b)")
 _FROM = re.compile(r"^FROM .*?sha256[-:]([0-9a-f]{64})", re.MULTILINE)
+_ADAPTER = re.compile(r"^ADAPTER .*?sha256[-:]([0-9a-f]{64})", re.MULTILINE)
+#: Bytes of settings, licence and head by which a model may differ from base and adapter together.
+_ADAPTER_ROOM = 10**6
 #: A server that rewrites a GGUF (Ollama since 0.30) changes its metadata, hardly its size.
 _SIZE_TOLERANCE = 0.02
 _SMALL = 4 * 10**6
@@ -51,6 +54,9 @@ def digest_new(
     The digest of the stored weights is no proof by itself: a server that rewrites a GGUF stores it
     under another one than it was uploaded under. But neither the base nor what serves may share it.
     """
+    if subject.served_base is not None:
+        _adapter_new(host, models, shown, subject, findings)
+        return
     weights = _weights(shown)
     kept = f"sha256:{weights}" == subject.blob
     others = {} if kept else _others(models, subject)
@@ -71,6 +77,50 @@ def digest_new(
         + (f", not those of {', '.join(others)}" if others else ""),
         seen="; ".join([*seen, *shared]),
         fix=f"The server took weights it had before. {_AGAIN}",
+    )
+
+
+def _adapter_new(
+    host: OllamaHost,
+    models: Mapping[str, str],
+    shown: Shown,
+    subject: Subject,
+    findings: Findings,
+) -> None:
+    """The weights are those of the base, and an adapter of the uploaded size is on them."""
+    base = subject.served_base
+    assert base is not None
+    there, wanted = _weights(shown), _weights(host.show(base.model))
+    adapter = _ADAPTER.search(str(shown.get("modelfile", "")))
+    sizes = host.sizes()
+    size = sizes.get(subject.model, 0) - sizes.get(base.model, 0)
+    faults = []
+    if there != wanted:
+        faults.append(
+            f"it has weights sha256:{there or '?'}, not the base's sha256:{wanted or '?'}"
+        )
+    # servers rewrite the weights of a model, never an adapter
+    if adapter is None or f"sha256:{adapter[1]}" != subject.blob:
+        faults.append(f"it has adapter {adapter[1] if adapter else 'none'}")
+    promoted = subject.promoted
+    same = [base.model]
+    if promoted is not None and promoted.blob != subject.blob:
+        same.append(promoted.candidate)
+    faults += [
+        f"it is the same model as {name}"
+        for name in same
+        if models.get(name) == models[subject.model]
+    ]
+    if sizes.get(base.model) and abs(size - subject.size) > _ADAPTER_ROOM:
+        faults.append(f"it takes {size} bytes more than its base")
+    findings.add(
+        "digest_new",
+        not faults,
+        expected=f"an adapter made of {subject.blob}, about {subject.size} bytes, on the weights "
+        f"of {base.model}",
+        seen="; ".join(faults)
+        or f"weights sha256:{there}, adapter sha256:{adapter[1] if adapter else '?'}, {size} bytes",
+        fix=f"The server put something else together. {_AGAIN}",
     )
 
 

@@ -18,6 +18,7 @@ from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.sources import HuggingFaceSource
 from loco.grading.eval_items import EvalItem
 from loco.recipes.data_files import largest
+from loco_worker.sources import multiple_choice
 
 OFFLINE_CHOICES = (
     "Sources that need no hub: jsonl (a file here), reasoning-gym and arithmetic (generated); "
@@ -28,7 +29,7 @@ _READERS = ("json", "csv", "parquet", "arrow", "text", "cache")
 _FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 #: Columns of rows and problems; what others hold is not looked at.
-_USED = {"conversations", "messages", *EvalItem.model_fields}
+_USED = {"conversations", "messages", *EvalItem.model_fields, *multiple_choice.COLUMNS}
 _PLAIN = "Take a data set of json, jsonl, csv, parquet, arrow or text files, or convert it to a jsonl file."
 
 
@@ -83,7 +84,11 @@ def hub_table(source: HuggingFaceSource, param: str = "prepare.source") -> HubTa
             table = table.cast_column(column, plain)
     _check_read(name, table.data.nbytes, param)
     description = f"{name} {source.config or ''} {source.split}".replace("  ", " ")
-    return HubTable(table, columns, f"{description} (fingerprint {fingerprint})")
+    description += f" (fingerprint {fingerprint})"
+    if multiple_choice.has_choices(columns):
+        asked = map(multiple_choice.with_options, table)
+        return HubTable(asked, ["question", "answer", "kind", "grader"], description)
+    return HubTable(table, columns, description)
 
 
 def _unopened(feature: Any) -> Any:

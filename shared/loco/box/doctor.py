@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from loco.client.client import Client
+from loco.client.running import Up, up_in
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import (
     LocoError,
@@ -31,7 +32,7 @@ from loco.contracts.errors import (
 )
 from loco.contracts.figures import size
 from loco.contracts.ollama_versions import hole_warning, parse
-from loco.settings import Settings, read_up_file
+from loco.settings import Settings
 from loco.stage import nvml
 
 #: What gpu.txt's torch needs, a build for CUDA 13, which has left Volta and older cards behind.
@@ -218,7 +219,7 @@ def redis(settings: Settings) -> Finding:
     from loco.ledger.connection import unguarded  # noqa: PLC0415
     from loco.ledger.ledger import Ledger  # noqa: PLC0415 (a client elsewhere needs no Redis library)
 
-    url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
+    url = settings.redis_url or _up(settings).redis_url
     try:
         if url is None:
             binary = find_server()
@@ -233,7 +234,7 @@ def redis(settings: Settings) -> Finding:
 
 def ollama(settings: Settings) -> Finding:
     """Ollama (or what stands in for it) where the running `loco up` or OLLAMA_HOST says."""
-    url = str(read_up_file(settings.data_dir).get("ollama_host") or settings.ollama_host)
+    url = _up(settings).ollama_host or settings.ollama_host
     host = _without_password(url)
     try:
         with httpx.Client(trust_env=not is_loopback(hostname(url)), timeout=5) as http:
@@ -402,6 +403,10 @@ def _reason(error: Exception) -> str:
 
 def _dotted(version: tuple[int, int] | None) -> str:
     return ".".join(map(str, version)) if version else "unknown"
+
+
+def _up(settings: Settings) -> Up:
+    return up_in(settings.data_dir) or Up()
 
 
 def _without_password(url: str) -> str:

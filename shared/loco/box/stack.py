@@ -8,7 +8,6 @@ Redis, the model host where no Ollama answers, the API and both workers; used by
         ...                     # stack.server is the API's address
 """
 
-import json
 import os
 import sys
 import threading
@@ -20,18 +19,20 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from loco.box.announced import announce, announce_to_user
 from loco.box.listening import checked_port, reachable
 from loco.box.liveness import SERVER, WORKER, Ask, Patience, server_answers, worker_beats
 from loco.box.own_redis import OwnRedis
 from loco.box.private import take_from_others
 from loco.box.room import Room
 from loco.box.service import Service
+from loco.client.running import UP_FILE, Up, born
 from loco.contracts.disk import is_disk_full
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError, RedisUnavailable
-from loco.contracts.files import try_lock, write_text
+from loco.contracts.files import try_lock
 from loco.ledger.connection import unguarded
 from loco.ledger.ledger import Ledger
-from loco.settings import DEFAULT_OLLAMA, UP_FILE, Settings
+from loco.settings import DEFAULT_OLLAMA, Settings, homes
 from loco.stage.environment import child_environment, service_environment
 
 LOCK = "up.lock"
@@ -70,6 +71,7 @@ class Stack:
         self._room = Room(settings.data_dir, settings.adapters_dir)
         self._redis: OwnRedis | None = None
         self._up_file_due = False
+        self._noted: Path | None = None
         self._lock: int | None = None
         self._stopping = threading.Event()
         self._hurry = threading.Event()
@@ -166,8 +168,10 @@ class Stack:
             raise InvalidRequest(
                 f"No training environment: {given.train_python} is missing.",
                 param="LOCO_TRAIN_PYTHON",
-                hint="`make setup` builds it; or set LOCO_TRAIN_PYTHON to its Python.",
+                hint=f"`make setup` in the checkout builds it (looked for .venv-train in "
+                f"{', '.join(map(str, homes()))}); or set LOCO_TRAIN_PYTHON to its Python.",
             )
+        self._say("up", f"recipes in {given.adapters_dir}, data in {given.data_dir}")
         mended = take_from_others(given.data_dir, _OURS)
         if mended:
             self._say("data", f"took the rights of other users to {len(mended)} files and folders")
@@ -199,6 +203,7 @@ class Stack:
             service.start()
             self._say(service.name, f"started (process {service.pid}, log {service.log})")
         self._write_up_file()
+        self._tell_user()
 
     def _service(
         self,
@@ -330,25 +335,36 @@ class Stack:
             self._say("redis", "stopped")
         if self._lock is not None:
             (self._given.data_dir / UP_FILE).unlink(missing_ok=True)
+            if self._noted is not None:
+                self._noted.unlink(missing_ok=True)
             os.close(self._lock)
 
     def _write_up_file(self) -> None:
         """Tells the `loco` commands of this machine where everything is."""
-        document = {
-            "server": self.server,
-            "redis_url": self.redis_url,
-            "ollama_host": self.ollama_host,
-            "pid": os.getpid(),
-            "pids": {
-                **({"redis": self._redis.pid} if self._redis else {}),
-                **{s.name: s.pid for s in self._services},
-            },
-        }
-        path = self._given.data_dir / UP_FILE
+        pids = {s.name: s.pid for s in self._services if s.pid is not None}
+        if self._redis is not None:
+            pids["redis"] = self._redis.pid
+        document = Up(
+            server=self.server,
+            redis_url=self.redis_url,
+            ollama_host=self.ollama_host,
+            data_dir=self._given.data_dir,
+            adapters_dir=self._given.adapters_dir,
+            pid=os.getpid(),
+            born=born(os.getpid()),
+            pids=pids,
+        )
         self._up_file_due = True
-        write_text(path, json.dumps(document, indent=2) + "\n")
-        path.chmod(0o600)  # a Redis URL may carry a password
+        announce(document, self._given.data_dir)
         self._up_file_due = False
+
+    def _tell_user(self) -> None:
+        """Has this user's commands in other folders find it; without a home they have to be told by hand."""
+        try:
+            self._noted = announce_to_user(self._given.data_dir)
+        except (OSError, InvalidRequest) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            self._say("up", f"in other folders, export LOCO_SERVER={self.server} ({why})")
 
 
 def ollama_answers(host: str) -> bool:

@@ -1,19 +1,23 @@
 """Commands about the service: up, adapters, workers, doctor, version."""
 
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
-from loco.box.doctor import Level, examine
-from loco.cli.console import client, note, show, show_json, table
+from loco.box.doctor import Finding, Level, examine
+from loco.cli.console import client, note, on_the_server, show, show_json, table
+from loco.client.running import up_at
 from loco.contracts.errors import LocoError
+from loco.contracts.release import is_client_alone, release
 from loco.settings import Settings, variables_here
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
+#: The longest words that stand there: `warning`, `code in answers`.
+_LEVEL_COLUMNS, _NAME_COLUMNS = 7, 16
 _LEVELS = {Level.OK: "green", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
@@ -82,26 +86,33 @@ def workers(context: typer.Context, as_json: JsonOption = False) -> None:
 
 def doctor(context: typer.Context) -> int:
     """Check this machine (GPU, disk, Redis, Ollama, venvs) and the server; say how to mend it."""
+    if is_client_alone():
+        raise on_the_server()
     problems = 0
     with client(context) as loco:
-        for finding in examine(Settings.from_environment(), loco):
+        settings, up = Settings.from_environment(), up_at(loco.server)
+        for finding in examine(up.applied_to(settings) if up else settings, loco):
             problems += finding.level is Level.PROBLEM
-            show(
-                Text.assemble(
-                    (f"{finding.level:<8}", _LEVELS[finding.level]),
-                    (f"{finding.name:<17}", "bold"),
-                    finding.message,
-                )
-            )
-            if finding.fix and finding.level is not Level.OK:
-                show(Text(f"{'':25}fix: {finding.fix}"))
+            show(_found(finding))
     note("Everything that must work does." if not problems else f"{problems} to mend.")
     return 1 if problems else 0
 
 
+def _found(finding: Finding) -> Table:
+    """A finding in columns, so that what is folded stays under its first line."""
+    row = Table.grid(padding=(0, 1, 0, 0))
+    for width in (_LEVEL_COLUMNS, _NAME_COLUMNS, None):
+        row.add_column(width=width, overflow="fold")
+    level, name = Text(finding.level, _LEVELS[finding.level]), Text(finding.name, "bold")
+    row.add_row(level, name, finding.message)
+    if finding.fix and finding.level is not Level.OK:
+        row.add_row("", "", f"fix: {finding.fix}")
+    return row
+
+
 def version(context: typer.Context, as_json: JsonOption = False) -> None:
     """Print the versions of this program and of the server, if one answers."""
-    versions: dict[str, Any] = {"client": metadata.version("locollm")}
+    versions: dict[str, Any] = {"client": release()}
     with client(context) as loco:
         try:
             versions |= {"server": loco.version()["version"], "address": loco.server}

@@ -8,8 +8,9 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from loco.cli import completion
 from loco.cli.console import client, note, show, show_json, table
-from loco.cli.jobs import JsonOption, follow, show_job
+from loco.cli.jobs import JOB, JobArgument, JsonOption, follow, show_job
 from loco.contracts.diffs import Difference, Figure, JobDiff, Sameness
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.jobs import JobStatus
@@ -29,18 +30,20 @@ def add_to(app: typer.Typer) -> None:
 
 def diff(
     context: typer.Context,
-    first: Annotated[str, typer.Argument(metavar="JOB1", help="ID of a job.")],
-    second: Annotated[str, typer.Argument(metavar="JOB2", help="ID of another job.")],
+    first: Annotated[str, typer.Argument(metavar="JOB1", help=JOB, autocompletion=completion.jobs)],
+    second: Annotated[
+        str, typer.Argument(metavar="JOB2", help="Another one.", autocompletion=completion.jobs)
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Show where two jobs differ: recipe, data, environment, outputs, scores."""
     with client(context) as loco:
-        _show(loco.diff(first, second), as_json=as_json)
+        _show(loco.diff(loco.job_id(first), loco.job_id(second)), as_json=as_json)
 
 
 def replay(
     context: typer.Context,
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="ID of the job to run once more.")],
+    job_id: JobArgument,
     new: Annotated[
         str | None, typer.Argument(metavar="[NEW]", help="With --compare: its replay.")
     ] = None,
@@ -64,6 +67,7 @@ def replay(
             hint=f"loco replay --compare {job_id} {new or 'NEW'}",
         )
     with client(context) as loco:
+        job_id = loco.job_id(job_id)
         if new is None:
             accepted = loco.replay(job_id, promote=promote)
             if not wait:
@@ -75,7 +79,7 @@ def replay(
                 show_job(ended, as_json=as_json)
                 return 1
             new = ended.id
-        found = loco.diff(job_id, new)
+        found = loco.diff(job_id, loco.job_id(new))
         _show(found, as_json=as_json)
         return 1 if found.verdict is Sameness.DIFFERENT else 0
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loco.client.client import Client
-from loco.contracts.errors import LocoError
+from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.printable import json_printable, printable
 
 #: Lines that are not for a terminal are not folded at its width.
@@ -90,6 +90,14 @@ def show_error(error: LocoError) -> None:
     for label, style, text in (("error", "bold red", error.message), ("fix", "bold", error.hint)):
         if text:
             console.print(Text(f"{label}:", style=style), text, soft_wrap=True)
+
+
+def on_the_server() -> LocoError:
+    """What a command says where only the client is installed, and it needs the rest."""
+    return InvalidRequest(
+        "This is the client alone; this command needs the whole of locollm.",
+        hint="Run it on the server's machine.",
+    )
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:

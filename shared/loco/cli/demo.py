@@ -21,10 +21,9 @@ from loco.client.client import Client
 from loco.contracts.errors import LocoError
 from loco.contracts.figures import duration
 from loco.contracts.jobs import JobStatus
-from loco.recipes.catalog import CATALOG
 from loco.recipes.resolve import RECIPE
 from loco.running.publish import FILES as PUBLISHED
-from loco.settings import Settings
+from loco.settings import CATALOG, Settings
 
 ADAPTER, PROFILE = "math", "tiny"
 

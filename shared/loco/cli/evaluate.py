@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from loco.cli import completion
 from loco.cli.console import client, note, show, show_json
 from loco.cli.jobs import JsonOption, exit_code, follow
 from loco.cli.overrides import parse_assignments
 from loco.cli.summary import comparison_table, render, serving
+from loco.cli.versions import AdapterArgument
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import JobStatus
@@ -29,12 +31,15 @@ def add_to(app: typer.Typer) -> None:
 
 def evaluate(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter.")],
+    adapter: AdapterArgument,
     *,
     profile: Annotated[
         str | None, typer.Option(help="Only a model of this profile; the newest one.")
     ] = None,
-    job: Annotated[str | None, typer.Option(help="The model that this job registered.")] = None,
+    job: Annotated[
+        str | None,
+        typer.Option(help="The model that this job registered.", autocompletion=completion.jobs),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(min=1, help="The model of this version, see `loco versions`.")
     ] = None,
@@ -58,7 +63,9 @@ def evaluate(
             "model, `loco submit` sets the fields of other stages.",
         )
     with client(context) as loco:
-        chosen = _chosen(loco, adapter, profile=profile, job=job, number=version)
+        chosen = _chosen(
+            loco, adapter, profile=profile, job=job and loco.job_id(job), number=version
+        )
         note(f"Measures version {chosen.version}, {chosen.candidate}.")
         accepted = loco.submit(
             adapter,

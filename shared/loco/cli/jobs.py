@@ -1,6 +1,7 @@
 """Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts."""
 
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,11 +9,18 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from loco.cli import completion
+from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.cli.data import MapOption, rows_for_job
+from loco.cli.moments import absolute, moment
+from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.cli.summary import STYLES, headline, is_promoted, render, verdict
+from loco.cli.sweeps import cancel as cancel_sweep
+from loco.cli.sweeps import is_sweep
+from loco.cli.sweeps import watch as watch_sweep
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
@@ -23,9 +31,21 @@ from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
 from loco.recipes.resolve import merge
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="ID of the job.")]
+JOB = "ID of the job, a few characters of it, or `last`: your newest."
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.jobs)
+]
+WaitingJobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.waiting_jobs)
+]
+StoppedJobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.stopped_jobs)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-ProfileOption = Annotated[str, typer.Option("--profile", help="Profile of the recipe.")]
+ProfileOption = Annotated[
+    str,
+    typer.Option("--profile", help="Profile of the recipe.", autocompletion=completion.profiles),
+]
 NoReuseOption = Annotated[
     bool,
     typer.Option(
@@ -42,14 +62,23 @@ def add_to(app: typer.Typer) -> None:
 
 def submit(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter, see `loco adapters`.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the adapter, see `loco adapters`.", autocompletion=completion.adapters
+        ),
+    ],
     *,
     profile: ProfileOption = DEFAULT_PROFILE,
     stages: Annotated[
         str | None, typer.Option(help="Consecutive stages, like `export,register,eval`.")
     ] = None,
     from_job: Annotated[
-        str | None, typer.Option(help="Job whose outputs stand in for the stages left out.")
+        str | None,
+        typer.Option(
+            help="Job whose outputs stand in for the stages left out.",
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
@@ -57,6 +86,10 @@ def submit(
     seed: Annotated[int | None, typer.Option(help="Seed of every stage.")] = None,
     no_reuse: NoReuseOption = False,
     priority: Annotated[int, typer.Option(help="-100 to 100; higher runs first.")] = 0,
+    after: Annotated[
+        str | None,
+        typer.Option(help="Wait until then: 22:00, 2026-12-24 06:30, or in 90m, 2h, 3d."),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours; may be repeated.")
     ] = None,
@@ -79,6 +112,8 @@ def submit(
             "--require-promoted", help="With --wait: exit 1 if it was not promoted, or is refused."
         ),
     ] = False,
+    notify: NotifyOption = False,
+    notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Submit a job. With --wait, the exit code says how it ended."""
@@ -88,12 +123,20 @@ def submit(
             param="--require-promoted",
             hint="The gate decides at the end of the job: add --wait.",
         )
+    tell = Notice(notify, notify_command)
+    if tell and not wait:
+        raise InvalidRequest(
+            "--notify needs --wait: this program tells of the end, not the server.",
+            param="--notify",
+            hint="Add --wait, or later: `loco watch last --notify`.",
+        )
     asked: dict[str, Any] = {
         "from_job": from_job,
         "base_model": base_model,
         "seed": seed,
         "reuse": False if no_reuse else None,
         "priority": priority or None,
+        "not_before": after and absolute(after).isoformat(),
         "metadata": parse_metadata(metadata or []) or None,
     }
     overrides = merge(
@@ -105,6 +148,9 @@ def submit(
     with client(context) as loco:
         if data is not None:
             overrides = rows_for_job(loco, data, columns, overrides)
+        if "from_job" in overrides:
+            overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
+        cli_plan.warn(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)
@@ -112,6 +158,7 @@ def submit(
             return 0
         ended = follow(loco, accepted)
     show_job(ended, as_json=as_json)
+    tell.of(ended)
     if require_promoted and not is_promoted(ended):
         return 1
     return exit_code(ended)
@@ -120,7 +167,10 @@ def submit(
 def jobs(
     context: typer.Context,
     status: Annotated[JobStatus | None, typer.Option(help="Only jobs of this status.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Only jobs of this adapter.")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Only jobs of this adapter.", autocompletion=completion.adapters),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -157,20 +207,41 @@ def jobs(
 
 def job(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
     """Show a job: its stages, results and errors."""
+    if is_sweep(job_id):
+        raise InvalidRequest(
+            f"{job_id} is a sweep.", param="job_id", hint=f"Show it with `loco sweeps {job_id}`."
+        )
     with client(context) as loco:
-        show_job(loco.job(job_id), as_json=as_json)
+        show_job(loco.job(loco.job_id(job_id)), as_json=as_json)
 
 
-def watch(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> int:
-    """Show a job's progress until it has ended. The exit code says how it ended."""
+def watch(
+    context: typer.Context,
+    job_id: JobArgument,
+    *,
+    notify: NotifyOption = False,
+    notify_command: NotifyCommandOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Show a job's or sweep's progress until it has ended. The exit code says how it ended."""
+    tell = Notice(notify, notify_command)
     with client(context) as loco:
-        return _see_to_the_end(loco, loco.job(job_id), as_json=as_json)
+        if is_sweep(job_id):
+            return watch_sweep(loco, job_id, as_json=as_json)
+        seen = loco.job(loco.job_id(job_id))
+        ended = seen if seen.is_terminal else follow(loco, seen)
+    show_job(ended, as_json=as_json)
+    tell.of(ended)
+    return exit_code(ended)
 
 
-def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
-    """Cancel a job in any state. A running training leaves a checkpoint."""
+def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOption = False) -> None:
+    """Cancel a job, or a sweep with its jobs, in any state. A running training leaves a checkpoint."""
     with client(context) as loco:
-        cancelled = loco.cancel(job_id)
+        if is_sweep(job_id):
+            cancel_sweep(loco, job_id, as_json=as_json)
+            return
+        cancelled = loco.cancel(loco.job_id(job_id))
     if as_json:
         show_json(cancelled)
     elif cancelled.is_terminal:
@@ -179,10 +250,10 @@ def cancel(context: typer.Context, job_id: JobArgument, as_json: JsonOption = Fa
         show(f"Job {cancelled.id} stops at its next safe point.")
 
 
-def retry(context: typer.Context, job_id: JobArgument, as_json: JsonOption = False) -> None:
+def retry(context: typer.Context, job_id: StoppedJobArgument, as_json: JsonOption = False) -> None:
     """Have a failed or cancelled job go on from the stage that ended it."""
     with client(context) as loco:
-        retried = loco.retry(job_id)
+        retried = loco.retry(loco.job_id(job_id))
     show_json(retried) if as_json else show(headline(retried))
     note(f"It goes on. Follow it with `loco watch {retried.id}`.")
 
@@ -192,7 +263,11 @@ def artifacts(
     job_id: JobArgument,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Only these, NAME or STAGE/NAME."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Only these: NAME, STAGE/NAME, a pattern ('gguf/*'), or all of a STAGE.",
+            autocompletion=completion.artifacts,
+        ),
     ] = None,
     download: Annotated[
         Path | None,
@@ -202,6 +277,7 @@ def artifacts(
 ) -> None:
     """List the files a job reads and committed, or download them (a broken download goes on)."""
     with client(context) as loco:
+        job_id = loco.job_id(job_id)
         found = _named(loco.artifacts(job_id), names or [], job_id)
         for artifact in found if download else ():
             note(f"{artifact.full_name} {size(artifact.size)}")
@@ -220,12 +296,6 @@ def artifacts(
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
     # --set may name any field of the request; the server knows which there are
     return loco.submit(adapter, **request)
-
-
-def _see_to_the_end(loco: Client, seen: Job, *, as_json: bool) -> int:
-    ended = seen if seen.is_terminal else follow(loco, seen)
-    show_job(ended, as_json=as_json)
-    return exit_code(ended)
 
 
 def follow(loco: Client, started: Job) -> Job:
@@ -268,7 +338,8 @@ def _stages(words: str | None) -> list[Stage] | None:
 
 def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[Artifact]:
     def fits(artifact: Artifact, name: str) -> bool:
-        return name in (artifact.name, artifact.full_name)
+        exact = name in (artifact.name, artifact.full_name, artifact.folder)
+        return exact or any(fnmatchcase(n, name) for n in (artifact.name, artifact.full_name))
 
     for name in names:
         if not any(fits(artifact, name) for artifact in found):
@@ -297,11 +368,11 @@ def _current_stage(entry: Job) -> str:
     waiting = next((task for task in entry.stages if not task.status.is_terminal), None)
     if waiting is None:
         return ""
+    if entry.not_before is not None and entry.started_at is None:
+        return f"after {moment(entry.not_before)}"
     percent = waiting.progress.percent if waiting.progress else None
     return waiting.stage.value + (f" {percent:.0f} %" if percent is not None else "")
 
 
 def _took(entry: Job) -> str:
-    if entry.started_at is None or entry.finished_at is None:
-        return ""
-    return duration((entry.finished_at - entry.started_at).total_seconds())
+    return duration(entry.took_seconds) if entry.is_terminal and entry.started_at else ""

@@ -1,21 +1,18 @@
-"""`loco keys`: API keys. Works on the server's machine, straight on its Redis."""
+"""`loco keys`: API keys, on the server's machine or with an admin key over its API."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from loco.cli.console import note, show, show_json, table
-from loco.contracts.keys import KeyInfo, NewKey, Scope, lifetime_of
-from loco.settings import Settings, read_up_file
-
-if TYPE_CHECKING:
-    from loco.ledger.keys import Keys
+from loco.cli.console import Target, note, show, show_json, table
+from loco.cli.key_places import KeyPlace, key_place
+from loco.contracts.keys import Scope, lifetime_of
 
 app = typer.Typer(
-    help="API keys, made on the server's machine. A server that never had any answers itself only.",
+    help="API keys, made on the server's machine, or with an admin key from anywhere (--server). A server"
+    " that never had any answers its own machine only.",
     no_args_is_help=True,
 )
 
@@ -24,6 +21,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 
 @app.command()
 def create(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="What the key is for, e.g. `laptop`.")],
     *,
     scope: Annotated[
@@ -41,25 +39,25 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a key. It is shown once: only its hash is kept."""
-    lifetime = lifetime_of(expires) if expires is not None else None
-    with _keys() as keys:
-        info, plaintext = keys.create(name, scope=scope, owner=owner, lifetime=lifetime)
-        _record(keys, "createKey", info)
+    if expires is not None:
+        lifetime_of(expires)  # a wrong one is said before any server is looked for
+    with _place(context) as keys:
+        made = keys.create(name, scope=scope, owner=owner, expires=expires)
+        where = keys.name
     if as_json:
-        show_json(NewKey(**info.model_dump(), key=plaintext))
-        return
-    typer.echo(plaintext)
-    note(
-        f"Key {info.id} ({info.name}, {info.scope}, of {info.owner}) is not shown again."
-        " Use it: export LOCO_API_KEY=..."
-    )
+        show_json(made)
+    else:
+        typer.echo(made.key)
+    note(f"Key {made.id} ({made.name}, {made.scope}, of {made.owner}), for {where}.")
+    if not as_json:
+        note("It is not shown again. Use it: export LOCO_API_KEY=...")
 
 
 @app.command("list")
-def list_keys(as_json: JsonOption = False) -> None:
+def list_keys(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the keys by name (never the keys themselves)."""
-    with _keys() as keys:
-        known, closed = keys.list(), keys.closed()
+    with _place(context) as keys:
+        known, closed = keys.known()
     if as_json:
         show_json(known)
         return
@@ -79,15 +77,14 @@ def list_keys(as_json: JsonOption = False) -> None:
 
 @app.command()
 def revoke(
+    context: typer.Context,
     key_id: Annotated[
         str, typer.Argument(metavar="ID", help="ID of the key, see `loco keys list`.")
     ],
 ) -> None:
     """Make a key worthless, at once. Without any the server answers nobody."""
-    with _keys() as keys:
-        info = keys.revoke(key_id)
-        _record(keys, "revokeKey", info)
-        left = keys.any()
+    with _place(context) as keys:
+        info, left = keys.revoke(key_id)
     note(f"Key {info.id} ({info.name}) no longer opens anything.")
     if not left:
         note("It was the last one: the server answers nobody. Make one, or see `loco keys open`.")
@@ -95,21 +92,22 @@ def revoke(
 
 @app.command("open")
 def open_server(
+    context: typer.Context,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Have a server without keys answer every program and user of its machine again."""
-    with _keys() as keys:
+    with _place(context) as keys:
         if not yes:
             note("Every program and every user of the server's machine may then do everything.")
-            typer.confirm("Open it?", abort=True, err=True)
+            typer.confirm(f"Open {keys.name}?", abort=True, err=True)
         keys.open()
-        keys.audit.record(action="openServer", target="/keys", outcome="ok")
     note("Open to programs of its own machine, until a key is made. It listens on loopback only.")
 
 
 @app.command()
 def audit(
+    context: typer.Context,
     *,
     refused: Annotated[
         bool, typer.Option("--refused", help="What was refused (4xx), instead.")
@@ -118,8 +116,8 @@ def audit(
     as_json: JsonOption = False,
 ) -> None:
     """List who did what, newest first."""
-    with _keys() as keys:
-        events, _ = keys.audit.page(refused=refused, limit=limit)
+    with _place(context) as keys:
+        events = keys.audit(refused=refused, limit=limit)
     if as_json:
         show_json(events)
         return
@@ -134,32 +132,11 @@ def audit(
     show(rows) if events else note("Nothing yet.")
 
 
-def _record(keys: "Keys", action: str, info: KeyInfo) -> None:
-    detail = f"{info.name}, {info.scope}, of {info.owner}"
-    keys.audit.record(action=action, target=f"/keys/{info.id}", detail=detail, outcome="ok")
-
-
 def _time(at: datetime | None) -> str:
     return f"{at:%Y-%m-%d %H:%M}" if at else ""
 
 
-@contextmanager
-def _keys() -> Iterator["Keys"]:
-    """The keys of the Redis that LOCO_REDIS_URL or the running `loco up` names.
-
-    Before the first `loco up` the server it will bring runs for the length of the command: a host
-    beyond loopback needs a key before it starts.
-    """
-    from loco.box import redis_server  # noqa: PLC0415 (a client elsewhere needs no Redis library)
-    from loco.ledger.keys import Keys  # noqa: PLC0415
-
-    settings = Settings.from_environment()
-    url = settings.redis_url or read_up_file(settings.data_dir).get("redis_url")
-    with ExitStack() as cleanup:
-        if url is None:
-            server = redis_server.start(settings.data_dir / "redis")
-            cleanup.callback(server.stop)
-            url = server.url
-        keys = Keys.connect(str(url), namespace=settings.namespace)
-        cleanup.callback(keys.close)
-        yield keys
+def _place(context: typer.Context) -> AbstractContextManager[KeyPlace]:
+    source = context.find_root().get_parameter_source("server")
+    target = context.obj if isinstance(context.obj, Target) else Target()
+    return key_place(target, on_the_line=source is not None and source.name == "COMMANDLINE")

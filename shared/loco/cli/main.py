@@ -9,11 +9,26 @@ from typing import Annotated
 
 import typer
 
-from loco.cli import admin, compare, data, evaluate, jobs, keys, plan, versions
-from loco.cli.console import Target, note, show_error
+from loco.cli import (
+    admin,
+    bases,
+    chat,
+    compare,
+    data,
+    evaluate,
+    jobs,
+    keys,
+    logs,
+    plan,
+    remove,
+    sweeps,
+    versions,
+)
+from loco.cli.console import Target, note, on_the_server, show, show_error
 from loco.cli.interrupts import interrupts_kept
 from loco.client.target import key_of
 from loco.contracts.errors import InvalidRequest, LocoError
+from loco.contracts.release import is_client_alone, release
 
 INTERRUPTED = 130
 
@@ -28,13 +43,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 plan.add_to(app)
+bases.add_to(app)
 jobs.add_to(app)
+sweeps.add_to(app)
+logs.add_to(app)
+remove.add_to(app)
 evaluate.add_to(app)
 versions.add_to(app)
 compare.add_to(app)
+chat.add_to(app)
 admin.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        show(f"loco {release()}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -57,6 +83,12 @@ def options(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File that holds the key (LOCO_API_KEY_FILE).")
     ] = None,
+    _version_asked: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print this program's version."
+        ),
+    ] = False,
 ) -> None:
     """Builds LoRA adapters for small language models and puts them to work."""
     if api_key is not None:
@@ -84,6 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
         if error.format_message():
             show_error(_usage(error))
         return error.exit_code
+    except ImportError:  # of a module that the client lacks
+        if not is_client_alone():
+            raise
+        show_error(on_the_server())
+        return 2
     except typer.Abort:
         return INTERRUPTED
     return code if isinstance(code, int) else 0

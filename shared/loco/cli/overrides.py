@@ -4,8 +4,11 @@ import json
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from loco.contracts.errors import InvalidRequest
+from loco.contracts.specs import TrainSpec
+from loco.contracts.stages import Stage
 from loco.recipes.documents import parsed_yaml
 
 
@@ -34,6 +37,65 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                 )
         place[names[-1]] = _value(assignment, text)
     return fields
+
+
+def parse_grid(assignments: list[str]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """The fields that are given several values, and the others nested as `parse_assignments` has them.
+
+    `1,2` and `[1, 2]` are two values. A list for a field that holds a list (train.lora.target_modules) is
+    one; a list of lists is several.
+    """
+    grid: dict[str, list[Any]] = {}
+    single: list[str] = []
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        values = _values(assignment, field.strip(), text) if equals else None
+        if values is None:
+            single.append(assignment)
+        else:
+            grid[field.strip()] = values
+    return grid, parse_assignments(single)
+
+
+def _values(assignment: str, field: str, text: str) -> list[Any] | None:
+    """The values of a field that has several; None: it has one."""
+    try:
+        whole = json.loads(text, parse_constant=_refuse)
+    except ValueError:
+        parts = _apart(text)
+        return [_value(assignment, part) for part in parts] if len(parts) > 1 else None
+    lists = isinstance(whole, list) and any(isinstance(entry, list) for entry in whole)
+    return whole if isinstance(whole, list) and (lists or not _holds_a_list(field)) else None
+
+
+def _apart(text: str) -> list[str]:
+    """A text cut at its commas, but for those within brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if character == "," and not depth and not quote:
+            parts.append("")
+            continue
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        parts[-1] += character
+    return parts
+
+
+def _holds_a_list(field: str) -> bool:
+    """Whether a field of train takes a list as its value."""
+    section, *names = field.split(".")
+    kind: Any = TrainSpec if section == Stage.TRAIN else None
+    for name in names:
+        found = getattr(kind, "model_fields", {}).get(name)
+        if found is None:
+            return False
+        kind = found.annotation
+    schema = TypeAdapter(kind).json_schema()
+    return any(part.get("type") == "array" for part in (schema, *schema.get("anyOf", ())))
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:

@@ -7,13 +7,16 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from loco.cli.console import client, show, show_json
+from loco.cli import completion
+from loco.cli.console import client, note, show, show_json
 from loco.cli.overrides import parse_assignments
-from loco.contracts.errors import InvalidRequest
+from loco.client.client import Client
+from loco.contracts.errors import InvalidRequest, LocoError, OutOfMemory
 from loco.contracts.figures import duration
 from loco.contracts.plans import Plan
 from loco.contracts.previews import Alternative, Preview, StageTime
 from loco.contracts.requests import DEFAULT_PROFILE
+from loco.contracts.stages import Stage
 from loco.planning.ways import described
 from loco.recipes.resolve import merge
 
@@ -21,6 +24,10 @@ from loco.recipes.resolve import merge
 _WIDTH = 80
 _LABEL = 10
 _BAR = 30
+#: A job that takes longer is warned of.
+_LONG_SECONDS = 3600
+#: Less is not worth a word, 10^9 bytes.
+_DOWNLOAD_GB = 0.05
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,10 +37,18 @@ def add_to(app: typer.Typer) -> None:
 
 def plan(
     context: typer.Context,
-    adapter: Annotated[str, typer.Argument(help="Name of the adapter, see `loco adapters`.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="Name of the adapter, see `loco adapters`.", autocompletion=completion.adapters
+        ),
+    ],
     *,
     profile: Annotated[
-        str, typer.Option("--profile", help="Profile of the recipe.")
+        str,
+        typer.Option(
+            "--profile", help="Profile of the recipe.", autocompletion=completion.profiles
+        ),
     ] = DEFAULT_PROFILE,
     base_model: Annotated[
         str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
@@ -71,17 +86,67 @@ def plan(
         show(line)
 
 
-def page(found: Preview) -> Iterator[Text]:
-    """The plan as lines of at most 80 columns.
+def warn(loco: Client, adapter: str, **request: Any) -> None:
+    """Says before a job is sent that it takes long or does not fit; what else is wrong, the job says itself.
 
-    `~` marks what is computed. What has none is given (the request, the device), or measured, and
-    then the line says where.
+    Args:
+        loco: of the server.
+        adapter: that is to be built.
+        request: as for `Client.submit`.
+    """
+    if Stage.TRAIN not in (request.get("stages") or Stage):
+        return
+    try:
+        found = loco.plan(adapter, **request)
+    except OutOfMemory as error:
+        note(f"Warning: {error.message} {error.hint or ''}".rstrip())
+        return
+    except LocoError:  # a plan is a courtesy: no worker yet, too many plans, an older server
+        return
+    if found.total_seconds > _LONG_SECONDS or not _has_margin(found):
+        note(f"{verdict(found)} `loco plan {adapter}` shows what takes it.")
+
+
+def verdict(found: Preview) -> str:
+    """Whether it fits, how long it takes, and what it downloads, in a line."""
+    unknown = [s.stage.value for s in found.stages if s.seconds is None]
+    words = (
+        "Fits." if _has_margin(found) else "Just fits, without a margin: it may run out of memory."
+    )
+    if len(unknown) == len(found.stages):
+        words += " How long it takes is not known yet."
+    else:
+        words += f" About {_about(found.total_seconds)}"
+        words += f" without {_listed(unknown)}, not known yet." if unknown else "."
+    downloads = sum(need.download_gb for need in found.needs)
+    return f"{words} Downloads {downloads:.1f} GB." if downloads >= _DOWNLOAD_GB else words
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _about(seconds: float) -> str:
+    """Without seconds that nobody can know: `40 s`, `12 min`, `3 h 07 min`."""
+    return f"{seconds / 60:.0f} min" if 60 <= seconds < 3570 else duration(seconds)
+
+
+def _has_margin(found: Preview) -> bool:
+    return found.memory.peak_gb + found.margin_gb <= found.device.free_gb
+
+
+def page(found: Preview) -> Iterator[Text]:
+    """The plan as lines of at most 80 columns, the verdict first.
+
+    `~` marks what is computed, also from earlier runs: the line says from how many. What has none is given
+    (the request, the device).
     """
     rows = found.plan.micro_batch * found.plan.accumulation
+    for line in textwrap.wrap(verdict(found), _WIDTH):
+        yield Text(line, style="bold")
     yield Text(
         f"{found.adapter} ({found.profile}): {found.base_model} on {found.device.name}, "
-        f"{found.total_steps} steps of {rows} rows",
-        style="bold",
+        f"{found.total_steps} steps of {rows} rows"
     )
     yield Text()
     yield from _lines("plan", ", ".join(described(found.plan, rows)))
@@ -132,27 +197,23 @@ def _memory(found: Preview) -> Iterator[Text]:
 def _rows(found: Preview) -> str:
     lengths = found.lengths
     return (
-        f"{lengths.rows} of {lengths.mean:.0f} tokens on average, 95 % up to {lengths.p95}, "
-        f"longest {lengths.longest}; from {found.lengths_from}"
+        f"{lengths.rows} of ~{lengths.mean:.0f} tokens on average, 95 % up to ~{lengths.p95}, "
+        f"longest ~{lengths.longest}; from {found.lengths_from}"
     )
 
 
 def _time(found: Preview) -> str:
     known = [s for s in found.stages if s.seconds is not None]
     unknown = [s.stage.value for s in found.stages if s.seconds is None]
-    computed = any(s.basis == "model" for s in known)
-    words = f"{'~' if computed else ''}{duration(found.total_seconds)}: " + ", ".join(
-        _stage(s) for s in known
-    )
+    words = f"~{duration(found.total_seconds)}: " + ", ".join(_stage(s) for s in known)
     if unknown:
         words += f"; not known yet: {', '.join(unknown)}"
     return words
 
 
 def _stage(time: StageTime) -> str:
-    if time.basis == "runs":
-        return f"{time.stage} {duration(time.seconds or 0)} (from {_runs(time.runs)})"
-    return f"{time.stage} ~{duration(time.seconds or 0)}"
+    words = f"{time.stage} ~{duration(time.seconds or 0)}"
+    return f"{words} (from {_runs(time.runs)})" if time.basis == "runs" else words
 
 
 def _runs(count: int) -> str:

@@ -5,7 +5,6 @@
     Console().print(render(job), crop=False)
 """
 
-from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,10 +13,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loco.cli.moments import in_line
 from loco.cli.verdict import in_words
 from loco.contracts.evaluation import Baseline, Verdict
 from loco.contracts.figures import duration, share, size, sparkline
-from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
+from loco.contracts.jobs import Job, JobStatus, Task
 from loco.contracts.results import (
     Comparison,
     EvalResult,
@@ -78,10 +78,16 @@ def headline(job: Job) -> Text:
     )
     if job.spec.replay_of is not None:
         text.append(f" (replay of {job.spec.replay_of})")
-    if job.finished_at is not None:
-        text.append(f" in {duration(_seconds(job.created_at, job.finished_at))}")
+    if job.spec.sweep is not None:
+        text.append(f" (of {job.spec.sweep})")
+    if job.finished_at is not None and job.started_at is None:
+        text.append(" before it began")
+    elif job.finished_at is not None:
+        text.append(f" in {duration(job.took_seconds)}")
     elif job.cancel_requested:
         text.append(", cancel asked for", style="yellow")
+    elif job.waiting is not None:
+        text.append(f", {in_line(job, job.waiting)}")
     return text
 
 
@@ -104,9 +110,7 @@ def stage_table(job: Job) -> Table:
 
 def stage_time(task: Task) -> str:
     """How long a stage took, all attempts together; empty while it runs or when it was reused."""
-    if task.status is StageStatus.REUSED or not task.started_at or not task.finished_at:
-        return ""
-    return duration(_seconds(task.started_at, task.finished_at))
+    return "" if task.took_seconds is None else duration(task.took_seconds)
 
 
 def outcome(task: Task) -> str:
@@ -386,7 +390,3 @@ def _fields(rows: list[tuple[str, str]]) -> Table:
     for label, value in rows:
         table.add_row(label, Text(value))
     return table
-
-
-def _seconds(start: datetime, stop: datetime) -> float:
-    return (stop - start).total_seconds()

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from loco.cli import completion
 from loco.cli.console import client, note, show, show_json, table
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, LocoError
@@ -13,7 +14,9 @@ from loco.contracts.evaluation import Role
 from loco.contracts.figures import duration, share
 from loco.contracts.versions import Pointer, Restored, Version
 
-AdapterArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
+AdapterArgument = Annotated[
+    str, typer.Argument(help="Name of the adapter.", autocompletion=completion.adapters)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 ReasonOption = Annotated[str, typer.Option(help="Why, for the audit trail.")]
 
@@ -63,7 +66,12 @@ def versions(
 def promote(
     context: typer.Context,
     adapter: AdapterArgument,
-    version: Annotated[int, typer.Argument(min=1, help="Its number, see `loco versions`.")],
+    version: Annotated[
+        int,
+        typer.Argument(
+            min=1, help="Its number, see `loco versions`.", autocompletion=completion.versions
+        ),
+    ],
     *,
     force: Annotated[
         bool, typer.Option("--force", help="Promote it although the gate refused it.")
@@ -140,7 +148,7 @@ def _tell(made: Restored) -> None:
 
 def _made(made: Restored) -> str:
     name = f"{made.model}:latest" if made.promoted else made.candidate
-    text = f"{name} (version {made.version}) {'was created' if made.created else 'is there'}."
+    text = f"{name} (version {made.version}) {'was made again' if made.created else 'is there'}."
     if made.digest != made.previous_digest:
         return f"{text} Its digest is {made.digest[:12]} here, it was {made.previous_digest[:12]}."
     return text

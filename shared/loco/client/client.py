@@ -16,17 +16,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
+from loco.client.chat import chat
 from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
-from loco.client.http import Transport, path_of, understood
+from loco.client.http import PAUSES, Transport, path_of, understood
+from loco.client.references import job_id_of, lines
+from loco.client.sweeps import SweepCalls
 from loco.client.target import default_key, default_server
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
+from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, UnreadableJob, WorkerInfo
 from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
+from loco.contracts.logs import LogPage
 from loco.contracts.previews import Preview
+from loco.contracts.removals import Removal
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Pointer, Restored, Version
 
@@ -48,10 +53,11 @@ class Overrides(TypedDict, total=False):
     seed: int
     reuse: bool
     priority: int
+    not_before: str
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods):
+class Client(DataSetMethods, SweepCalls):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
@@ -59,6 +65,7 @@ class Client(DataSetMethods):
         api_key: none: LOCO_API_KEY, else what the file LOCO_API_KEY_FILE holds.
         timeout: seconds for a connection and for each answer.
         patience: seconds that `wait` and `events` bear a server that does not answer.
+        repeats: ask again where no answer came, for a second or so.
     """
 
     def __init__(
@@ -68,9 +75,12 @@ class Client(DataSetMethods):
         timeout: float = 30.0,
         *,
         patience: float = 120.0,
+        repeats: bool = True,
     ) -> None:
         key = api_key or default_key()
-        self._transport = Transport(server or default_server(), key, timeout=timeout)
+        self._transport = Transport(
+            server or default_server(), key, timeout=timeout, pauses=PAUSES if repeats else ()
+        )
         self._patience = patience
 
     @property
@@ -188,6 +198,29 @@ class Client(DataSetMethods):
             if not page["has_more"] or after is None:
                 return
 
+    def job_id(self, reference: str) -> str:
+        """The ID of a job that is named in short; a whole ID is answered without a look.
+
+        Args:
+            reference: an ID, the beginning of one or of its last part, or `last`: the newest job of
+                the owner of this key.
+
+        Raises:
+            NotFound: no job is named so.
+            InvalidRequest: several are.
+        """
+        return job_id_of(self._transport, reference)
+
+    def job_lines(self, *, like: str = "", mine: bool = False, limit: int = 20) -> list[JobLine]:
+        """Jobs in a line each, newest first.
+
+        Args:
+            like: only those whose ID, or the last part of it, begins so.
+            mine: only those of the owner of this key.
+            limit: so many at most, up to 100.
+        """
+        return lines(self._transport, like=like, mine=str(mine).lower(), limit=limit)
+
     def task(self, task_id: str) -> Task:
         """One stage of a job by its task ID."""
         answer = self._transport.get(path_of("tasks", task_id))
@@ -234,6 +267,19 @@ class Client(DataSetMethods):
         path = f"{path_of('jobs', job_id)}/retry"
         return _job(self._transport.request("POST", path, repeatable=False))
 
+    def removal(self, job_id: str) -> Removal:
+        """What deleting a job would free, and what descends from it; nothing is deleted."""
+        return understood(Removal, self._transport.get(f"{path_of('jobs', job_id)}/removal"))
+
+    def remove(self, job_id: str) -> Removal:
+        """Deletes an ended job, and of its files what nothing else needs.
+
+        Raises:
+            Conflict: it has not ended, or something descends from it; the message names that.
+        """
+        answer = self._transport.request("DELETE", path_of("jobs", job_id), repeatable=True)
+        return understood(Removal, answer)
+
     def replay(
         self,
         job_id: str,
@@ -268,6 +314,20 @@ class Client(DataSetMethods):
         answer = self._transport.get(f"{path_of('jobs', first)}/diff", **{"with": second})
         return understood(JobDiff, answer)
 
+    def log(
+        self, job_id: str, stage: Stage | str, *, attempt: int | None = None, offset: int = 0
+    ) -> LogPage:
+        """A piece of a stage's log; ask on at its `next_offset`.
+
+        Args:
+            job_id: the job.
+            stage: one of its stages.
+            attempt: which of those that left a log, from 1; none: the newest.
+            offset: byte to begin at.
+        """
+        path = path_of("jobs", job_id, "logs", str(stage))
+        return understood(LogPage, self._transport.get(path, attempt=attempt, offset=offset))
+
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """The job's inputs and the files its stages have committed so far."""
         page = self._transport.get(f"{path_of('jobs', job_id)}/artifacts")
@@ -293,6 +353,18 @@ class Client(DataSetMethods):
     def adapters(self) -> list[dict[str, Any]]:
         """The adapters of the server."""
         return list(self._transport.get("/adapters")["data"])
+
+    def bases(
+        self, *, gpu_memory: float | None = None, gpu_name: str | None = None
+    ) -> dict[str, Any]:
+        """The base models of the server's catalog, and the `device` that `fits` speaks of.
+
+        Args:
+            gpu_memory: for a GPU of so many 10^9 bytes; none: the worker's device.
+            gpu_name: its name, like `RTX 3070`.
+        """
+        memory = None if gpu_memory is None else str(gpu_memory)
+        return dict(self._transport.get("/bases", gpu_memory=memory, gpu_name=gpu_name))
 
     def adapter(self, name: str) -> dict[str, Any]:
         """One adapter: its recipe, what it resolves to, and its registered `versions`."""
@@ -378,6 +450,19 @@ class Client(DataSetMethods):
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
         return understood(Restored, answer)
+
+    def chat(
+        self, model: str, messages: Sequence[Mapping[str, str]], **options: Any
+    ) -> Iterator[str]:
+        """A model's answer, piece by piece as it comes.
+
+        Args:
+            model: its name in Ollama, like `locollm-math:latest`.
+            messages: the conversation, `{"role", "content"}` each.
+            options: further fields of OpenAI's request. What is left out of temperature and top_p is 1,
+                not what the model was made with.
+        """
+        return chat(self._transport, model, messages, options)
 
     def workers(self) -> list[WorkerInfo]:
         """The workers heard of in the last minute."""

@@ -52,8 +52,16 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 class Transport:
     """One server and key, over one pool of connections."""
 
-    def __init__(self, server: str, api_key: str | None, *, timeout: float) -> None:
+    def __init__(
+        self,
+        server: str,
+        api_key: str | None,
+        *,
+        timeout: float,
+        pauses: tuple[float, ...] = PAUSES,
+    ) -> None:
         self.server = checked_server(server)
+        self._pauses = pauses
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         headers = {"Accept": "application/json", "User-Agent": "loco-client"}
         if api_key:
@@ -107,7 +115,7 @@ class Transport:
             LocoError: the class the server raised.
         """
         timeout = self._patient(read_timeout)
-        for pause in (*PAUSES, None):
+        for pause in (*self._pauses, None):
             try:
                 response = self._http.request(
                     method,
@@ -160,7 +168,13 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str], read_timeout: float | None = None
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        read_timeout: float | None = None,
+        method: str = "GET",
+        body: Any = None,
     ) -> Iterator[httpx.Response]:
         """An answer whose body is read piece by piece. Never repeated here: the caller knows how.
 
@@ -168,6 +182,8 @@ class Transport:
             path: as in `request`.
             headers: further headers.
             read_timeout: seconds without a byte before it counts as broken.
+            method: HTTP method.
+            body: sent as JSON when not None.
 
         Raises:
             ServerUnreachable: nothing answered, or the stream broke while it was read.
@@ -175,8 +191,10 @@ class Transport:
         """
         timeout = self._patient(read_timeout)
         try:
-            for pause in (*PAUSES, None):
-                with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            for pause in (*self._pauses, None):
+                with self._http.stream(
+                    method, path, json=body, headers=headers, timeout=timeout
+                ) as response:
                     if pause is not None and response.status_code == TOO_MANY:
                         time.sleep(max(pause, _retry_after(response)))
                         continue
@@ -226,6 +244,8 @@ class Transport:
         if not isinstance(payload, dict) or not isinstance(payload.get("error"), dict):
             return self._foreign(response)
         error = from_payload(payload, fallback=f"HTTP {response.status_code}")
+        if response.status_code == HTTPStatus.NOT_FOUND and type(error) is LocoError:
+            return NotFound(error.message, param=error.param, hint=error.hint)
         if response.status_code in PASSING and type(error) is LocoError:
             # a code this version does not know: the status still says that it passes
             return ServerUnreachable(error.message, hint=error.hint)

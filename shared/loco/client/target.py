@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from loco.client.running import this_up
 from loco.contracts.addresses import hostname, is_loopback
 from loco.contracts.errors import InvalidRequest
-from loco.settings import DEFAULT_PORT, Settings, read_up_file, variables_here
+from loco.settings import DEFAULT_PORT
 
 
 def default_key(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -47,23 +48,23 @@ def key_of(path: Path) -> str:
 def default_server(environment: Mapping[str, str] = os.environ) -> str:
     """The server meant when none is named.
 
-    LOCO_SERVER, else the address a running `loco up` left in the data folder, else the default
+    LOCO_SERVER, else the running `loco up` of the data folder, else the user's only one, else the default
     port of this machine. A `.env` may name the data folder, but no server: keys of the environment
     would follow it there.
 
     Raises:
-        InvalidRequest: the left address is not on this machine; a key must not follow it there.
+        InvalidRequest: the left address is not on this machine, a key must not follow it there; the user
+            has several servers; or what says the address is not believed.
     """
     if server := environment.get("LOCO_SERVER"):
         return server
-    up = read_up_file(Settings.from_environment(variables_here(environment)).data_dir)
-    server = up.get("server")
-    if not server:
+    up = this_up(environment)
+    if up is None or not up.server:
         return f"http://127.0.0.1:{DEFAULT_PORT}"
-    if not is_loopback(hostname(server)):
+    if not is_loopback(hostname(up.server)):
         raise InvalidRequest(
-            f"The `loco up` of this folder listens at {server}.",
+            f"The `loco up` of {up.data_dir} listens at {up.server}.",
             param="server",
-            hint=f"If that is right: export LOCO_SERVER={server}",
+            hint=f"If that is right: export LOCO_SERVER={up.server}",
         )
-    return str(server)
+    return up.server

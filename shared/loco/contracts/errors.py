@@ -4,11 +4,13 @@ An error travels as `{"error": {"code", "message", "param", "hint"}}` and is the
 in the client (`from_payload`).
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
 from loco.contracts.base import Contract
+from loco.contracts.fields import nearest
 
 
 class ErrorBody(Contract):
@@ -314,7 +316,9 @@ def from_payload(payload: Any, *, fallback: str) -> LocoError:
     return cls(str(error.get("message", fallback)), param=param, hint=hint)
 
 
-def invalid(error: ValidationError, document: Any = None, *, where: str = "") -> InvalidRequest:
+def invalid(
+    error: ValidationError, document: Any = None, *, where: str = "", known: Iterable[str] = ()
+) -> InvalidRequest:
     """A pydantic error as one of ours: the first fault, its field, and what is allowed there.
 
     Args:
@@ -322,17 +326,29 @@ def invalid(error: ValidationError, document: Any = None, *, where: str = "") ->
         document: what it looked at: a field of a union is then named as it is written there, without
             the union's choice (`prepare.source.path`, not `prepare.source.jsonl.path`).
         where: named in front of the field at fault.
+        known: fields that there are, to name the one that was meant.
     """
-    first = error.errors(include_url=False)[0]
-    field = ".".join(_written(first["loc"], document)).replace("register_", "register")
+    faults = error.errors(include_url=False)
+    first = faults[0]
+    field = _field(first, document)
     place = f"{where}: {field}" if where else field
-    hint = "docs/recipes.md and GET /openapi.json say what each field may hold."
     if first["type"] == "extra_forbidden":
-        message = f"{place}: unknown field."
-        hint = "Check the spelling; GET /openapi.json and docs/recipes.md list every field."
-    else:
-        message = f"{place}: {first['msg']} (got {quoted(first['input'])})."
-    return InvalidRequest(message, param=field, hint=hint)
+        return InvalidRequest(f"{place}: unknown field.", param=field, hint=spelling(field, known))
+    # of a union each choice has its fault; who writes YAML or JSON knows no tuples
+    same = (f["msg"] for f in faults if _field(f, document) == field)
+    wrong = dict.fromkeys(said.replace("a valid tuple", "a list") for said in same)
+    return InvalidRequest(
+        f"{place}: {', or: '.join(wrong)} (got {quoted(first['input'])}).",
+        param=field,
+        hint="docs/recipes.md and GET /openapi.json say what each field may hold.",
+    )
+
+
+def spelling(field: str, known: Iterable[str]) -> str:
+    """What to do about a field that there is not."""
+    meant = nearest(field, tuple(known))
+    lists = "GET /openapi.json and docs/recipes.md list every field."
+    return f"Did you mean {meant}? {lists}" if meant else f"Check the spelling; {lists}"
 
 
 def quoted(value: Any) -> str:
@@ -343,15 +359,27 @@ def quoted(value: Any) -> str:
         return f"a value of type {type(value).__name__} that is too large to show"
 
 
-def _written(loc: tuple[int | str, ...], document: Any) -> list[str]:
-    """The parts of a location that the document has, or could have: no tags of unions."""
-    parts, place = [], document
-    for part in loc:
-        if isinstance(place, dict) and part not in place and place.get("kind") == part:
-            continue
-        parts.append(str(part))
+def _field(fault: Mapping[str, Any], document: Any) -> str:
+    parts = _written(fault["loc"], document, missing=fault["type"] == "missing")
+    return ".".join(parts).replace("register_", "register")
+
+
+def _written(loc: tuple[int | str, ...], document: Any, *, missing: bool) -> list[str]:
+    """The parts of a location that the document has, or could have: no tags of unions.
+
+    Without a document only what is no name at all is left out (`tuple[str, ...]`).
+    """
+    parts: list[str] = []
+    place, known = document, document is not None
+    for number, part in enumerate(loc):
         try:
             place = place[part]
         except (KeyError, IndexError, TypeError):
-            place = None
+            is_tag = isinstance(part, str) and not part.isidentifier()
+            if known and isinstance(place, dict | list | tuple | str | int | float | None):
+                is_tag = not (missing and number == len(loc) - 1)
+            if is_tag:
+                continue
+            place, known = None, False
+        parts.append(str(part))
     return parts

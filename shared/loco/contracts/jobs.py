@@ -12,7 +12,7 @@ from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import Device
 from loco.contracts.program_events import Progress
 from loco.contracts.specs import JobSpec, Name
-from loco.contracts.stages import Stage
+from loco.contracts.stages import Queue, Stage
 from loco.contracts.versions import Promotion
 
 
@@ -105,7 +105,39 @@ class Task(Contract):
     reused_from: str | None = Field(None, description="Job whose committed stage was taken over.")
     queued_at: datetime | None = Field(None, description="When it began to wait for a worker.")
     started_at: datetime | None = Field(None, description="When its last attempt started.")
+    ran_seconds: float | None = Field(
+        None, description="How long its attempts ran that have ended, together; no waiting in it."
+    )
     finished_at: datetime | None = Field(None, description="When it ended.")
+
+    @property
+    def took_seconds(self) -> float | None:
+        """How long its attempts ran; None: it was reused, or none has ended."""
+        if self.status is StageStatus.REUSED or self.finished_at is None:
+            return None
+        if self.ran_seconds is None and self.started_at is not None:  # of an earlier release
+            return (self.finished_at - self.started_at).total_seconds()
+        return self.ran_seconds
+
+
+class Waiting(Contract):
+    """Where a job that waits for a worker stands."""
+
+    stage: Stage = Field(description="The stage that waits.")
+    queue: Queue = Field(description="The queue it waits in.")
+    position: int | None = Field(
+        description="Its place among those that wait, from 1; none: it waits for a time (`not_before`, or "
+        "the pause before a retry)."
+    )
+    running: int = Field(description="Stages of this queue that run now.")
+    starts_in_seconds: float | None = Field(
+        description="When it is expected to begin; none: not known, as of what is ahead of it no run is "
+        "known, or no worker serves the queue."
+    )
+    ends_in_seconds: float | None = Field(
+        description="When the job is expected to end if nothing goes before its later stages; none: not "
+        "known."
+    )
 
 
 class Job(Contract):
@@ -129,12 +161,18 @@ class Job(Contract):
         description="Whether it was cancelled to be resumed: OpenAI's clients see it as `paused`.",
     )
     created_at: datetime = Field(description="When it was accepted.")
+    not_before: datetime | None = Field(
+        None, description="Its first stage does not begin before; none: it did not have to wait."
+    )
     started_at: datetime | None = Field(None, description="When its first stage started.")
     finished_at: datetime | None = Field(None, description="When it ended.")
     stages: tuple[Task, ...] = Field(description="Its tasks, in the order in which they run.")
     error: Failure | None = Field(None, description="Why it failed.")
     promotion: Promotion | None = Field(
         None, description="What became of its version: promoted or not; none before register."
+    )
+    waiting: Waiting | None = Field(
+        None, description="Where it stands in line; none: it does not wait. Not in lists."
     )
     spec: JobSpec = Field(description="What it does, every default filled in.")
 
@@ -144,9 +182,24 @@ class Job(Contract):
         """Whether the job has ended."""
         return self.status.is_terminal
 
+    @property
+    def took_seconds(self) -> float:
+        """How long its stages ran, without what it waited; a reused stage took nothing."""
+        return sum(task.took_seconds or 0 for task in self.stages)
+
     def stage(self, stage: Stage) -> Task | None:
         """The job's task for a stage, or None when the stage is not part of the job."""
         return next((t for t in self.stages if t.stage is stage), None)
+
+
+class JobLine(Contract):
+    """A job in a line: what a person needs to tell it from others."""
+
+    id: JobId = Field(description="Its ID.")
+    adapter: str = Field(description="The adapter that is built.")
+    profile: str = Field(description="The profile of its recipe.")
+    owner: str | None = Field(None, description="Whose it is, as in a job.")
+    status: JobStatus = Field(description="Where it is.")
 
 
 class UnreadableJob(Contract):

@@ -5,6 +5,29 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
+#: Architectures whose adapters Ollama refused while it ran them on an engine of its own ("loras are not yet
+#: implemented"), with the first release that did; since 0.30 llama.cpp's server runs them all.
+#: Read from fs/ggml/ggml.go (OllamaEngineRequired) and runner/ollamarunner/runner.go of its releases.
+_WITHOUT_ADAPTERS = {
+    "gemma3": Version("0.6.0"),
+    "mistral3": Version("0.6.6"),
+    "llama4": Version("0.7.0"),
+    "gemma3n": Version("0.10.0"),
+    "gptoss": Version("0.11.0"),
+    "gpt-oss": Version("0.11.0"),
+    "qwen3": Version("0.12.0"),
+    "qwen3moe": Version("0.12.4"),
+    "deepseek2": Version("0.13.0"),
+    "olmo3": Version("0.15.0"),
+    "lfm2": Version("0.15.0"),
+    "qwen35": Version("0.18.0"),
+    "qwen3next": Version("0.18.0"),
+    "gemma4": Version("0.20.0"),
+}
+_ADAPTERS_AGAIN = Version("0.30.0rc0")
+#: `adapters` of /api/create; before, a Modelfile was sent.
+_ADAPTERS_FIRST = Version("0.5.5")
+
 #: `0.33.0`, `v0.17.1-rc0`, `0.33.0+locollm`, and of builds from source `0.5.7-0-ga420a45-dirty`.
 _NUMBER = re.compile(r"v?(\d+(?:\.\d+)+)(?:-?(rc)[.-]?(\d+))?")
 
@@ -57,6 +80,27 @@ def hole_warning(version: str) -> tuple[str, str] | None:
         f"Update Ollama to {found[0].before} or newer, and let no other machine reach it till then."
     )
     return f"Ollama {version} has known holes: {known}.", fix
+
+
+def without_adapters(version: str, architecture: str) -> str | None:
+    """Why a server does not run adapters on models of an architecture; None: nothing is known against it.
+
+    Args:
+        version: what the server says of itself.
+        architecture: `general.architecture` of the GGUF.
+    """
+    number = parse(version)
+    if number is None:
+        return None
+    if number < _ADAPTERS_FIRST:
+        return f"Ollama {version} takes no adapters over its API; 0.5.5 and newer do."
+    since = _WITHOUT_ADAPTERS.get(architecture)
+    if since is not None and since <= number < _ADAPTERS_AGAIN:
+        return (
+            f"Ollama {version} runs no adapters on models of architecture {architecture}; "
+            "0.30.0 and newer do."
+        )
+    return None
 
 
 def counts_whole_prompts(version: str) -> bool:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.bounds import LONGEST_NAME
+from loco.contracts.errors import ErrorBody
 from loco.contracts.plans import Device, Lengths, Memory, Plan
 from loco.contracts.requests import JobRequest
 from loco.contracts.stages import Stage
@@ -32,6 +33,32 @@ class PlanRequest(JobRequest):
     device: AskedDevice | None = Field(
         None, description="Device to plan for; none: that of the worker that would train."
     )
+
+
+class BaseFit(Contract):
+    """A base model of the catalog, and whether a device is large enough to train it."""
+
+    name: str = Field(description="Name in the catalog: `base_model` of a recipe or request.")
+    object: str = Field("base_model", description="Always `base_model`.")
+    parameters_billion: float = Field(description="Parameters, 10^9.")
+    license: str | None = Field(None, description="Its license, as its publisher names it.")
+    ollama: str = Field(description="Name of the base model in Ollama.")
+    architecture: str | None = Field(None, description="`model_type` of its config.json.")
+    smallest_card_gb: int | None = Field(
+        None,
+        description="Memory of the smallest card sold on which the defaults of a recipe fit, computed by "
+        "the planner; none: not even the largest, or its shape is not known.",
+    )
+    fits: bool | None = Field(
+        None, description="Whether they fit the device; none: no device is known."
+    )
+    memory_gb: float | None = Field(
+        None, description="Expected peak on the device, 10^9 bytes; none: it does not fit."
+    )
+    download_gb: float | None = Field(
+        None, description="Weights to fetch that are not here yet, 10^9 bytes, computed."
+    )
+    error: ErrorBody | None = Field(None, description="Why its shape is not known, if so.")
 
 
 class Needs(Contract):

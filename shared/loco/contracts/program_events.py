@@ -21,6 +21,12 @@ class Progress(Contract):
     validation_loss: float | None = Field(
         None, description="Newest loss on the validation rows (nats per token)."
     )
+    validation_epoch: float | None = Field(
+        None, description="Passes over the training data after which that loss was measured."
+    )
+    lowest_validation_loss: float | None = Field(
+        None, description="The lowest of those losses so far, that before training among them."
+    )
     learning_rate: float | None = Field(None, description="Learning rate at this step.")
     grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
     tokens_per_second: float | None = Field(None, description="Tokens processed per second.")

@@ -1,15 +1,17 @@
 """What a user asks for: the body of `POST /jobs`, before a recipe fills in the rest, and of a replay."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import AwareDatetime, Field, field_validator
 
 from loco.contracts.base import Contract
 from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.evaluation import LARGEST_SEED
 from loco.contracts.paths import JobId
 from loco.contracts.stages import Stage
+
+ValueT = TypeVar("ValueT")
 
 DEFAULT_PROFILE = "default"
 #: Levels of mappings and lists in an override; a spec has four.
@@ -22,8 +24,8 @@ Metadata = Annotated[
 METADATA = "Yours; not interpreted. At most 32 keys of 64 characters, values of 512."
 
 
-class JobRequest(Contract):
-    """The body of `POST /jobs`."""
+class RecipeRequest(Contract):
+    """A recipe with what is to be different from it."""
 
     adapter: str = Field(
         max_length=LONGEST_NAME, description="Name of an adapter.", examples=["math"]
@@ -33,13 +35,6 @@ class JobRequest(Contract):
         max_length=LONGEST_NAME,
         description="Profile of the recipe.",
         examples=["tiny"],
-    )
-    stages: tuple[Stage, ...] | None = Field(
-        None, max_length=len(Stage), description="Consecutive stages to run; none: all five."
-    )
-    from_job: JobId | None = Field(
-        None,
-        description="Job whose outputs stand in for the stages left out; none: the newest that fits.",
     )
     base_model: str | None = Field(
         None, max_length=LONGEST_NAME, description="Name of a base model of the catalog."
@@ -58,19 +53,29 @@ class JobRequest(Contract):
     )
     reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    not_before: AwareDatetime | None = Field(
+        None,
+        description="The job waits until then; with an offset (`Z`, `+01:00`), at most a year ahead.",
+        examples=["2026-11-28T22:00:00+01:00"],
+    )
     metadata: Metadata = Field({}, description=METADATA)
 
     @field_validator("prepare", "train", "export", "register_", "eval")
     @classmethod
     def _is_plain_json(cls, overrides: dict[str, Any]) -> dict[str, Any]:
-        """Python's JSON parser lets more through than JSON and UTF-8 can carry on."""
-        if _is_deeper(overrides, _DEEPEST):
-            raise ValueError(f"nested more than {_DEEPEST} levels deep")
-        try:
-            json.dumps(overrides, allow_nan=False, ensure_ascii=False).encode()
-        except ValueError as error:
-            raise ValueError(f"not plain JSON: {error}") from error
-        return overrides
+        return plain_json(overrides)
+
+
+class JobRequest(RecipeRequest):
+    """The body of `POST /jobs`."""
+
+    stages: tuple[Stage, ...] | None = Field(
+        None, max_length=len(Stage), description="Consecutive stages to run; none: all five."
+    )
+    from_job: JobId | None = Field(
+        None,
+        description="Job whose outputs stand in for the stages left out; none: the newest that fits.",
+    )
 
 
 class ReplayRequest(Contract):
@@ -83,6 +88,21 @@ class ReplayRequest(Contract):
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     metadata: Metadata = Field({}, description=METADATA)
+
+
+def plain_json(value: ValueT) -> ValueT:
+    """The value itself. Python's JSON parser lets more through than JSON and UTF-8 can carry on.
+
+    Raises:
+        ValueError: it is such a value, or nested too deep.
+    """
+    if _is_deeper(value, _DEEPEST):
+        raise ValueError(f"nested more than {_DEEPEST} levels deep")
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise ValueError(f"not plain JSON: {error}") from error
+    return value
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -7,8 +7,8 @@ from pydantic import Field
 from loco.contracts.base import Contract
 from loco.contracts.evaluation import Baseline, GateResult, ItemSource, Role
 from loco.contracts.plans import Lengths, Plan, PlanAttempt
-from loco.contracts.serving import Check
-from loco.contracts.specs import StageResult
+from loco.contracts.serving import Check, ServedBase
+from loco.contracts.specs import ExportFormat, StageResult
 from loco.contracts.versions import Version
 
 
@@ -234,7 +234,25 @@ class Perplexity(Contract):
 class ExportResult(StageResult):
     """Result of export."""
 
-    gguf: str = Field(description="Artifact name of the GGUF.")
+    gguf: str = Field(
+        description="Artifact name of the GGUF that is registered: the merged model's, or the adapter's."
+    )
+    format: ExportFormat = Field("merged", description="What was written.")
+    format_reason: str | None = Field(
+        None, description="Why it is not what was asked for, or why it was chosen."
+    )
+    adapter_gguf: str | None = Field(
+        None, description="Artifact name of the adapter's GGUF; none: not written."
+    )
+    adapter_size: int = Field(0, description="Its bytes.")
+    adapter_sha256: str | None = Field(None, description="Its SHA-256.")
+    adapter_seconds: float = Field(0.0, description="Seconds spent writing it.")
+    served_base: ServedBase | None = Field(
+        None, description="What the adapter is served on; none: the merged model is served."
+    )
+    base_reused: bool = Field(
+        False, description="Whether an earlier export had written that base already."
+    )
     base_gguf: str | None = Field(
         None, description="Artifact name of the base through the same export; none: not asked for."
     )

@@ -3,11 +3,31 @@
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.bounds import LONGEST_PATH
 
 #: Artifact of export: a `ServingReference` as JSON.
 REFERENCE = "serving_reference.json"
+#: Artifacts of export: the adapter as a GGUF LoRA, and what it is served on.
+ADAPTER_GGUF = "gguf/adapter.gguf"
+#: Bases that adapters are served on, as `SERVED_BASE:NAME-DIGEST` in Ollama.
+SERVED_BASE = "locollm-base"
+#: Where their GGUFs are kept, below the folder of base models, as `NAME.KEY.QUANTIZATION.gguf`.
+SERVED_FOLDER = "served"
+#: Bytes of a trained adapter that become a GGUF a second, on the slow side (docs/adr/0027).
+ADAPTER_RATE = 40e6
 #: Name of the reference's prompt that is a question of ours: base and adapter answer it alike.
 PLAIN = "plain"
+
+
+class ServedBase(Contract):
+    """The base that adapters are served on: one GGUF, with the template of the training."""
+
+    model: str = Field(max_length=300, description="Its name in Ollama.")
+    blob: str = Field(max_length=100, description="`sha256:…` of its GGUF.")
+    path: str = Field(
+        max_length=4 * LONGEST_PATH, description="The GGUF, relative to the folder of base models."
+    )
+    size: int = Field(description="Its bytes.")
 
 
 class ReferencePrompt(Contract):

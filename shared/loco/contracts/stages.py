@@ -58,7 +58,7 @@ class Stage(StrEnum):
 STAGE_VERSIONS: dict[Stage, int] = dict.fromkeys(Stage, 1) | {
     Stage.PREPARE: 6,
     Stage.TRAIN: 5,
-    Stage.EXPORT: 6,
-    Stage.REGISTER: 3,
+    Stage.EXPORT: 7,
+    Stage.REGISTER: 4,
     Stage.EVAL: 3,
 }

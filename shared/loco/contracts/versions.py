@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from loco.contracts.base import Contract
 from loco.contracts.bounds import LONGEST_PATH
 from loco.contracts.evaluation import GateResult
+from loco.contracts.serving import ServedBase
 
 
 class DataRecord(BaseModel):
@@ -133,6 +134,13 @@ class Version(BaseModel):
         max_length=4 * LONGEST_PATH, description="The GGUF, relative to the adapters folder."
     )
     size_bytes: int = Field(description="Size of the GGUF.")
+    format: str = Field(
+        "merged", description="`merged`: the GGUF is the whole model; `adapter`: a LoRA on `base`."
+    )
+    base: ServedBase | None = Field(
+        None, description="What an adapter is served on; none for a merged model."
+    )
+    base_digest: str | None = Field(None, description="Digest of that base in Ollama.")
     system: str | None = Field(None, description="System prompt of training and serving.")
     parameters: dict[str, Any] = Field({}, description="Ollama parameters, e.g. `temperature`.")
     data: DataRecord = Field(DataRecord(), description="What it was trained on.")

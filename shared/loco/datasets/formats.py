@@ -25,7 +25,7 @@ MOST_COLUMNS = 1000
 #: Characters of a row: over a million tokens, the longest context there is.
 LONGEST_ROW = 4 * 2**20
 #: Characters of all rows that are read: what a packed file may unpack to.
-MOST_CHARACTERS = 2 * 2**30
+MOST_CHARACTERS = 2**30
 
 _DELIMITERS = ",;\t|"
 _SUFFIXES = {

@@ -20,7 +20,7 @@ LOSS_TOLERANCE = 0.02
 MAX_P = 0.05
 
 #: Bookkeeping of a spec that decides nothing of what is learnt or measured.
-_BOOKKEEPING = ("inputs", "replay_of", "reuse", "place")
+_BOOKKEEPING = ("inputs", "replay_of", "reuse", "place", "sweep")
 #: A replay's gate is another on purpose.
 _GATE = "eval.gate."
 #: Of prepare: what is trained and measured on.

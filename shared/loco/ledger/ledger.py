@@ -10,6 +10,7 @@ import logging
 import secrets
 import uuid
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -65,6 +66,8 @@ class CommitAnswer(StrEnum):
     DONE = "done"
     #: This attempt had committed before.
     ALREADY = "already"
+    #: The job whose stage it would take over was deleted; nothing was written.
+    GONE = "gone"
     #: A newer attempt has the stage, or the job was ended; nothing was written.
     STALE = "stale"
 
@@ -114,6 +117,7 @@ class Ledger(LedgerReader):
         idempotency_key: str | None = None,
         request_digest: str = "",
         owner: str = LOCAL,
+        not_before: datetime | None = None,
     ) -> tuple[Job, bool]:
         """Accepts a job and queues its first stage.
 
@@ -124,6 +128,7 @@ class Ledger(LedgerReader):
             idempotency_key: the same key of the same owner gives the same job for 7 days.
             request_digest: tells a repeated request from another one under the same key.
             owner: whose job it is.
+            not_before: when its first stage may be claimed; none, or past: at once.
 
         Returns:
             The job, and whether this call created it.
@@ -149,9 +154,13 @@ class Ledger(LedgerReader):
             json.dumps(dict(metadata or {})),
             spec.model_dump_json(by_alias=True),
             owner,
+            round(not_before.timestamp() * 1000) if not_before else "",
+            *(job for job in (spec.from_job, spec.replay_of) if job),
         )
         if outcome == "conflict":
             raise _key_conflict(job_id)
+        if outcome == "gone":
+            raise Conflict(f"Job {job_id}, which this one descends from, was deleted meanwhile.")
         return self.job(job_id), outcome == "created"
 
     def accepted(
@@ -164,8 +173,8 @@ class Ledger(LedgerReader):
         """
         with self._connection.client() as client:
             known = client.hgetall(self._key("idem", _idempotency(idempotency_key, owner)))
-        if not known:
-            return None
+            if not known or not client.exists(self._key("job", known["job"])):
+                return None
         if known["digest"] != request_digest:
             raise _key_conflict(known["job"])
         return self.job(known["job"])

@@ -7,16 +7,20 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 from loco.contracts.errors import InvalidRequest, NotFound, UnreadableRecord
-from loco.contracts.jobs import Job, JobEvent, JobStatus, Task, UnreadableJob, WorkerInfo
-from loco.contracts.stages import Stage
+from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, UnreadableJob, WorkerInfo
+from loco.contracts.stages import Queue, Stage
 from loco.ledger.connection import Connection
 from loco.ledger.registry import Registry
+from loco.ledger.removals import Removals
 from loco.ledger.scripts import Scripts
+from loco.ledger.sweeps import Sweeps
 from loco.ledger.views import (
+    LINE_FIELDS,
     Fields,
     hash_of,
     job_view,
     legible,
+    line_view,
     parse_event,
     readable,
     task_view,
@@ -26,6 +30,8 @@ from loco.settings import Timings
 
 #: Jobs read from Redis at a time.
 _BATCH = 25
+#: Jobs whose lines are read from Redis at a time.
+_LINES = 200
 #: Events read at a time where the first ones were none.
 _EVENTS = 200
 #: A page ends before it is larger, in characters.
@@ -56,6 +62,10 @@ class LedgerReader:
         self._scripts = Scripts(connection, namespace)
         #: The versions of every adapter, and what each model points to.
         self.registry = Registry(connection, self._scripts, namespace=namespace)
+        #: Sweeps: trainings that are compared.
+        self.sweeps = Sweeps(connection, self._scripts, namespace=namespace)
+        #: How jobs are deleted.
+        self.removals = Removals(connection, self._scripts, namespace=namespace)
 
     @classmethod
     def connect(cls, url: str, *, namespace: str = "loco", timings: Timings | None = None) -> Self:
@@ -154,6 +164,31 @@ class LedgerReader:
             # as Redis gave it: what follows is below, whatever somebody wrote there
             below = f"({entries[-1][1]!r}"
 
+    def lines(self, *, like: str = "", owner: str | None = None, limit: int = 20) -> list[JobLine]:
+        """Jobs in a line each, newest first; one whose record cannot be read is left out.
+
+        Args:
+            like: only those whose ID, or the last part of it, begins so.
+            owner: only theirs; none: everybody's.
+            limit: so many at most.
+        """
+        with self._connection.client() as client:
+            ids = client.zrevrange(self._key("jobs"), 0, -1)
+        wanted = [i for i in ids if i.startswith(like) or i.rpartition("-")[2].startswith(like)]
+        found: list[JobLine] = []
+        for start in range(0, len(wanted), _LINES):
+            batch = wanted[start : start + _LINES]
+            with self._connection.client() as client:
+                pipeline = client.pipeline(transaction=False)
+                for job_id in batch:
+                    pipeline.hmget(self._key("job", job_id), *LINE_FIELDS)
+                answers = pipeline.execute(raise_on_error=False)
+            rows = legible("job", zip(batch, answers, strict=True), line_view)
+            found += [line for line in rows if owner in (None, line.owner)]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
     def _index(self, status: JobStatus | None, adapter: str | None) -> str:
         """The sorted set of the jobs that are wanted."""
         if status is not None and adapter is not None:
@@ -178,6 +213,26 @@ class LedgerReader:
             )
         with readable("task", task_id):
             return task_view(fields)
+
+    def tasks(self, task_ids: list[str]) -> list[Task]:
+        """Some stages, in this order; one that is gone or cannot be read is left out."""
+        with self._connection.client() as client:
+            pipeline = client.pipeline(transaction=False)
+            for task_id in task_ids:
+                pipeline.hgetall(self._key("task", task_id))
+            answers = pipeline.execute(raise_on_error=False)
+        told = [(i, fields) for i, fields in zip(task_ids, answers, strict=True) if fields]
+        return legible("task", told, lambda _, fields: task_view(hash_of(fields)))
+
+    def line(self, queue: Queue) -> tuple[list[str], list[str], list[str]]:
+        """The task IDs of a queue that run, that are ready (the next one first), and that wait for a time."""
+        with self._connection.client() as client:
+            pipeline = client.pipeline(transaction=True)
+            for name in (("leases",), ("ready", queue), ("delayed", queue)):
+                pipeline.zrange(self._key(*name), 0, -1)
+            leases, ready, delayed = pipeline.execute()
+        stages = {stage.value for stage in Stage if stage.queue is queue}
+        return [i for i in leases if i.rpartition("-")[2] in stages], list(ready), list(delayed)
 
     def outputs(self, job: Job) -> dict[Stage, Task]:
         """The committed tasks whose files a job may read: its own, then those of its `from_job`s."""

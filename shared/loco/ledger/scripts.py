@@ -6,7 +6,7 @@ from typing import Any
 from loco.ledger.connection import Connection
 
 #: Functions every script may use, in this order.
-_COMMON = ("common", "versions")
+_COMMON = ("common", "versions", "jobs")
 
 
 class Scripts:

@@ -20,6 +20,7 @@ from loco.contracts.jobs import (
     Failure,
     Job,
     JobEvent,
+    JobLine,
     JobStatus,
     StageStatus,
     Task,
@@ -120,6 +121,7 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         cancel_requested=fields["cancel_requested"] == "1",
         paused=fields.get("paused") == "1",
         created_at=moment(fields["created_at"]),
+        not_before=_moment_or_none(fields.get("not_before")),
         started_at=_moment_or_none(fields.get("started_at")),
         finished_at=_moment_or_none(fields.get("finished_at")),
         stages=tuple(task_view(task) for task in tasks),
@@ -129,6 +131,16 @@ def job_view(fields: Fields, tasks: Iterable[Fields]) -> Job:
         else None,
         spec=JobSpec.model_validate(upgraded(json.loads(fields["spec"])), extra="ignore"),
     )
+
+
+#: Fields of a job's hash that its line is made of.
+LINE_FIELDS = ("adapter", "profile", "owner", "status")
+
+
+def line_view(job_id: str, answer: Any) -> JobLine:
+    """A job in a line, from its `LINE_FIELDS` as Redis answered them."""
+    fields = hash_of(answer)
+    return JobLine(id=job_id, **dict(zip(LINE_FIELDS, fields, strict=True)))
 
 
 def task_view(fields: Fields) -> Task:
@@ -155,6 +167,7 @@ def task_view(fields: Fields) -> Task:
         ),
         reused_from=fields.get("reused_from"),
         queued_at=_moment_or_none(fields.get("queued_at")),
+        ran_seconds=int(fields["ran"]) / 1000 if "ran" in fields else None,
         started_at=_moment_or_none(fields.get("started_at")),
         finished_at=_moment_or_none(fields.get("finished_at")),
     )

@@ -13,24 +13,20 @@ from loco.contracts.jobs import WorkerInfo
 from loco.contracts.paths import inside
 from loco.contracts.plans import Device, Engine, Lengths, Shape
 from loco.contracts.previews import AskedDevice
-from loco.contracts.sources import DatasetSource, SelfSource
+from loco.contracts.sources import DatasetSource, JsonlSource, SelfSource
 from loco.contracts.specs import BaseModelSpec, JobSpec, TrainSpec
 from loco.contracts.stages import Queue, Stage
 from loco.planning.batches import cut
 from loco.planning.history import History
 from loco.planning.rates import capability_of
+from loco.planning.row_lengths import GENERATED, generator_of, lengths_of_file
 from loco.planning.ways import has_ampere
 from loco.recipes.base_files import base_folders, missing_weights, with_stored_size
+from loco.recipes.data_files import dataset_path
 from loco.settings import Settings
 
 #: Part of an asked-for card that is free: the driver keeps the rest.
 _FREE = 0.95
-#: Characters a token, and tokens a row that the chat template adds: GSM8K's 7,473 training rows
-#: with Qwen's tokenizer, which splits numbers into digits.
-_CHARACTERS = 3.2
-_TEMPLATE_TOKENS = 16
-#: Rows of a file that its lengths are estimated from.
-_ROWS_READ = 2000
 #: Part of rows that is answer where nothing is known (GSM8K has 0.55).
 _ANSWERS = 0.6
 _DATA = "training_data.jsonl"
@@ -122,14 +118,30 @@ def lengths_of(spec: JobSpec, history: History, settings: Settings) -> tuple[Len
 
 
 def _lengths_of_rows(spec: JobSpec, history: History, settings: Settings) -> tuple[Lengths, str]:
-    longest = spec.train.max_length
+    longest, source = spec.train.max_length, spec.prepare.source
     if known := history.lengths(spec):
         lengths, conversations, job_id = known
         # a chat template may ask for a row an answer
         rows = max(1, round(spec.prepare.examples * lengths.rows / conversations))
         return _scaled(cut(lengths, longest), rows), f"the rows of job {job_id}"
-    if (data := _prepared_file(spec, history, settings)) and (guess := _by_characters(data[0])):
+    if (data := _prepared_file(spec, history, settings)) and (guess := lengths_of_file(data[0])):
         return _scaled(cut(guess, longest), spec.prepare.examples), f"the characters of {data[1]}"
+    if isinstance(source, JsonlSource):
+        path = dataset_path(
+            source.path, settings.adapters_dir / spec.adapter, settings.dataset_dirs
+        )
+        if guess := lengths_of_file(path):
+            rows = min(
+                guess.rows, spec.prepare.examples
+            )  # a file may have fewer than are asked for
+            return _scaled(cut(guess, longest), rows), f"the characters of {source.path}"
+    if (made := GENERATED.get(generator_of(source))) is not None:
+        return _scaled(cut(made, longest), spec.prepare.examples), "what this generator makes"
+    left = settings.adapters_dir / spec.adapter / _DATA
+    of_no_job = left.is_file() and not left.with_name(PUBLISH_LOCK).exists()
+    if of_no_job and (guess := lengths_of_file(left)):
+        words = f"the characters of {spec.adapter}/{_DATA}"
+        return _scaled(cut(guess, longest), spec.prepare.examples), words
     rows = spec.prepare.examples
     answers = max(1, round(rows * longest * _ANSWERS))
     full = Lengths(
@@ -144,47 +156,17 @@ def _lengths_of_rows(spec: JobSpec, history: History, settings: Settings) -> tup
 
 
 def _prepared_file(spec: JobSpec, history: History, settings: Settings) -> tuple[Path, str] | None:
-    """Rows of the same source: of an earlier job, or a file that no job published."""
-    if job := history.prepared(spec):
-        task = job.stage(Stage.PREPARE)
-        for artifact in task.artifacts if task else ():
-            if artifact.name != _DATA:
-                continue
-            with suppress(UnsafePath):
-                path = inside(settings.adapters_dir, artifact.path)
-                if path.is_file():
-                    return path, f"the rows of job {job.id}"
-    folder = settings.adapters_dir / spec.adapter
-    if (folder / _DATA).is_file() and not (folder / PUBLISH_LOCK).exists():
-        return folder / _DATA, f"{spec.adapter}/{_DATA}"
+    """Rows of the same source that an earlier job prepared, where they are still there."""
+    job = history.prepared(spec)
+    task = job.stage(Stage.PREPARE) if job else None
+    for artifact in task.artifacts if task else ():
+        if artifact.name != _DATA:
+            continue
+        with suppress(UnsafePath):
+            path = inside(settings.adapters_dir, artifact.path)
+            if job and path.is_file():
+                return path, f"the rows of job {job.id}"
     return None
-
-
-def _by_characters(path: Path) -> Lengths | None:
-    """Lengths of a file of chat rows; None when it holds none."""
-    sizes: list[float] = []
-    answers = 0.0
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if len(sizes) == _ROWS_READ:
-                break
-            try:
-                turns = [str(turn["content"]) for turn in json.loads(line)["conversations"]]
-            except (ValueError, KeyError, TypeError):
-                continue  # training will name the line
-            sizes.append(sum(len(turn) for turn in turns) / _CHARACTERS + _TEMPLATE_TOKENS)
-            answers += len(turns[-1]) / _CHARACTERS + 1
-    if not sizes:
-        return None
-    sizes.sort()
-    return Lengths(
-        rows=len(sizes),
-        tokens=round(sum(sizes)),
-        answer_tokens=max(1, round(answers)),
-        p50=round(sizes[len(sizes) // 2]),
-        p95=round(sizes[-(-95 * len(sizes) // 100) - 1]),
-        longest=round(sizes[-1]),
-    )
 
 
 def _as_device(asked: AskedDevice) -> Device:

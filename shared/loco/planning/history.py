@@ -122,6 +122,8 @@ class History:
             where = task.result.get("device")
             if device is not None and where not in (None, device):
                 continue
+            if task.result.get("base_reused") is False and task.result.get("served_base"):
+                continue  # wrote the base of its adapters too, which is done once
             if _size(job.spec, stage) == _size(spec, stage):
                 found.append(float(task.result["seconds"]))
         newest = found[:_RUNS]
@@ -309,7 +311,7 @@ def _size(spec: JobSpec, stage: Stage) -> tuple[Any, ...]:
     common = (spec.adapter, spec.train.base_model.name)
     parts: dict[Stage, Callable[[], tuple[Any, ...]]] = {
         Stage.PREPARE: lambda: (spec.prepare.source, spec.prepare.examples),
-        Stage.EXPORT: lambda: (spec.export.quantization,),
+        Stage.EXPORT: lambda: (spec.export.quantization, spec.export.format),
         Stage.EVAL: lambda: (spec.eval,),
     }
     return (*common, *parts.get(stage, tuple)())

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from loco.contracts.plans import Memory, Plan, Shape
 from loco.contracts.previews import Needs
-from loco.contracts.specs import JobSpec, Quantization
+from loco.contracts.serving import SERVED_FOLDER
+from loco.contracts.specs import BaseModelSpec, JobSpec, Quantization
 from loco.contracts.stages import Stage
 from loco.planning.facts import is_here
-from loco.planning.memory import checkpoint_bytes, weight_bytes
+from loco.planning.memory import checkpoint_bytes, trained_parameters, weight_bytes
 
 #: Bits a weight of a GGUF file, averaged over its tensors: Q4_K_M of Qwen3-4B is 2.50 GB.
 _GGUF_BITS: dict[Quantization, float] = {
@@ -45,7 +46,7 @@ def needs_of(
         ),
         Stage.EXPORT: (
             _EXPORT_GB + _largest_tensor_bytes(shape) / 1e9,
-            gguf_bytes(shape, spec.export.quantization),
+            _exported_bytes(spec, shape, models_dir),
         ),
     }
     return tuple(
@@ -63,23 +64,60 @@ def needs_of(
 def _downloads(spec: JobSpec, plan: Plan, shape: Shape, models_dir: Path) -> dict[Stage, float]:
     """Bytes that stages fetch; weights are fetched once, by the first stage that needs them."""
     base = spec.train.base_model
+    missing = fetched(base, shape, models_dir, four_bit=plan.precision == "4bit")
+    loaded = {
+        Stage.TRAIN: base.train if plan.precision == "4bit" else base.merge,
+        Stage.EXPORT: base.merge,
+    }
+    stages = [stage for stage in loaded if stage in spec.stages]
+    return {stage: missing.pop(loaded[stage]) for stage in stages if loaded[stage] in missing}
+
+
+def fetched(
+    base: BaseModelSpec, shape: Shape, models_dir: Path, *, four_bit: bool
+) -> dict[str, float]:
+    """Weights that training and export load and that are not here: hub id to bytes.
+
+    Args:
+        base: the catalog's entry.
+        shape: its shape.
+        models_dir: cache of base models.
+        four_bit: whether training holds the base in 4 bits.
+    """
     if base.kind != "hub":
         return {}
-    four_bit = plan.precision == "4bit"
-    loaded = {Stage.TRAIN: base.train if four_bit else base.merge, Stage.EXPORT: base.merge}
-    found: dict[Stage, float] = {}
-    here: set[str] = set()
-    for stage, source in loaded.items():
-        if stage in spec.stages and source not in here and not is_here(base, source, models_dir):
-            # training in 4 bits may quantize the 16-bit weights that export merges into
-            found[stage] = weight_bytes(shape, "bf16" if source == base.merge else "4bit")
-            here.add(source)
-    return found
+    loaded = {base.train if four_bit else base.merge, base.merge}
+    return {
+        # training in 4 bits may quantize the 16-bit weights that export merges into
+        source: weight_bytes(shape, "bf16" if source == base.merge else "4bit")
+        for source in loaded
+        if not is_here(base, source, models_dir)
+    }
 
 
 def _largest_tensor_bytes(shape: Shape) -> float:
     adapted = max(shape.linear_parameters.values()) * _EXPORT_ADAPTED_BYTES
     return max(shape.vocab_size * shape.hidden_size * _EXPORT_BYTES, adapted)
+
+
+def served_base_is_here(spec: JobSpec, models_dir: Path) -> bool:
+    """Whether an earlier export has written a base that this job's adapter may be served on."""
+    pattern = f"{spec.export.base_model.name}.*.{spec.export.quantization}.gguf"
+    return any((models_dir / SERVED_FOLDER).glob(pattern))
+
+
+def adapter_bytes(spec: JobSpec, shape: Shape) -> float:
+    """Expected size of the adapter's own GGUF, of 16 bits."""
+    return 2.0 * trained_parameters(spec.train, shape)
+
+
+def _exported_bytes(spec: JobSpec, shape: Shape, models_dir: Path) -> float:
+    whole = gguf_bytes(shape, spec.export.quantization)
+    if spec.export.format == "adapter":
+        written = 0.0 if served_base_is_here(spec, models_dir) else whole
+        return written + adapter_bytes(spec, shape)
+    models = whole * (1 + spec.export.base)
+    return models if spec.export.format == "merged" else models + adapter_bytes(spec, shape)
 
 
 def gguf_bytes(shape: Shape, quantization: Quantization) -> float:

@@ -122,7 +122,14 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
     plan = plan_of(chosen, spec.train, lengths, made.why)
     asking = asking_of(spec, history)
     stages = stage_times(
-        spec, plan, case.shape, device, history=history, runs=measured.runs, asking=asking
+        spec,
+        plan,
+        case.shape,
+        device,
+        history=history,
+        models_dir=settings.models_dir,
+        runs=measured.runs,
+        asking=asking,
     )
     return Preview(
         adapter=spec.adapter,

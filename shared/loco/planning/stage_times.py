@@ -1,15 +1,18 @@
 """How long a job's stages are expected to take: from earlier runs where there are any."""
 
+from pathlib import Path
 from typing import Literal
 
 from loco.contracts.plans import Device, Plan, Shape
 from loco.contracts.previews import StageTime
+from loco.contracts.serving import ADAPTER_RATE
 from loco.contracts.sources import SelfSource
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.planning.asking import Asking
 from loco.planning.history import History
 from loco.planning.memory import weight_bytes
+from loco.planning.needs import adapter_bytes, served_base_is_here
 
 #: Bytes of 16-bit weights a second that export merges, quantizes and writes: on a GPU, and with
 #: each core of a CPU (Qwen3-4B: 8 GB in 30 s on 16 cores).
@@ -27,6 +30,7 @@ def stage_times(
     device: Device,
     *,
     history: History,
+    models_dir: Path,
     runs: int,
     asking: Asking | None = None,
 ) -> tuple[StageTime, ...]:
@@ -38,6 +42,7 @@ def stage_times(
         shape: of the base model.
         device: what train and export run on.
         history: earlier runs.
+        models_dir: the folder of base models.
         runs: earlier runs that corrected the plan.
         asking: what source self would ask; none: another source, or nothing is known.
     """
@@ -53,7 +58,9 @@ def stage_times(
             seconds, measured = (asking.seconds, asking.before.runs) if asking else (0.0, 0)
             basis = "runs" if asking else "unknown"
         elif not measured:
-            seconds = _export_seconds(shape, device) if stage is Stage.EXPORT else 0.0
+            seconds = (
+                _export_seconds(spec, shape, device, models_dir) if stage is Stage.EXPORT else 0.0
+            )
             basis = "model" if seconds else "unknown"
         found.append(
             StageTime(stage=stage, seconds=round(seconds, 1) or None, basis=basis, runs=measured)
@@ -61,8 +68,12 @@ def stage_times(
     return tuple(found)
 
 
-def _export_seconds(shape: Shape, device: Device) -> float:
+def _export_seconds(spec: JobSpec, shape: Shape, device: Device, models_dir: Path) -> float:
+    adapter = 2 * adapter_bytes(spec, shape) / ADAPTER_RATE  # trained in 32 bits
+    if spec.export.format == "adapter" and served_base_is_here(spec, models_dir):
+        return round(_EXPORT_SECONDS + adapter, 1)
     rate = _EXPORT_GPU_RATE
     if not device.is_gpu:
         rate = _EXPORT_CORE_RATE * (device.cores or _DEFAULT_CORES)
-    return round(_EXPORT_SECONDS + weight_bytes(shape, "bf16") / rate, 1)
+    seconds = _EXPORT_SECONDS + weight_bytes(shape, "bf16") / rate
+    return round(seconds + (adapter if spec.export.format in ("adapter", "both") else 0.0), 1)

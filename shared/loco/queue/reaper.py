@@ -1,4 +1,4 @@
-"""The reaper: a plain loop that gives expired leases back and re-sends lost hints.
+"""The reaper: a plain loop that gives expired leases back, re-sends lost hints and advances sweeps.
 
 Every worker and the API run one. It needs no leader: whatever it does is one idempotent step of the
 ledger, so any number may run and any of them may die.
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from loco.contracts.errors import RedisUnavailable
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Ledger
+from loco.queue.sweeps import advance_all
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Reaper:
         send_hint: tells a queue that there is work.
         publish: publishes what a committed task left, by task ID; None on a process that does not
             see the adapters folder.
+        clear: clears the files of deleted jobs; None likewise.
         every: seconds between two looks.
     """
 
@@ -32,11 +34,13 @@ class Reaper:
         *,
         send_hint: Callable[[str, Stage], object],
         publish: Callable[[str], None] | None = None,
+        clear: Callable[[], None] | None = None,
         every: float,
     ) -> None:
         self._ledger = ledger
         self._send_hint = send_hint
         self._publish = publish
+        self._clear = clear
         self._every = every
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
@@ -59,9 +63,14 @@ class Reaper:
         for hint in self._ledger.reap():
             logger.info("%s of job %s is ready: hint sent", hint.stage, hint.job_id)
             self._send_hint(hint.job_id, hint.stage)
+        for hint in advance_all(self._ledger):
+            logger.info("%s of job %s, a sweep's, is ready: hint sent", hint.stage, hint.job_id)
+            self._send_hint(hint.job_id, hint.stage)
         if self._publish is not None:
             for task_id in self._ledger.unpublished():
                 self._publish(task_id)
+        if self._clear is not None:
+            self._clear()
 
     def _run(self) -> None:
         while not self._ended.wait(self._every):

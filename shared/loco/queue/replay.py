@@ -57,6 +57,7 @@ def replay(
         ledger,
         app,
         lambda: _spec(ledger, settings, job_id, request),
+        adapters_dir=settings.adapters_dir,
         priority=request.priority,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
@@ -69,7 +70,11 @@ def _spec(ledger: Ledger, settings: Settings, job_id: str, request: ReplayReques
     original = ledger.job(job_id)
     spec = built_on(ledger, original.spec)
     _check_inputs(settings, original)
-    changes: dict[str, object] = {"reuse": False, "replay_of": original.id}
+    changes: dict[str, object] = {
+        "reuse": False,
+        "replay_of": original.id,
+        "sweep": None,
+    }
     if not request.promote:
         gate = spec.eval.gate.model_copy(update={"policy": "never"})
         changes["eval"] = spec.eval.model_copy(update={"gate": gate})

@@ -1,6 +1,7 @@
 """adapters/base_models.yaml: the base models a recipe may name."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,7 @@ from loco.contracts.errors import InvalidRequest, UnknownBaseModel
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.documents import read_yaml, validated
-
-CATALOG = "base_models.yaml"
+from loco.settings import CATALOG
 
 
 def load_catalog(adapters_dir: Path) -> dict[str, BaseModelSpec]:
@@ -32,9 +32,15 @@ def base_model(adapters_dir: Path, name: str) -> BaseModelSpec:
         raise UnknownBaseModel(
             f"No base model {name!r}. Base models here: {', '.join(sorted(catalog))}.",
             param="base_model",
-            hint=f"Name one of them, or add it to {CATALOG}.",
+            hint=_hint(name, catalog),
         )
     return catalog[name]
+
+
+def _hint(name: str, catalog: Mapping[str, BaseModelSpec]) -> str:
+    near = get_close_matches(name.lower(), catalog, 1)
+    guess = f"Did you mean {near[0]}? " if near else ""
+    return f"{guess}Name one of them (`loco bases`), or add it to {CATALOG}."
 
 
 def _entry(name: str, value: Any) -> BaseModelSpec:

@@ -1,7 +1,7 @@
 """YAML files of the adapters folder, read and validated with errors that name the file and field."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from loco.contracts.base import Contract
 from loco.contracts.errors import InvalidRequest, invalid
+from loco.contracts.fields import field_paths
 
 #: libyaml where PyYAML was built with it: the pure Python parser takes most of a submit's time.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -160,18 +161,22 @@ def _refusal(event: yaml.Event, problem: str) -> yaml.YAMLError:
 _ModelT = TypeVar("_ModelT", bound=Contract)
 
 
-def validated(model: type[_ModelT], document: Any, *, where: str) -> _ModelT:
+def validated(
+    model: type[_ModelT], document: Any, *, where: str, known: Iterable[str] | None = None
+) -> _ModelT:
     """A document as a model.
 
     Args:
         model: the contract it has to fulfil.
         document: what was read.
         where: named in front of the field at fault.
+        known: the fields it may have; none: those of the model.
 
     Raises:
-        InvalidRequest: `param` names the field at fault.
+        InvalidRequest: `param` names the field at fault, and the hint the one that was meant.
     """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise invalid(error, document, where=where) from error
+        fields = field_paths(model) if known is None else known
+        raise invalid(error, document, where=where, known=fields) from error

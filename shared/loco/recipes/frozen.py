@@ -3,15 +3,19 @@
     adapters/.inputs/SHA256/NAME        read-only; one copy of a content, whatever reads it
 
 Copies, never links: who edits a file in place must not edit the job. The rows of an uploaded data set
-are linked: nobody but the server has them. Nothing is deleted here.
+are linked: nobody but the server has them. A deleted job takes with it what no other reads
+(`running.remove`).
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -76,6 +80,24 @@ def freeze(file: Path, name: str, adapters_dir: Path, *, link: bool = False) -> 
         param="path",
         hint="Submit the job once nothing writes to the file any more.",
     )
+
+
+@contextmanager
+def held(adapters_dir: Path, *, exclusive: bool = False) -> Iterator[None]:
+    """Keeps what is frozen until its job is recorded, or (exclusive) keeps others from freezing.
+
+    Args:
+        adapters_dir: holds the store.
+        exclusive: of who deletes from the store; waits until nobody holds it.
+    """
+    path = adapters_dir / STORE / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def frozen_file(adapters_dir: Path, name: str, frozen: FrozenFile) -> Path:

@@ -12,8 +12,15 @@ from typing import Any
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.errors import InvalidRequest, StageGap, UnknownAdapter, UnknownProfile
+from loco.contracts.errors import (
+    InvalidRequest,
+    StageGap,
+    UnknownAdapter,
+    UnknownProfile,
+    spelling,
+)
 from loco.contracts.evaluation import ItemSource, Role
+from loco.contracts.fields import field_paths
 from loco.contracts.hub_ids import check_hub_id
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.sources import (
@@ -27,6 +34,7 @@ from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
 from loco.recipes.data_files import named_data_sets
 from loco.recipes.documents import read_yaml, validated
+from loco.recipes.fields import FROM_THE_TOP, settable
 from loco.recipes.own_answers import check_source
 
 RECIPE = "adapter.yaml"
@@ -76,7 +84,8 @@ def load_recipe(adapters_dir: Path, name: str) -> Recipe:
             hint=f"Name one of them, or write {RECIPE} in a folder of that name.",
         )
     path = adapters_dir / name / RECIPE
-    recipe = validated(Recipe, read_yaml(path), where=f"{name}/{RECIPE}")
+    known = (*field_paths(Recipe), *settable())
+    recipe = validated(Recipe, read_yaml(path), where=f"{name}/{RECIPE}", known=known)
     if recipe.name != name:
         raise InvalidRequest(
             f"{name}/{RECIPE}: name is {recipe.name!r}, the folder is {name!r}.",
@@ -108,6 +117,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             f"{recipe.name}/{RECIPE}: profile {request.profile!r} has unknown fields "
             f"{', '.join(sorted(unknown))}.",
             param=f"profiles.{request.profile}",
+            hint=spelling(min(unknown), (*settable(), "model_name")),
         )
     for stage in Stage:
         if not isinstance(profile.get(stage.value) or {}, Mapping):
@@ -140,20 +150,20 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
     for stage in Stage:
         field = "register_" if stage is Stage.REGISTER else stage.value
         asked = getattr(request, field)
-        for fixed in ("base_model", "model_name"):
-            if fixed in asked:
-                raise InvalidRequest(
-                    f"{stage}.{fixed} follows from the recipe.",
-                    param=f"{stage}.{fixed}",
-                    hint="Set base_model at the top of the request."
-                    if fixed == "base_model"
-                    else "Copy the adapter's folder to make one of another name.",
-                )
+        inner = profile.get(stage.value) or {}
+        _check_fixed(stage, asked, where="", top="request")
+        _check_fixed(
+            stage,
+            inner,
+            where=f"{recipe.name}/{RECIPE}: profiles.{request.profile}.",
+            top="profile",
+        )
+        _check_fixed(stage, getattr(recipe, field), where=f"{recipe.name}/{RECIPE}: ", top="recipe")
         if stage is Stage.REGISTER:  # it looks for the file that export names by its type
             exported = document[Stage.EXPORT.value]
             common[stage] |= {k: v for k, v in exported.items() if k == "quantization"}
         document[stage.value] = merge(
-            merge(merge(common[stage], getattr(recipe, field)), profile.get(stage.value) or {}),
+            merge(merge(common[stage], getattr(recipe, field)), inner),
             asked,
         )
     sets = document[Stage.EVAL.value].get("sets")
@@ -166,7 +176,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             hint="Name the sets of problems in eval.sets.",
         )
     check_source(document[Stage.PREPARE.value].get("source"))
-    job = validated(JobSpec, document, where="")
+    job = validated(JobSpec, document, where="", known=settable())
     for part in (job.prepare, job.eval):
         for field, name in named_data_sets(part).items():
             check_hub_id(name, param=field)
@@ -247,6 +257,19 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def _check_fixed(stage: Stage, section: Mapping[str, Any], *, where: str, top: str) -> None:
+    """Refuses in a stage's section what reaches every stage from the top."""
+    fixed = next((name for name in FROM_THE_TOP if name in section), None)
+    if fixed is None:
+        return
+    hint = f"Set {fixed} at the top of the {top}; it reaches every stage that needs it."
+    if (fixed, top) == ("model_name", "request"):
+        hint = "Copy the adapter's folder to make one of another name."
+    raise InvalidRequest(
+        f"{where}{stage}.{fixed} follows from the recipe.", param=f"{stage}.{fixed}", hint=hint
+    )
+
+
 def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
     """The model's name in Ollama: only what is built on the recipe's own base has the recipe's.
 
@@ -260,7 +283,9 @@ def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
         if base == recipe.base_model:
             return recipe.model_name
         return f"{recipe.model_name}-{request.profile}"
-    return recipe.model_name if base == recipe.base_model else f"{recipe.model_name}-{base}"
+    if base == recipe.base_model:
+        return recipe.model_name
+    return f"{recipe.model_name}-{base.replace('.', '-')}"
 
 
 def _check_sets(job: JobSpec) -> None:

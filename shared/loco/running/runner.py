@@ -143,7 +143,7 @@ class Runner:
             return None
         source = earlier.reused_from or earlier.job_id
         logger.info("%s: same inputs as in %s, reused", claim.task_id, source)
-        return _insist(
+        answer = _insist(
             lambda: self._ledger.commit(
                 claim.task_id,
                 claim.token,
@@ -154,6 +154,7 @@ class Runner:
             ),
             "commit",
         )
+        return None if answer is CommitAnswer.GONE else answer
 
     def _supervise(self, claim: Claim, lease: Lease, folder: Path) -> _End:
         """Runs the stage program to its end."""
@@ -296,8 +297,9 @@ def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
     try:
         task = ledger.task(task_id)
         job = ledger.job(task.job_id)
-        folder = inside(settings.adapters_dir, f"{job.adapter}/{job.spec.place}")
-        publish(settings.adapters_dir, folder, task)
+        if not job.spec.is_point:  # of a sweep only the best appears beside the recipe
+            folder = inside(settings.adapters_dir, f"{job.adapter}/{job.spec.place}")
+            publish(settings.adapters_dir, folder, task)
         ledger.published(task_id)
     except (OSError, LocoError) as error:
         logger.warning("%s: not published yet: %s", task_id, error)

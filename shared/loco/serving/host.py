@@ -135,23 +135,33 @@ class OllamaHost:
         self,
         model: str,
         *,
-        files: Mapping[str, str],
+        files: Mapping[str, str] | None = None,
+        base: str | None = None,
+        adapters: Mapping[str, str] | None = None,
         system: str | None,
         parameters: Mapping[str, Any],
         status: Callable[[str], None],
     ) -> None:
-        """Creates a model from blobs.
+        """Creates a model from blobs, or from an adapter on a model that is there.
 
         Args:
             model: its name.
-            files: file name to blob digest.
+            files: file name to blob digest; none: the model stands on `base`.
+            base: a model there; one that is not may be pulled by the server.
+            adapters: file name to blob digest of what is put on it.
             system: system prompt; none: the template's own.
             parameters: options of the Modelfile, e.g. `stop`.
             status: called with each line the server says meanwhile.
         """
         with self._speaking(f"create {model}"):
             for response in self._client.create(
-                model, files=dict(files), system=system, parameters=dict(parameters), stream=True
+                model,
+                files=dict(files) if files else None,
+                from_=base,
+                adapters=dict(adapters) if adapters else None,
+                system=system,
+                parameters=dict(parameters),
+                stream=True,
             ):
                 status(response.status or "")
 

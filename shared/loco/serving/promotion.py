@@ -11,6 +11,7 @@ from loco.contracts.files import sha256_of
 from loco.contracts.versions import Restored, Version
 from loco.ledger.ledger import Ledger
 from loco.ledger.registry import rollback_target
+from loco.serving.bases import require_base
 from loco.serving.host import OllamaHost
 from loco.serving.latest import check_candidate, follow
 from loco.serving.restored import check_restored, reference_of
@@ -125,19 +126,21 @@ def restore(
 
     Raises:
         NotFound: no such version, or its GGUF is gone.
+        CandidateMissing: the base that an adapter is served on can't be had (`serving.bases`).
         Conflict: the GGUF is not what was registered.
         RegistrationFailed: what Ollama made of it is not; nothing was pointed at it.
         OllamaUnavailable, OllamaRefused: Ollama does not answer, or does not take it.
     """
     version = ledger.registry.version(adapter, number)
     with OllamaHost(settings.ollama_host) as host:
-        digest = host.digests().get(version.candidate)
+        before = digest = host.digests().get(version.candidate)
         created = anew or digest != version.digest
         if created:
-            digest = _create(host, settings.adapters_dir, adapter, version)
+            digest = _create(host, settings, adapter, version)
         reference = reference_of(ledger, settings.adapters_dir, version)
         warnings = check_restored(host, adapter, version, reference)
-    if created:
+    # made again and the same: nothing has happened to the version, and `latest` has followed already
+    if created and not before == digest == version.digest:
         assert digest is not None
         changed = f"Digest {version.digest[:12]} became {digest[:12]}."
         why = changed if digest != version.digest else "Made again with the same digest."
@@ -158,14 +161,19 @@ def restore(
     )
 
 
-def _create(host: OllamaHost, adapters_dir: Path, adapter: str, version: Version) -> str:
+def _create(host: OllamaHost, settings: Settings, adapter: str, version: Version) -> str:
     """Uploads the GGUF, creates the candidate as register did, and answers its digest."""
-    gguf = _gguf(adapters_dir, adapter, version)
+    gguf, base = _gguf(settings.adapters_dir, adapter, version), version.base
+    if base is not None:
+        require_base(host, base, settings.models_dir)
+    blob = {gguf.name: version.blob}
     if not host.has_blob(version.blob):
         host.upload(gguf, version.blob, lambda _sent: None)
     host.create(
         version.candidate,
-        files={gguf.name: version.blob},
+        files=None if base else blob,
+        base=base.model if base else None,
+        adapters=blob if base else None,
         system=version.system,
         parameters=version.parameters,
         status=lambda _line: None,

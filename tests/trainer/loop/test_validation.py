@@ -128,6 +128,11 @@ def test_the_best_adapter_is_kept_and_its_losses_with_it(
     assert "That adapter is kept." in said(recorder)
     shown = [e.progress.validation_loss for e in recorder.of_type("progress")]
     assert lowest in shown
+    after = {
+        e.progress.validation_loss: e.progress.validation_epoch
+        for e in recorder.of_type("progress")
+    }
+    assert after[lowest] == 2
 
 
 def test_measuring_changes_nothing_and_last_keeps_the_last(

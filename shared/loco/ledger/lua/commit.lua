@@ -2,7 +2,7 @@
 -- result says of a version: '' (nothing), or
 --   'registered', job, model, candidate, digest, entry JSON, gate JSON of what register did not prove or '', why
 --   'measured', job of the candidate, verdict or '', compared version or '', why, gate JSON, scores JSON
--- Answers 'next' | 'done' | 'already' | 'stale'.
+-- Answers 'next' | 'done' | 'already' | 'stale' | 'gone' (the job it would be reused from was deleted).
 local _, id, token, result, artifacts, fingerprint, reused_from, change = unpack(ARGV)
 local task = key('task', id)
 local job_id, stage, status, holder = unpack(redis.call('HMGET', task, 'job_id', 'stage', 'status', 'token'))
@@ -16,6 +16,10 @@ if status ~= 'running' then
   return 'stale'
 end
 
+if reused_from ~= '' and redis.call('EXISTS', key('job', reused_from)) == 0 then
+  return 'gone'
+end
+
 redis.call('HSET', task, 'result', result, 'artifacts', artifacts, 'fingerprint', fingerprint)
 if reused_from == '' then
   redis.call('HSET', key('reuse'), fingerprint, id)
@@ -27,7 +31,8 @@ end
 local adapter, profile, spec = unpack(redis.call('HMGET', key('job', job_id), 'adapter', 'profile', 'spec'))
 local readable, decoded = pcall(cjson.decode, spec)
 local replay = readable and type(decoded.replay_of) == 'string'
-if not replay then -- later jobs build on a replay only when they name it
+local point = readable and is_point(job_id, decoded)
+if not (replay or point) then -- later jobs build on a replay or a point only when they name it
   redis.call('HSET', key('newest', adapter), profile .. ':' .. stage, job_id)
 end
 -- in the order of the commits: the files published last are the newest

@@ -64,10 +64,22 @@ local function enqueue(id, hinted, data)
 end
 
 local function leave_queues(id)
-  local queue = redis.call('HGET', key('task', id), 'queue')
+  local queue, status, started = unpack(redis.call('HMGET', key('task', id), 'queue', 'status', 'started_at'))
+  if status == 'running' and tonumber(started) then -- its time is counted, what it waits is not
+    redis.call('HINCRBY', key('task', id), 'ran', int(math.max(now - tonumber(started), 0)))
+  end
   redis.call('ZREM', key('leases'), id)
   redis.call('ZREM', key('ready', queue), id)
   redis.call('ZREM', key('delayed', queue), id)
+end
+
+-- Has the stage that a job begins with wait until a time, as a retry does.
+local function put_off(job_id, milliseconds)
+  local id = task_id(job_id, stages_of(job_id)[1])
+  local queue = redis.call('HGET', key('task', id), 'queue')
+  redis.call('HSET', key('job', job_id), 'not_before', int(milliseconds))
+  redis.call('ZREM', key('ready', queue), id)
+  redis.call('ZADD', key('delayed', queue), int(milliseconds), id)
 end
 
 -- Whether a token is that of the attempt which runs now.

@@ -11,7 +11,7 @@ end
 if status ~= 'failed' and status ~= 'cancelled' then
   return status
 end
-redis.call('HDEL', job, 'error', 'finished_at', 'paused')
+redis.call('HDEL', job, 'error', 'finished_at', 'not_before', 'paused')
 redis.call('HSET', job, 'cancel_requested', '0', 'retry_nonce', nonce, 'place', redis.call('INCR', key('seq')))
 set_job_status(job_id, 'queued')
 local first

@@ -1,0 +1,65 @@
+"""GET /bases: the base models a recipe may name, and which of them fit a card."""
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from loco.contracts.bounds import LONGEST_NAME
+from loco.contracts.errors import Busy, InvalidRequest
+from loco.contracts.plans import Device
+from loco.contracts.previews import AskedDevice, BaseFit
+from loco.planning.bases import bases
+from loco.planning.deadline import until
+from loco_api.auth import COUNTED
+from loco_api.context import Here
+from loco_api.errors import responses
+from loco_api.pages import Page
+
+#: The whole catalog takes about two on a slow CPU, and is remembered.
+_SECONDS = 20.0
+
+router = APIRouter(tags=["adapters"])
+
+
+class BasePage(Page[BaseFit]):
+    """The catalog of bases, smallest first."""
+
+    device: Device | None = Field(
+        None, description="What `fits` speaks of; none: no worker says what it trains on."
+    )
+
+
+@router.get(
+    "/bases",
+    operation_id="listBases",
+    summary="List base models",
+    dependencies=[COUNTED],
+    responses=responses(InvalidRequest, Busy),
+)
+def list_bases(
+    here: Here,
+    gpu_memory: Annotated[
+        float | None,
+        Query(gt=0, le=10_000, description="Memory of a GPU to plan for instead, 10^9 bytes."),
+    ] = None,
+    gpu_name: Annotated[
+        str | None, Query(max_length=LONGEST_NAME, description="Its name, like `RTX 3070`.")
+    ] = None,
+) -> BasePage:
+    """Every base of adapters/base_models.yaml, with its size, license and the smallest card for it."""
+    if gpu_name is not None and gpu_memory is None:
+        raise InvalidRequest(
+            "gpu_name needs gpu_memory: cards of one name come with different memories.",
+            param="gpu_memory",
+            hint="Say how many GB it has, like gpu_memory=8.",
+        )
+    asked = (
+        AskedDevice(memory_gb=gpu_memory, **({"name": gpu_name} if gpu_name else {}))
+        if gpu_memory is not None
+        else None
+    )
+    with until(time.monotonic() + _SECONDS):
+        found, device = bases(here.ledger, here.settings, asked)
+    return BasePage(data=tuple(found), device=device)

@@ -1,0 +1,1 @@
+"""The client alone, which a laptop installs from the box."""

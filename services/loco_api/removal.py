@@ -1,0 +1,61 @@
+"""DELETE /jobs/{id}: an ended job and what nothing else needs of its files."""
+
+from fastapi import APIRouter
+
+from loco.contracts.errors import Busy, Conflict, InvalidRequest, NotFound, UnsafePath
+from loco.contracts.jobs import Job
+from loco.contracts.keys import Scope
+from loco.contracts.removals import Removal
+from loco.running.remove import look, remove
+from loco_api.auth import SUBMIT, Caller, Who
+from loco_api.context import Context, Here
+from loco_api.errors import responses
+from loco_api.pages import JobId
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get(
+    "/jobs/{job_id}/removal",
+    operation_id="lookAtRemoval",
+    summary="What deleting a job would free",
+    responses=responses(NotFound, InvalidRequest, UnsafePath),
+)
+def look_at_removal(job_id: JobId, here: Here) -> Removal:
+    """Bytes that would become free, and what descends from the job. Nothing is deleted."""
+    return look(here.ledger, here.settings.adapters_dir, here.ledger.job(job_id))
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    operation_id="deleteJob",
+    summary="Delete a job",
+    dependencies=[SUBMIT],
+    responses=responses(NotFound, Conflict, Busy, InvalidRequest, UnsafePath),
+)
+def delete_job(job_id: JobId, here: Here, who: Who) -> Removal:
+    """Deletes an ended job, its log, its events and its files, but for what others need.
+
+    A job that something descends from is refused with its names (409). Repeated within ten minutes the
+    answer is the same, later a 404.
+    """
+    job = _job(here, who, job_id)
+    if isinstance(job, Removal):
+        return job
+    who.check_may_change(job)
+    return remove(here.ledger, here.settings.adapters_dir, job)
+
+
+def _job(here: Context, who: Caller, job_id: str) -> Job | Removal:
+    """The job; what went, where its owner or an admin asks for a deleted one again.
+
+    Raises:
+        NotFound: there is none, and none was deleted lately.
+    """
+    try:
+        return here.ledger.job(job_id)
+    except NotFound:
+        told = here.ledger.removals.removed(job_id)
+        if told is None or not (told[0] == who.owner or who.scope.includes(Scope.ADMIN)):
+            raise
+        return told[1]

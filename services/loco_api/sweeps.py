@@ -1,0 +1,130 @@
+"""POST and GET /sweeps, and cancel."""
+
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from loco.contracts.errors import (
+    BodyTooLarge,
+    Conflict,
+    DataError,
+    DiskFull,
+    IdempotencyConflict,
+    InvalidRequest,
+    NotFound,
+    StageGap,
+    UnknownAdapter,
+    UnknownBaseModel,
+    UnknownProfile,
+)
+from loco.contracts.keys import Scope
+from loco.contracts.sweeps import Sweep, SweepRequest, SweepSummary
+from loco.queue.sweeps import cancel_sweep, show_sweep, submit_sweep
+from loco_api.auth import COUNTED, SUBMIT, Who
+from loco_api.context import Here
+from loco_api.errors import responses
+from loco_api.jobs import IdempotencyKey, accepted_with
+from loco_api.pages import Page
+
+router = APIRouter(tags=["sweeps"])
+
+SweepId = Annotated[
+    str, Path(description="ID of a sweep.", examples=["sweep-20261122-143722-4f9a2c"])
+]
+
+
+class SweepPage(Page[SweepSummary]):
+    """Sweeps without their points, newest first."""
+
+
+@router.post(
+    "/sweeps",
+    status_code=202,
+    operation_id="submitSweep",
+    summary="Submit a sweep",
+    dependencies=[SUBMIT, COUNTED],
+    response_description="The accepted sweep; its jobs run from now on.",
+    responses={
+        **accepted_with("sweep"),
+        **responses(
+            UnknownAdapter,
+            NotFound,
+            InvalidRequest,
+            UnknownProfile,
+            UnknownBaseModel,
+            StageGap,
+            DataError,
+            Conflict,
+            IdempotencyConflict,
+            BodyTooLarge,
+            DiskFull,
+        ),
+    },
+)
+def submit_a_sweep(
+    request: SweepRequest,
+    response: Response,
+    here: Here,
+    who: Who,
+    idempotency_key: IdempotencyKey = None,
+) -> Sweep:
+    """Accepts a sweep: one prepare, a training for each point, and a job that goes on with the best.
+
+    Every point is resolved before the answer: a wrong value is refused with its field.
+    """
+    sweep, created = submit_sweep(
+        here.ledger,
+        here.queue,
+        here.settings,
+        request,
+        idempotency_key=uuid.uuid4().hex if idempotency_key is None else idempotency_key,
+        owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
+    )
+    response.headers["Location"] = f"/sweeps/{sweep.id}"
+    if not created:
+        response.headers["Idempotency-Replayed"] = "true"
+    return sweep
+
+
+@router.get(
+    "/sweeps",
+    operation_id="listSweeps",
+    summary="List sweeps",
+    responses=responses(InvalidRequest),
+)
+def list_sweeps(
+    here: Here,
+    after: Annotated[
+        str | None, Query(description="Continue after the sweep of this ID, the last of a page.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Sweeps a page.")] = 20,
+) -> SweepPage:
+    """Sweeps, newest first, without their points."""
+    page = here.ledger.sweeps.page(after=after, limit=limit)
+    return SweepPage(data=tuple(page.sweeps), has_more=page.more)
+
+
+@router.get(
+    "/sweeps/{sweep_id}",
+    operation_id="getSweep",
+    summary="One sweep",
+    responses=responses(NotFound, InvalidRequest),
+)
+def get_sweep(sweep_id: SweepId, here: Here) -> Sweep:
+    """A sweep with its points: what each sets, its job, status, losses and rank."""
+    return show_sweep(here.ledger, sweep_id)
+
+
+@router.post(
+    "/sweeps/{sweep_id}/cancel",
+    operation_id="cancelSweep",
+    summary="Cancel a sweep",
+    dependencies=[SUBMIT],
+    responses=responses(NotFound, InvalidRequest),
+)
+def cancel_a_sweep(sweep_id: SweepId, here: Here, who: Who) -> Sweep:
+    """Cancels all its jobs, and takes no further step. A sweep that has ended stays as it is."""
+    who.check_may_change(here.ledger.sweeps.sweep(sweep_id))
+    return cancel_sweep(here.ledger, sweep_id)

@@ -1,0 +1,75 @@
+"""`loco bases`: the base models a recipe may name, and which of them fit a card."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from loco.cli.console import client, note, show, show_json, table
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.previews import BaseFit
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(bases)
+
+
+def bases(
+    context: typer.Context,
+    *,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="For a GPU of so many GB instead of the worker's.")
+    ] = None,
+    gpu_name: Annotated[str | None, typer.Option(help='Its name, like "RTX 3070".')] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """List the base models and which of them fit this card."""
+    if gpu_name is not None and gpu_memory is None:
+        raise InvalidRequest(
+            "--gpu-name needs --gpu-memory: cards of one name come with different memories.",
+            param="--gpu-memory",
+            hint="Say how many GB it has, like --gpu-memory 8.",
+        )
+    with client(context) as loco:
+        found = loco.bases(gpu_memory=gpu_memory, gpu_name=gpu_name)
+    if as_json:
+        show_json(found)
+        return
+    device = found["device"]
+    rows = table("base model", "size", "fits", "smallest card", "download", "license", right=_RIGHT)
+    for entry in found["data"]:
+        rows.add_row(*_row(BaseFit.model_validate(entry)))
+    show(rows)
+    if device is None:
+        note("No worker says what it trains on: start it with `loco up`, or give --gpu-memory.")
+    else:
+        note(
+            f"Fits: {device['name']}, {device['memory_gb']:.4g} GB. Computed for a recipe's defaults; "
+            "`loco plan ADAPTER --base-model NAME` says it for yours."
+        )
+
+
+_RIGHT = ("size", "smallest card", "download")
+
+
+def _row(base: BaseFit) -> tuple[str | Text, ...]:
+    fits: dict[bool | None, str | Text] = {
+        True: Text("yes", style="green"),
+        False: Text("no", style="red"),
+        None: "",
+    }
+    return (
+        base.name,
+        f"{base.parameters_billion:g} B",
+        fits[base.fits],
+        f"~{base.smallest_card_gb} GB" if base.smallest_card_gb else "",
+        _download(base),
+        Text(base.error.message, style="red") if base.error else base.license or "",
+    )
+
+
+def _download(base: BaseFit) -> str:
+    if base.download_gb is None:
+        return ""
+    return f"~{base.download_gb:.1f} GB" if base.download_gb else "none"

@@ -1,0 +1,98 @@
+"""`--notify`: tells of a job's end on this machine.
+
+The server calls nobody: an address of a request that it called would reach inside its network.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from loco.cli.console import note
+from loco.cli.summary import headline
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.jobs import Job
+
+NotifyOption = Annotated[
+    bool,
+    typer.Option("--notify", help="At the end ring the bell, and show it on the desktop."),
+]
+NotifyCommandOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CMD",
+        help="At the end run this here; it finds LOCO_JOB_ID, LOCO_JOB_STATUS, LOCO_JOB_ADAPTER.",
+    ),
+]
+
+#: Seconds a command of the user's may take.
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """How a job's end is told of."""
+
+    desktop: bool
+    command: str | None
+
+    def __post_init__(self) -> None:
+        """Refuses a command that cannot be read or found, before anything is waited for."""
+        if self.command is None:
+            return
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise _wrong(self.command, str(error)) from error
+        if not words or shutil.which(words[0]) is None:
+            raise _wrong(self.command, "there is no such program")
+
+    def __bool__(self) -> bool:
+        return self.desktop or self.command is not None
+
+    def of(self, job: Job) -> None:
+        """Tells of a job's end; that it cannot is said and changes no exit code."""
+        if self.desktop:
+            if sys.stderr.isatty():
+                sys.stderr.write("\a")
+            sender = shutil.which("notify-send")
+            if sender:
+                _run([sender, "loco", "--", headline(job).plain])
+        if self.command is not None:
+            told = {
+                "LOCO_JOB_ID": job.id,
+                "LOCO_JOB_STATUS": job.status.value,
+                "LOCO_JOB_ADAPTER": job.adapter,
+            }
+            _run(shlex.split(self.command), told)
+
+
+def _run(command: list[str], told: dict[str, str] | None = None) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **(told or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),  # standard output is the command's own
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        note(f"Nobody was told: {error}")
+        return
+    if done.returncode:
+        note(f"Nobody may have been told: {command[0]} ended with {done.returncode}.")
+
+
+def _wrong(command: str, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"--notify-command {command!r:.100}: {why}.",
+        param="--notify-command",
+        hint="Name a program and its arguments, like --notify-command 'mail -s done me@box'; a shell's "
+        "signs need one: \"sh -c '…'\".",
+    )

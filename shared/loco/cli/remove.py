@@ -1,0 +1,74 @@
+"""`loco rm`: deletes ended jobs and what nothing else needs of their files.
+
+loco rm last --dry-run
+"""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from loco.cli import completion
+from loco.cli.console import client, note, show, show_error, show_json
+from loco.cli.jobs import JsonOption
+from loco.contracts.errors import LocoError
+from loco.contracts.figures import size
+from loco.contracts.removals import Removal
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("rm")(remove)
+
+
+def remove(
+    context: typer.Context,
+    references: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="JOB...",
+            help="IDs of ended jobs, a few characters of each, or `last`.",
+            autocompletion=completion.ended_jobs,
+        ),
+    ],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would go, and what stands against it.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Delete ended jobs: their records, logs and files, unless something descends from them."""
+    gone: list[Removal] = []
+    failed = 0
+    with client(context) as loco:
+        # newest first: a replay may go together with what it replays
+        for job_id in sorted({loco.job_id(reference) for reference in references}, reverse=True):
+            try:
+                gone.append(loco.removal(job_id) if dry_run else loco.remove(job_id))
+            except LocoError as error:
+                show_error(error)
+                failed = 2 if error.user_fault else 1
+                continue
+            if not as_json:
+                _tell(gone[-1], dry_run=dry_run)
+    if as_json:
+        show_json(gone)
+    elif len(gone) > 1:
+        note(f"{size(sum(g.size for g in gone))} in all.")
+    return failed
+
+
+def _tell(removal: Removal, *, dry_run: bool) -> None:
+    what = f"{size(removal.size)} in {removal.files} files"
+    if not dry_run:
+        show(Text(f"Job {removal.job_id} is deleted: {what} freed."))
+        if not removal.cleared:
+            note(
+                "The server could not delete all of its files yet and goes on trying; see its log."
+            )
+    elif removal.needed_by:
+        show(Text(f"Job {removal.job_id} stays; it is needed by:"))
+        for name in removal.needed_by:
+            show(Text(f"  {name}"))
+    else:
+        show(Text(f"Job {removal.job_id} would free {what}."))
