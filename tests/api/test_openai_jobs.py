@@ -217,7 +217,12 @@ def test_an_adapter_brings_its_recipe_eval_and_gate(client, file, ledger):
 @pytest.mark.parametrize(
     ("changes", "kind", "words", "param"),
     [
-        ({"model": "gpt-4o-mini"}, openai.BadRequestError, "Base models here: qwen3-4b", "model"),
+        (
+            {"model": "gpt-4o-mini"},
+            openai.BadRequestError,
+            "No base model .gpt-4o-mini.. Base models here: ",
+            "model",
+        ),
         ({"training_file": "file-x"}, openai.NotFoundError, "No file 'file-x'", "training_file"),
         ({"validation_file": "ds-0"}, openai.NotFoundError, "No file 'ds-0'", "validation_file"),
         ({"suffix": "x" * 65}, openai.BadRequestError, "at most 64 characters", "suffix"),
