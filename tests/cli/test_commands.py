@@ -295,7 +295,7 @@ def test_the_first_key_is_made_before_the_first_loco_up(loco):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["submit", "maths"], "Adapters here: math"),
+        (["submit", "maths"], "Adapters here: analysis, code, math"),
         (["submit", "math", "--profile", "huge"], "Profiles: default, gold, strong, tiny"),
         (["submit", "math", "--set", "train.epoch=3"], "train.epoch: unknown field"),
         (["submit", "math", "--set", "epochs"], "not FIELD=VALUE"),

@@ -79,7 +79,7 @@ def test_a_retry_whose_answer_is_lost_is_not_sent_again(client, cable):
 
 
 def test_errors_are_the_classes_the_server_raised(client):
-    with pytest.raises(UnknownAdapter, match="Adapters here: math") as unknown:
+    with pytest.raises(UnknownAdapter, match="Adapters here: analysis, code, math") as unknown:
         client.submit("maths")
     assert unknown.value.param == "adapter"
     assert unknown.value.hint

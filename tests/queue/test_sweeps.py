@@ -206,6 +206,12 @@ class TestGrid:
         assert ledger.sweeps.open() == []
 
 
+def test_a_field_without_its_section_is_named_in_full(sweep: Sweeping) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        sweep(grid={"learning_rate": [1e-4, 2e-4]})
+    assert caught.value.hint == "Did you mean train.learning_rate?"
+
+
 def test_what_it_reads_is_frozen_when_it_is_accepted(
     sweep: Sweeping, ledger: Ledger, hands: Hands, settings: Settings
 ) -> None:

@@ -322,7 +322,7 @@ class TestRefusals:
         ["maths", "", ".", "..", "../math", "math/", "/etc", "MATH", "math\n", "a\0b", "x" * 64],
     )
     def test_unknown_and_hostile_adapters(self, ask: Resolve, name: str) -> None:
-        with pytest.raises(UnknownAdapter, match="Adapters here: math") as caught:
+        with pytest.raises(UnknownAdapter, match="Adapters here: analysis, code, math") as caught:
             ask(adapter=name)
         assert caught.value.param == "adapter"
 

@@ -85,6 +85,7 @@ def gemma3_text(vocabulary: int) -> Any:
 
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     more = {"head_dim": 64, "sliding_window": 16, "layer_types": kinds, "num_hidden_layers": 6}
+    more["query_pre_attn_scalar"] = 64  # that of head_dim, as the 1B and 4B have it
     return Gemma3ForCausalLM(Gemma3TextConfig(**SHAPE | more, vocab_size=vocabulary))
 
 

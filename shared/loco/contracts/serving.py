@@ -14,7 +14,7 @@ SERVED_BASE = "locollm-base"
 #: Where their GGUFs are kept, below the folder of base models, as `NAME.KEY.QUANTIZATION.gguf`.
 SERVED_FOLDER = "served"
 #: Bytes of a trained adapter that become a GGUF a second, on the slow side (docs/adr/0027).
-ADAPTER_RATE = 40e6
+ADAPTER_RATE = 20e6
 #: Name of the reference's prompt that is a question of ours: base and adapter answer it alike.
 PLAIN = "plain"
 

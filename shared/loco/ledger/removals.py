@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from loco.contracts.errors import Busy, Conflict
-from loco.contracts.jobs import Job
+from loco.contracts.jobs import Job, JobStatus
 from loco.contracts.removals import Removal
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
@@ -45,8 +45,11 @@ class Removals:
         found = []
         with self._connection.client() as client:
             number = client.hget(self._key("versions", job.adapter, "jobs"), job.id)
+            sweep = job.spec.sweep and client.hget(self._key("sweep", job.spec.sweep), "status")
         if number:
             found.append(f"version {number} of {job.adapter}")
+        if sweep and not JobStatus(sweep).is_terminal:
+            found.append(f"sweep {job.spec.sweep} (it runs)")
         for other, spec, reused in self._others(job.id):
             if job.id in reused:
                 found.append(f"job {other} (reuses its stages)")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loco.contracts.errors import InvalidRequest
+from loco.contracts.fields import field_paths, nearest
 from loco.contracts.requests import JobRequest
 from loco.contracts.specs import TrainSpec
 from loco.contracts.stages import Stage
@@ -91,11 +92,16 @@ def job_request(request: SweepRequest, point: Point) -> JobRequest:
 def _check_fields(request: SweepRequest) -> None:
     for field, values in request.grid.items():
         if not field.startswith(_SECTION) or not all(field.split(".")):
+            meant = None
+            if field.partition(".")[0] not in set(Stage):
+                meant = nearest(field, [_SECTION + path for path in field_paths(TrainSpec)])
             raise InvalidRequest(
                 f"{field} has {len(values)} values, and a sweep varies fields of train alone: all its "
                 "trainings share one prepare, and only the best is exported.",
                 param=field,
-                hint=f"Give {field} one value (a text with a comma in double quotes), or start a sweep "
+                hint=f"Did you mean {meant}?"
+                if meant
+                else f"Give {field} one value (a text with a comma in double quotes), or start a sweep "
                 "for each of its values.",
             )
         outer = next((other for other in request.grid if field.startswith(f"{other}.")), None)
