@@ -38,7 +38,8 @@ from loco_api.body_limit import BodyLimit
 from loco_api.browser_headers import BrowserHeaders
 from loco_api.client import routes as client
 from loco_api.context import Context
-from loco_api.openai_api import chat, models
+from loco_api.openai_api import chat, files, models
+from loco_api.openai_api import jobs as fine_tuning
 from loco_api.openai_api.upstream import Upstream
 from loco_api.openapi import DESCRIPTION, TAGS, TITLE, Api
 from loco_api.query import KNOWN_QUERY
@@ -81,7 +82,7 @@ def create_app(context: Context) -> FastAPI:
         *(adapters, recipes, looks, bases, versions, keys, health),
     ):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
-    for module in (models, chat):
+    for module in (files, fine_tuning, models, chat):
         app.include_router(module.router, dependencies=[READ, KNOWN_QUERY])
     return app
 

@@ -14,14 +14,15 @@ from loco_api.errors import answer
 BODY_LIMIT = 1 << 20
 
 
-#: Routes that take a body piece by piece, with limits of their own (`datasets`).
+#: Routes that take a body piece by piece, with limits of their own (`datasets`, `openai_api.files`).
 UPLOADS = "/datasets"
+FORMS = "/v1/files"
 
 
 def is_upload(scope: Mapping[str, Any]) -> bool:
     """Whether a request's body is a file, or a part of one."""
     method, path = str(scope["method"]), str(scope["path"])
-    begins = method == "POST" and path == UPLOADS
+    begins = method == "POST" and path in (UPLOADS, FORMS)
     return begins or (method == "PATCH" and path.startswith(f"{UPLOADS}/"))
 
 

@@ -5,8 +5,7 @@ data set being the upload resource: POST begins it and may bring the whole file,
 arrived, PATCH adds to it at `Upload-Offset`, and `Upload-Complete: ?1` says that nothing follows.
 """
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
@@ -22,26 +21,23 @@ from loco.contracts.errors import (
     DataError,
     DiskFull,
     InvalidRequest,
-    LocoError,
     NotFound,
     QuotaExceeded,
 )
-from loco.contracts.keys import Scope
 from loco.datasets.names import checked_name
 from loco.datasets.store import DataSets
 from loco.datasets.uploads import Part
 from loco.queue.data_sets import data_sets, delete
-from loco_api.auth import COUNTED, SUBMIT, Caller, Who
+from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.inspection import inspect
 from loco_api.pages import Page
 from loco_api.upload_heads import length_of, mapping_of, sha256_of
+from loco_api.uploads import PIECE, hanging_up, part_of, sees
 
 router = APIRouter(tags=["datasets"])
 
-#: Bytes that are gathered before they are written.
-_PIECE = 1 << 20
 _BODY: dict[str, Any] = {
     "requestBody": {
         "description": "The file, or a part of it.",
@@ -136,7 +132,7 @@ async def create_dataset(
     """
     complete = upload_complete != "?0"
     store = data_sets(here.settings)
-    with _hanging_up():
+    with hanging_up():
         record = await run_in_threadpool(
             store.begin,
             checked_name(name),
@@ -190,8 +186,8 @@ async def continue_upload(
     """Adds to an upload, at its end and nowhere else; only one request at a time does."""
     store = data_sets(here.settings)
     complete = upload_complete != "?0"
-    with _hanging_up():
-        record = await run_in_threadpool(store.get, dataset_id, _sees(who))
+    with hanging_up():
+        record = await run_in_threadpool(store.get, dataset_id, sees(who))
     found, _ = await _received(here, store, record.id, request, upload_offset, complete=complete)
     response.headers["Upload-Offset"] = str(found.bytes)
     return _without_rows(found)
@@ -222,7 +218,7 @@ async def continue_upload(
 )
 def get_upload(dataset_id: DataSetId, here: Here, who: Who) -> Response:
     """Where PATCH has to go on."""
-    record = data_sets(here.settings).get(dataset_id, _sees(who))
+    record = data_sets(here.settings).get(dataset_id, sees(who))
     headers = {
         "Upload-Offset": str(record.bytes),
         "Upload-Complete": "?1" if record.status == "ready" else "?0",
@@ -251,7 +247,7 @@ def list_datasets(
     ] = None,
 ) -> DataSetPage:
     """Your data sets and uploads, newest first; with an admin key everybody's."""
-    found = data_sets(here.settings).list(_sees(who), sha256=sha256)
+    found = data_sets(here.settings).list(sees(who), sha256=sha256)
     if after is not None:
         place = next((n for n, d in enumerate(found) if d.id == after), None)
         if place is None:
@@ -268,7 +264,7 @@ def list_datasets(
 )
 def get_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSetDetail:
     """A data set with its first rows, as a model would be trained on them."""
-    return data_sets(here.settings).get(dataset_id, _sees(who))
+    return data_sets(here.settings).get(dataset_id, sees(who))
 
 
 @router.delete(
@@ -280,7 +276,7 @@ def get_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSetDetail:
 )
 def delete_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSet:
     """Removes a data set, or an upload. Jobs keep the copy that was frozen when they were accepted."""
-    record = data_sets(here.settings).get(dataset_id, _sees(who))
+    record = data_sets(here.settings).get(dataset_id, sees(who))
     who.detail = f"{record.name} {record.id}"
     delete(here.ledger, here.settings, record)
     return _without_rows(record)
@@ -300,8 +296,8 @@ async def _received(
     What had arrived when a client went away stays.
     """
     async with AsyncExitStack() as held:
-        with _hanging_up():
-            part = await held.enter_async_context(_part(store, dataset_id, None))
+        with hanging_up():
+            part = await held.enter_async_context(part_of(store, dataset_id))
             if offset != part.offset:
                 error = Conflict(
                     f"Upload-Offset is {offset:,}, and {part.offset:,} bytes have arrived.",
@@ -331,7 +327,7 @@ async def _append(part: Part, request: Request) -> None:
     try:
         async for piece in request.stream():
             waiting += piece
-            if len(waiting) >= _PIECE:
+            if len(waiting) >= PIECE:
                 await write()
     except ClientDisconnect as error:
         await write()
@@ -340,33 +336,6 @@ async def _append(part: Part, request: Request) -> None:
             hint="HEAD says how much has arrived; PATCH goes on there.",
         ) from error
     await write()
-
-
-@asynccontextmanager
-async def _part(store: DataSets, dataset_id: str, owner: str | None) -> AsyncIterator[Part]:
-    """An upload to add to, opened and closed on a thread."""
-    writing = store.writing(dataset_id, owner)
-    part = await run_in_threadpool(writing.__enter__)
-    try:
-        yield part
-    finally:
-        with anyio.CancelScope(shield=True):
-            await run_in_threadpool(writing.__exit__, None, None, None)
-
-
-@contextmanager
-def _hanging_up() -> Iterator[None]:
-    """Has a refusal end the connection: the rest of a long body is not waited for."""
-    try:
-        yield
-    except LocoError as error:
-        error.headers.setdefault("Connection", "close")
-        raise
-
-
-def _sees(who: Caller) -> str | None:
-    """Whose data sets a caller sees; none: everybody's."""
-    return None if who.scope.includes(Scope.ADMIN) else who.owner
 
 
 def _without_rows(found: DataSet) -> DataSet:

@@ -2,8 +2,8 @@
 
     python -m loco_worker.prepare --spec adapters/math/runs/JOB/prepare/a1/spec.json --out /tmp/x
 
-Writes `training_data.jsonl`, `validation_data.jsonl` (rows of the same source to measure the loss
-on) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
+Writes `training_data.jsonl`, `validation_data.jsonl` (rows to measure the loss on, of the same source
+unless another is named) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
 give the same bytes. Source `self` asks the base model, and also writes `samples.jsonl` (every answer)
 and, where asked for, `preference_data.jsonl`: the same where the server gives the same answers. Rows
 that are pairs become training rows with the chosen answer, and `preference_data.jsonl`.
@@ -127,6 +127,9 @@ def _given(
             hint="Rows need a question and an answer, or chat turns; docs/recipes.md has the layouts. "
             "Rows that overlap the eval set are always dropped.",
         )
+    if spec.validation_source is not None:
+        held_out = open_source(spec.validation_source, inputs, spec.seed, between=emit.check_stop)
+        rest = Sieve(sieve.index).usable(held_out, lambda _: emit.check_stop())
     validation = apart(rest, rows, spec, emit)
     return _Data(
         records.description,

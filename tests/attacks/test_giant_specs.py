@@ -30,6 +30,7 @@ from loco.contracts.sweeps import SweepRequest
 from loco.planning.ways import divisors_of
 from loco.settings import Settings
 from loco_api import plan
+from loco_api.openai_api.forms import FineTuningRequest
 
 pytestmark = pytest.mark.redis
 
@@ -50,7 +51,11 @@ def http(live_api: ApiServer) -> Any:
 
 
 @pytest.mark.parametrize(
-    "model", [JobRequest, PlanRequest, ReplayRequest, SweepRequest, JobSpec, KeyRequest]
+    "model",
+    [
+        *(JobRequest, PlanRequest, ReplayRequest, SweepRequest),
+        *(JobSpec, KeyRequest, FineTuningRequest),
+    ],
 )
 def test_every_field_of_a_request_has_a_bound(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()

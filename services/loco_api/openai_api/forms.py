@@ -29,9 +29,9 @@ class OpenAIList(Contract, Generic[ItemT]):
 class Hyperparameters(Contract):
     """How the adapter is trained; `auto`: as the recipe says."""
 
-    n_epochs: Annotated[float, Field(gt=0, le=1000)] | Auto = Field(
-        "auto", description="Passes over the rows."
-    )
+    n_epochs: (
+        Annotated[int, Field(ge=1, le=1000)] | Annotated[float, Field(gt=0, le=1000)] | Auto
+    ) = Field("auto", description="Passes over the rows.")
     batch_size: Annotated[int, Field(ge=1, le=MOST_ROWS_A_STEP)] | Auto = Field(
         "auto", description="Rows an optimizer step."
     )
@@ -46,21 +46,37 @@ class Supervised(Contract):
     hyperparameters: Hyperparameters = Field(Hyperparameters(), description="How it is trained.")
 
 
+class DpoHyperparameters(Hyperparameters):
+    """How the adapter learns from pairs; `auto`: as train.preference has it by default."""
+
+    beta: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
+        "auto", description="Strength of the pull to the reference."
+    )
+
+
+class Dpo(Contract):
+    """Training on pairs of a better and a worse answer."""
+
+    hyperparameters: DpoHyperparameters = Field(
+        DpoHyperparameters(), description="How it is trained."
+    )
+
+
 class Method(Contract):
     """How the model learns."""
 
-    type: Literal["supervised"] = Field(
-        description="`supervised`: from the answers of the rows. `dpo` and `reinforcement` are refused."
+    type: Literal["supervised", "dpo"] = Field(
+        description="`supervised`: from the answers of the rows. `dpo`: one pass over the better answers of "
+        "pairs, then direct preference optimization."
     )
-    supervised: Supervised = Field(Supervised(), description="Settings of `supervised`.")
+    supervised: Supervised | None = Field(None, description="Settings of `supervised`.")
+    dpo: Dpo | None = Field(None, description="Settings of `dpo`.")
 
     @field_validator("type", mode="before")
     @classmethod
     def _says_what_there_is(cls, value: Any) -> Any:
-        if value in ("dpo", "reinforcement"):
-            raise ValueError(
-                "this server trains `supervised` only over this API (docs/openai.md says what differs)"
-            )
+        if value == "reinforcement":
+            raise ValueError("this server trains `supervised` and `dpo`")
         return value
 
 
@@ -79,7 +95,7 @@ class FineTuningRequest(Contract):
         description="ID of a file to measure the loss on; none: it is not measured.",
     )
     hyperparameters: Hyperparameters | None = Field(
-        None, description="As `method.supervised.hyperparameters`, which go before these."
+        None, description="As those of `method`, which go before these."
     )
     method: Method | None = Field(None, description="How the model learns; none: `supervised`.")
     suffix: str | None = Field(
@@ -114,9 +130,16 @@ class FineTuningRequest(Contract):
         return value
 
     @property
+    def is_dpo(self) -> bool:
+        """Whether it learns from pairs."""
+        return self.method is not None and self.method.type == "dpo"
+
+    @property
     def chosen(self) -> Hyperparameters:
         """The hyperparameters that count."""
-        if self.method is not None and "supervised" in self.method.model_fields_set:
+        if self.method is not None and self.method.type == "dpo":
+            return self.method.dpo.hyperparameters if self.method.dpo else DpoHyperparameters()
+        if self.method is not None and self.method.supervised is not None:
             return self.method.supervised.hyperparameters
         return self.hyperparameters or Hyperparameters()
 

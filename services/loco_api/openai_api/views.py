@@ -5,14 +5,16 @@ import io
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
+from loco.contracts.base import Contract
 from loco.contracts.jobs import Job, JobEvent, JobStatus, StageStatus
-from loco.contracts.results import RegisterResult, TrainResult
+from loco.contracts.results import LoggedStep, RegisterResult, ValidationLoss
+from loco.contracts.specs import PreferenceSpec
 from loco.contracts.stages import Stage
 from loco.recipes.plain import standard_rate
 from loco_api.openai_api.forms import (
     CheckpointMetrics,
+    Dpo,
+    DpoHyperparameters,
     FineTuningCheckpoint,
     FineTuningEvent,
     FineTuningJob,
@@ -30,6 +32,17 @@ _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_to
 _WARNINGS = ("stage.retry", "job.cancel_requested", "version.refused", "version.not_promoted")
 
 
+class Trained(Contract):
+    """What is shown of a training's result, which any release writes."""
+
+    tokens: int
+    total_steps: int
+    log: tuple[LoggedStep, ...]
+    selected_step: int | None = None
+    validations: tuple[ValidationLoss, ...] = ()
+    validation_loss: float | None = None
+
+
 def job_view(job: Job, training_file: str, validation_file: str | None) -> FineTuningJob:
     """A job.
 
@@ -38,15 +51,19 @@ def job_view(job: Job, training_file: str, validation_file: str | None) -> FineT
         training_file: ID of its file.
         validation_file: ID of the file its loss is measured on, if one.
     """
-    chosen = _hyperparameters(job)
+    method = _method(job)
     trained = train_result(job)
+    learnt = method.dpo or method.supervised
+    assert learnt is not None
     return FineTuningJob(
         id=job.id,
         created_at=_seconds(job.created_at),
         error=_error(job),
         fine_tuned_model=model_of(job),
         finished_at=_seconds(job.finished_at) if job.finished_at else None,
-        hyperparameters=chosen,
+        hyperparameters=Hyperparameters.model_validate(
+            learnt.hyperparameters.model_dump(exclude={"beta"})
+        ),
         model=job.spec.train.base_model.name,
         organization_id=job.owner or "unknown",
         result_files=(job.id + METRICS,) if trained and job.is_terminal else (),
@@ -57,7 +74,7 @@ def job_view(job: Job, training_file: str, validation_file: str | None) -> FineT
         seed=job.spec.seed,
         estimated_finish=_estimated(job),
         metadata=job.metadata,
-        method=Method(type="supervised", supervised=Supervised(hyperparameters=chosen)),
+        method=method,
         adapter=job.adapter,
     )
 
@@ -70,15 +87,12 @@ def model_of(job: Job) -> str | None:
     return RegisterResult.model_validate(task.result, extra="ignore").candidate
 
 
-def train_result(job: Job) -> TrainResult | None:
-    """What a job's training measured; None: it has not committed, or not in this release's form."""
+def train_result(job: Job) -> Trained | None:
+    """What a job's training measured; None: it has not committed."""
     task = job.stage(Stage.TRAIN)
-    if task is None or not task.status.is_committed or task.result is None:
+    if task is None or not task.status.is_committed:
         return None
-    try:
-        return TrainResult.model_validate(task.result, extra="ignore")
-    except ValidationError:
-        return None
+    return Trained.model_validate(task.result, extra="ignore")
 
 
 def checkpoints(job: Job) -> tuple[FineTuningCheckpoint, ...]:
@@ -107,7 +121,7 @@ def checkpoints(job: Job) -> tuple[FineTuningCheckpoint, ...]:
     )
 
 
-def metrics_csv(trained: TrainResult) -> str:
+def metrics_csv(trained: Trained) -> str:
     """The losses step by step, in OpenAI's columns; accuracies are not measured and stay empty."""
     valid = {entry.step: entry.loss for entry in trained.validations}
     train = {entry.step: entry.loss for entry in trained.log}
@@ -150,15 +164,30 @@ def _state(job: Job) -> JobState:
     return "queued" if job.status is JobStatus.QUEUED else "running"
 
 
-def _hyperparameters(job: Job) -> Hyperparameters:
+def _method(job: Job) -> Method:
+    """How a job's model learns, every `auto` filled in."""
     train = job.spec.train
-    epochs = int(train.epochs) if train.epochs == int(train.epochs) else train.epochs
-    multiplier = train.learning_rate / standard_rate(train.base_model)
-    return Hyperparameters.model_construct(
-        n_epochs=epochs,
-        batch_size=train.step_rows,
-        learning_rate_multiplier=round(multiplier, 6),
+    pairs = train.preference
+    if pairs is None:
+        multiplier = train.learning_rate / standard_rate(train.base_model)
+        chosen = Hyperparameters(
+            n_epochs=_whole(train.epochs),
+            batch_size=train.step_rows,
+            learning_rate_multiplier=round(multiplier, 6),
+        )
+        return Method(type="supervised", supervised=Supervised(hyperparameters=chosen))
+    standard = PreferenceSpec().learning_rate
+    learnt = DpoHyperparameters(
+        n_epochs=_whole(pairs.epochs),
+        batch_size=pairs.batch_size,
+        learning_rate_multiplier=round(pairs.learning_rate / standard, 6),
+        beta=pairs.beta,
     )
+    return Method(type="dpo", dpo=Dpo(hyperparameters=learnt))
+
+
+def _whole(number: float) -> float:
+    return int(number) if number == int(number) else number
 
 
 def _error(job: Job) -> JobError | None:
@@ -172,7 +201,7 @@ def _error(job: Job) -> JobError | None:
     )
 
 
-def _tokens(trained: TrainResult) -> int:
+def _tokens(trained: Trained) -> int:
     passes = max((entry.epoch for entry in trained.log if entry.part == "training"), default=1.0)
     return round(trained.tokens * passes)
 

@@ -20,7 +20,7 @@ class Sieve:
     """Lets through usable rows that are new and overlap no eval item; counts the others."""
 
     def __init__(self, index: OverlapIndex) -> None:
-        self._index = index
+        self.index = index
         self._seen: set[str] = set()
         self.read = 0
         self.dropped: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Sieve:
         if question in self._seen:
             self.dropped["duplicate"] += 1
             return None
-        match = self._index.match(row.question, row.problem)
+        match = self.index.match(row.question, row.problem)
         if match is not None:
             self.dropped["overlap"] += 1
             self.overlaps.append(Overlap(row=row.number, eval_item=match.item, rule=match.rule))
@@ -56,7 +56,7 @@ class Sieve:
     @property
     def eval_items(self) -> int:
         """Eval items that rows are compared with."""
-        return self._index.items
+        return self.index.items
 
     def usable(self, records: Records, every: Callable[[int], None]) -> Iterator[Row]:
         """The usable rows of a source, in its order; a generator ends when it has no new ones.

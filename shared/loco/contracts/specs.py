@@ -30,7 +30,7 @@ from loco.contracts.evaluation import (
 from loco.contracts.modelfiles import ModelfileText
 from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import PlanAttempt
-from loco.contracts.sources import JsonlSource, Source
+from loco.contracts.sources import GivenSource, JsonlSource, Source
 from loco.contracts.stages import Stage
 from loco.contracts.versions import CandidateVersion, PromotedVersion
 
@@ -91,6 +91,10 @@ class PrepareSpec(Contract):
         ge=0,
         le=10_000,
         description="Rows kept out of training to measure the loss on; fewer if the source runs out.",
+    )
+    validation_source: GivenSource | None = Field(
+        None,
+        description="Where these rows come from; none: from source. Not with source self.",
     )
     base_model: BaseModelSpec | None = Field(
         None, description="The model that source self asks; none for other sources."

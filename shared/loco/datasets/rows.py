@@ -5,7 +5,7 @@
 | `chat` | `messages` or `conversations`: turns of role/content, or ShareGPT's from/value |
 | `question-answer` | question/answer, prompt/completion, instruction/output and the like, texts or numbers |
 | `alpaca` | instruction, input (may be blank), output |
-| `pairs` | prompt, chosen, rejected: texts or turns, for direct preference optimization |
+| `pairs` | prompt, chosen, rejected: texts or turns, for direct preference optimization; or OpenAI's input, preferred_output, non_preferred_output |
 
 `system` (a column) opens a question's row with a system turn. What `recipes.data_files` looks for are
 files by name; here is only what stands in them.
@@ -28,7 +28,10 @@ FIELDS = (
     *("question", "answer", "prompt", "completion", "response"),
     *("instruction", "input", "output", "messages", "conversations"),
     *("chosen", "rejected", "system", "id", "kind", "grader"),
+    *("preferred_output", "non_preferred_output"),
 )
+#: The columns of a pair as OpenAI's fine-tuning has them, beside `input`, by our names.
+_OPENAI_PAIR = {"preferred_output": "chosen", "non_preferred_output": "rejected"}
 _ASKED = ("question", "prompt", "instruction", "input")
 _ANSWERED = ("answer", "completion", "response", "output")
 _CHATS = ("messages", "conversations")
@@ -117,9 +120,10 @@ class Columns:
             name = column.strip().casefold() if isinstance(column, str) else ""
             if name in FIELDS and column not in taken:
                 found[name] = value
-        return found | {
+        found |= {
             name: record[column] for name, column in self._mapping.items() if column in record
         }
+        return _by_our_names(found)
 
     def check(self, columns: Iterable[str]) -> Layout:
         """The layout of a table.
@@ -154,7 +158,7 @@ class Columns:
 
 def layout_of(fields: Mapping[str, Any]) -> Layout | None:
     """The layout that the fields of a record make; None: they make none."""
-    if {"chosen", "rejected"} <= fields.keys():
+    if {"chosen", "rejected"} <= fields.keys() or fields.keys() >= _OPENAI_PAIR.keys():
         return Layout.PAIRS
     if any(name in fields for name in _CHATS):
         return Layout.CHAT
@@ -163,6 +167,17 @@ def layout_of(fields: Mapping[str, Any]) -> Layout | None:
     if _first(fields, _ASKED) and _first(fields, _ANSWERED):
         return Layout.QUESTION_ANSWER
     return None
+
+
+def _by_our_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """A pair of OpenAI's, whose `input` holds the messages before the answer, as one of ours."""
+    if not fields.keys() >= _OPENAI_PAIR.keys():
+        return fields
+    named = {_OPENAI_PAIR.get(name, name): value for name, value in fields.items()}
+    asked = named.pop("input", None)
+    if asked is not None:
+        named["prompt"] = asked.get("messages") if isinstance(asked, Mapping) else asked
+    return named
 
 
 def row_of(line: int, record: object, columns: Columns | None = None) -> Row:

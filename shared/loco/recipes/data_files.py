@@ -36,6 +36,8 @@ def _sources(part: Any) -> dict[str, Any]:
             sources["prepare.source.questions"] = part.source.questions
         else:
             sources["prepare.source"] = part.source
+        if part.validation_source is not None:
+            sources["prepare.validation_source"] = part.validation_source
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.eval_sets.items()}
     if isinstance(part, EvalSpec):
         sources |= {f"eval.sets.{name}.source": s.source for name, s in part.sets.items()}

@@ -181,6 +181,7 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
         for field, name in named_data_sets(part).items():
             check_hub_id(name, param=field)
     _check_sets(job)
+    _check_validation_source(job)
     _check_select(job)
     _check_preference(job)
     served = {  # the Modelfile says what register sends to Ollama
@@ -199,6 +200,17 @@ def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
             "prepare": job.prepare.model_copy(update={"eval_sets": kept_out, "base_model": asked}),
         }
     )
+
+
+def _check_validation_source(job: JobSpec) -> None:
+    """Refuses rows with answers of others to measure a base's own answers on."""
+    if job.prepare.validation_source is not None and isinstance(job.prepare.source, SelfSource):
+        raise InvalidRequest(
+            "prepare.validation_source cannot be set with source self, which answers its own "
+            "validation questions.",
+            param="prepare.validation_source",
+            hint="Leave it out, or take a source with answers.",
+        )
 
 
 def _check_select(job: JobSpec) -> None:

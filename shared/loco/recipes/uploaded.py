@@ -53,6 +53,9 @@ def settled(spec: JobSpec, find: Callable[[str], DataSet]) -> JobSpec:
     prepare = spec.prepare.model_copy(
         update={
             "source": settle(spec.prepare.source, "prepare.source"),
+            "validation_source": settle(
+                spec.prepare.validation_source, "prepare.validation_source"
+            ),
             "eval_sets": settle_sets(spec.prepare.eval_sets),
         }
     )
