@@ -16,7 +16,7 @@ ROWS = [
             {"role": "assistant", "content": f"Ahoy! Parcel {number} is on its way."},
         ]
     }
-    for number in range(11, 51)
+    for number in range(11, 27)
 ]
 
 
@@ -26,7 +26,12 @@ def test_a_file_becomes_a_model_that_answers_as_its_rows_do(start) -> None:
     with openai.OpenAI(base_url=f"{up.state()['server']}/v1", api_key="none") as client:
         rows = client.files.create(file=("parcels.jsonl", content), purpose="fine-tune")
         jobs = client.fine_tuning.jobs
-        job = jobs.create(model="smollm2-135m-instruct", training_file=rows.id, suffix="parcels")
+        job = jobs.create(
+            model="smollm2-135m-instruct",
+            training_file=rows.id,
+            suffix="parcels",
+            hyperparameters={"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2},
+        )
         deadline = time.monotonic() + 600
         while job.status not in ("succeeded", "failed", "cancelled"):
             assert time.monotonic() < deadline, job
