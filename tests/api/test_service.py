@@ -87,7 +87,9 @@ def test_version_and_health(http):
 
 
 def test_adapters_and_one_adapter(http, adapters_dir):
-    (math,) = http.get("/adapters").json()["data"]
+    listed = {entry["name"]: entry for entry in http.get("/adapters").json()["data"]}
+    assert list(listed) == ["analysis", "code", "math"]
+    math = listed["math"]
     assert (math["name"], math["base_model"]) == ("math", "qwen3-4b")
     assert math["profiles"] == ["default", "gold", "strong", "tiny"]
     detail = http.get("/adapters/math").json()

@@ -52,7 +52,7 @@ def test_it_is_refused_at_submit_by_its_field(field: str, path: str, here: Setti
     spec = resolve(here.adapters_dir, request(field, path))
     begun = time.process_time()
     with pytest.raises(DataError) as caught:
-        submission._frozen_files(here, spec)
+        submission._frozen_files(here, spec, {})
     assert caught.value.param == field
     assert caught.value.hint
     assert time.process_time() - begun < 10
@@ -75,7 +75,7 @@ def test_a_stage_and_its_worker_do_not_read_it_either(path: str, here: Settings)
 def test_files_of_a_usual_size_are_taken(here: Settings) -> None:
     spec = resolve(here.adapters_dir, request(_FIELDS[1], "eval_dataset.jsonl"))
     assert isinstance(spec.prepare, PrepareSpec)
-    assert "eval_dataset.jsonl" in submission._frozen_files(here, spec)
+    assert "eval_dataset.jsonl" in submission._frozen_files(here, spec, {})
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -286,9 +286,9 @@ def test_keys_find_the_redis_of_a_running_loco_up(loco, live_settings, redis_url
 
 
 def test_the_first_key_is_made_before_the_first_loco_up(loco):
-    key = loco("keys", "create", "laptop").stdout.strip()
+    key = loco("keys", "create", "laptop", LOCO_SERVER="").stdout.strip()
     assert key.startswith("loco_")
-    (kept,) = json.loads(loco("keys", "list", "--json").stdout)
+    (kept,) = json.loads(loco("keys", "list", "--json", LOCO_SERVER="").stdout)
     assert kept["name"] == "laptop"
 
 

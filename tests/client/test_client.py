@@ -299,7 +299,7 @@ def test_keys(client, live_settings, live_api):
 
 
 def test_adapters_workers_ready_version(client):
-    assert [adapter["name"] for adapter in client.adapters()] == ["math"]
+    assert [adapter["name"] for adapter in client.adapters()] == ["analysis", "code", "math"]
     assert client.adapter("math")["profiles"] == ["default", "gold", "strong", "tiny"]
     assert client.workers() == []
     assert client.ready()["checks"]["redis"]["status"] == "ok"

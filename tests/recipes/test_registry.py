@@ -45,14 +45,15 @@ def test_the_promoted_version_is_shown_and_the_newest_comes_first(tmp_path: Path
 
 
 def test_fields_of_another_release_are_left_out(tmp_path: Path) -> None:
-    registry.write(tmp_path, {"math": [version(1)]})
+    written = version(1)
+    registry.write(tmp_path, {"math": [written]})
     path = tmp_path / "registry.yaml"
     document = yaml.safe_load(path.read_text())
     entry = document["adapters"]["math"]["history"][0]
     entry["mood"] = "good"
     entry["gate"]["mood"] = "good"
     path.write_text(yaml.dump(document))
-    assert registry.read(tmp_path)["math"] == [version(1)]
+    assert registry.read(tmp_path)["math"] == [written]
 
 
 @pytest.mark.parametrize("text", ["adapters: [", "adapters: 3", "- a", "adapters: {math: 3}"])

@@ -2,14 +2,15 @@
 
 from datetime import UTC, datetime
 
+from loco.contracts.errors import NotFound, UnreadableRecord
 from loco.contracts.jobs import Job, StageStatus, Task, Waiting
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.reader import LedgerReader
 from loco.planning.history import History
 
-#: Stages ahead whose times are looked up; beyond, nobody can tell.
-_AHEAD = 100
+#: Stages ahead whose times are looked up, each with its job: a look at a job must stay cheap.
+_AHEAD = 20
 
 
 def waiting(ledger: LedgerReader, job: Job) -> Waiting | None:
@@ -52,10 +53,13 @@ def _starts(
         return None
     seconds: list[float | None] = []
     specs: dict[str, JobSpec] = {}
-    for task in ledger.tasks([*running, *ahead]):
-        if task.job_id not in specs:
-            specs[task.job_id] = ledger.job(task.job_id).spec
-        seconds.append(_left(history, task, specs[task.job_id]))
+    try:
+        for task in ledger.tasks([*running, *ahead]):
+            if task.job_id not in specs:
+                specs[task.job_id] = ledger.job(task.job_id).spec
+            seconds.append(_left(history, task, specs[task.job_id]))
+    except (NotFound, UnreadableRecord):  # deleted meanwhile, or foreign: how long it takes is not known
+        return None
     return _sum(seconds)
 
 

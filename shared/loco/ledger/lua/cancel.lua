@@ -13,12 +13,12 @@ if status == 'succeeded' or status == 'failed' or status == 'cancelled' then
   return 'ended'
 end
 local requested = cancel_requested(job_id)
+redis.call('HSET', job, 'cancel_requested', '1') -- first: a full Redis refuses it, and then nothing has changed
 if pause ~= '1' then
   redis.call('HDEL', job, 'paused')
 elseif not requested then
   redis.call('HSET', job, 'paused', '1')
 end
-redis.call('HSET', job, 'cancel_requested', '1')
 for _, stage in ipairs(stages_of(job_id)) do
   if redis.call('HGET', key('task', task_id(job_id, stage)), 'status') == 'running' then
     if not requested then
