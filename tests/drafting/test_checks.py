@@ -30,6 +30,21 @@ def test_a_fresh_draft_has_no_problem_and_its_rows_are_looked_at(folder: Path) -
     assert [row.line for row in request.rows] == list(range(1, 21))
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_folder_without_a_catalog_beside_it_is_looked_at_too(
+    folder: Path, adapters_dir: Path, tmp_path: Path, known: bool
+) -> None:
+    alone = folder.rename(tmp_path / "units")
+    catalog = adapters_dir / "base_models.yaml" if known else None
+    found = checks.check(alone, "units", "tiny", catalog=catalog)
+    assert (found.problems, len(found.rows), found.items) == ([], 20, 10)
+    assert (found.spec is not None) == known
+    with (alone / "rows.jsonl").open("a") as file:
+        file.write('{"question": "x"}\n')
+    (fault,) = checks.check(alone, "units", "tiny", catalog=catalog).problems
+    assert "rows.jsonl, line 21" in fault
+
+
 def test_every_fault_is_named_by_its_line(folder: Path) -> None:
     recipe = folder / "adapter.yaml"
     recipe.write_text(recipe.read_text().replace("learning_rate: 1.0e-3", "learning_rate: -1"))

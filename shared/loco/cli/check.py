@@ -13,7 +13,7 @@ from loco.contracts.requests import DEFAULT_PROFILE
 from loco.drafting import checks, looking
 from loco.drafting.checks import Checked
 from loco.drafting.draft import place_of
-from loco.settings import Settings
+from loco.settings import CATALOG, Settings
 
 _TRAINED = "bold green"
 
@@ -36,8 +36,15 @@ def check(
     ] = DEFAULT_PROFILE,
 ) -> int:
     """Check recipe, rows and eval set, and show rows as the model will see them. Exit 1: problems."""
-    found = checks.check(source or place_of(name, Path.cwd()), name, profile)
-    seen, unseen = _look(context, found)
+    settings = Settings.from_environment()
+    catalog = settings.adapters_dir / CATALOG
+    found = checks.check(
+        source or place_of(name, Path.cwd()),
+        name,
+        profile,
+        catalog=catalog if catalog.is_file() else None,
+    )
+    seen, unseen = _look(context, found, settings)
     if seen is not None:
         _show_rows(seen)
         _count(found, seen)
@@ -50,18 +57,19 @@ def check(
         if unseen.hint:
             note(f"         {unseen.hint}")
     note(
-        f"{len(found.rows)} rows can be trained on, {found.items} problems measure them; "
-        f"{len(found.problems)} problems found."
+        f"{len(found.rows)} rows can be trained on, {found.items} questions measure the result; "
+        f"{len(found.problems) or 'nothing'} to fix."
     )
     return 1 if found.problems else 0
 
 
-def _look(context: typer.Context, found: Checked) -> tuple[Look | None, LocoError | None]:
+def _look(
+    context: typer.Context, found: Checked, settings: Settings
+) -> tuple[Look | None, LocoError | None]:
     """The rows as the training environment of this machine sees them, else as the server's does."""
     request = checks.request_of(found)
     if request is None or found.spec is None:
         return None, None
-    settings = Settings.from_environment()
     try:
         if settings.train_python.is_file():
             return looking.look_at(settings, found.spec.train.base_model, request), None

@@ -3,19 +3,25 @@
 Each finding names the file and its line. How the model will see the rows is `looking`'s matter.
 """
 
+import shutil
+import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from loco.contracts.datasets import Layout
 from loco.contracts.errors import DataError, InvalidRequest, LocoError
+from loco.contracts.evaluation import EvalSet
 from loco.contracts.looks import MOST_ROWS, LookRequest, LookRow
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.sources import JsonlSource
-from loco.contracts.specs import JobSpec
+from loco.contracts.specs import JobSpec, PrepareSpec
 from loco.datasets import formats
 from loco.datasets.formats import Problem
 from loco.datasets.overlap import OverlapIndex, normalise
@@ -24,7 +30,7 @@ from loco.drafting import folders
 from loco.grading.eval_items import load_eval_items
 from loco.grading.significance import smallest_difference
 from loco.recipes.data_files import dataset_path
-from loco.recipes.resolve import RECIPE, resolve
+from loco.recipes.resolve import RECIPE, Recipe, merge, resolve
 from loco.settings import CATALOG
 
 #: Findings of a kind that are listed; all are counted.
@@ -48,13 +54,16 @@ class Checked:
     spec: JobSpec | None = None
 
 
-def check(folder: Path, name: str, profile: str = DEFAULT_PROFILE) -> Checked:
+def check(
+    folder: Path, name: str, profile: str = DEFAULT_PROFILE, *, catalog: Path | None = None
+) -> Checked:
     """Looks through an adapter's folder.
 
     Args:
-        folder: of the adapter; the catalog is looked for beside it.
+        folder: of the adapter.
         name: of the adapter.
         profile: whose rows are looked at; all of them must resolve.
+        catalog: of base models, where none lies beside the folder. Without any the fields are not looked at.
 
     Raises:
         InvalidRequest: there is no recipe, or no such profile.
@@ -67,30 +76,62 @@ def check(folder: Path, name: str, profile: str = DEFAULT_PROFILE) -> Checked:
             f"{name} has no profile {profile!r}. Profiles: {', '.join(recipe.profile_names)}.",
             param="--profile",
         )
-    if not (folder.parent / CATALOG).is_file():
+    beside = folder.parent / CATALOG
+    known = beside if beside.is_file() else catalog
+    if known is None:
         found.notes.append(
-            f"There is no {CATALOG} beside {folder}, so fields are checked when the recipe is pushed."
+            f"There is no {CATALOG} here, so the recipe's fields are checked when it is pushed."
         )
+        _check_raw(found, recipe, profile, folder)
         return found
-    for each in recipe.profile_names:
-        try:
-            spec = resolve(folder.parent, JobRequest(adapter=name, profile=each))
-        except LocoError as error:
-            line = line_of(text, error.param or "", each)
-            at = f"{RECIPE}, line {line}" if line else RECIPE
-            hint = f" {error.hint}" if error.hint else ""
-            found.problems.append(f"{at} (profile {each}): {error.message}{hint}")
-            continue
-        if each == profile:
-            found.spec = spec
+    with _shelf(folder, name, known) as adapters_dir:
+        for each in recipe.profile_names:
+            try:
+                spec = resolve(adapters_dir, JobRequest(adapter=name, profile=each))
+            except LocoError as error:
+                line = line_of(text, error.param or "", each)
+                at = f"{RECIPE}, line {line}" if line else RECIPE
+                hint = f" {error.hint}" if error.hint else ""
+                found.problems.append(f"{at} (profile {each}): {error.message}{hint}")
+                continue
+            if each == profile:
+                found.spec = spec
     if found.spec is not None:
-        _check_data(found, found.spec, folder)
+        _check_data(found, found.spec.prepare, found.spec.eval.sets, folder)
     return found
 
 
-def _check_data(found: Checked, spec: JobSpec, folder: Path) -> None:
-    index = OverlapIndex(spec.prepare.overlap_ngram)
-    for name, wanted in spec.eval.sets.items():
+@contextmanager
+def _shelf(folder: Path, name: str, catalog: Path) -> Iterator[Path]:
+    """A folder in which the recipe stands beside the catalog, as on a server."""
+    if catalog.parent == folder.parent and folder.name == name:
+        yield folder.parent
+        return
+    with tempfile.TemporaryDirectory() as made:
+        shutil.copyfile(catalog, Path(made) / CATALOG)
+        (Path(made) / name).symlink_to(folder.absolute())
+        yield Path(made)
+
+
+def _check_raw(found: Checked, recipe: Recipe, profile: str, folder: Path) -> None:
+    """Looks at rows and problems where the rest of the recipe cannot be resolved."""
+    own = recipe.profiles.get(profile, {})
+    try:
+        prepare = PrepareSpec.model_validate(merge(recipe.prepare, own.get("prepare") or {}))
+        sets = merge(recipe.eval, own.get("eval") or {}).get("sets") or {}
+        read = {n: EvalSet.model_validate(each) for n, each in sets.items() if each is not None}
+    except (ValidationError, AttributeError) as error:
+        words = str(error).splitlines()[0]
+        found.problems.append(f"{RECIPE}: prepare or eval.sets cannot be read: {words}")
+        return
+    _check_data(found, prepare, read, folder)
+
+
+def _check_data(
+    found: Checked, prepare: PrepareSpec, sets: Mapping[str, EvalSet], folder: Path
+) -> None:
+    index = OverlapIndex(prepare.overlap_ngram)
+    for name, wanted in sets.items():
         if not isinstance(wanted.source, JsonlSource):
             continue
         try:
@@ -105,13 +146,11 @@ def _check_data(found: Checked, spec: JobSpec, folder: Path) -> None:
             found.notes.append(
                 f"eval.sets.{name}: with {len(items)} problems nothing can be proven."
             )
-    if not isinstance(spec.prepare.source, JsonlSource):
-        found.notes.append(
-            f"Rows come from source {spec.prepare.source.kind}: prepare checks them."
-        )
+    if not isinstance(prepare.source, JsonlSource):
+        found.notes.append(f"Rows come from source {prepare.source.kind}: prepare checks them.")
         return
-    _check_rows(found, spec.prepare.source.path, folder, index)
-    wanted_rows = spec.prepare.examples
+    _check_rows(found, prepare.source.path, folder, index)
+    wanted_rows = prepare.examples
     if found.rows and len(found.rows) < wanted_rows:
         found.notes.append(
             f"prepare.examples is {wanted_rows}, and {len(found.rows)} rows can be used."

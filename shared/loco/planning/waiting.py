@@ -58,7 +58,10 @@ def _starts(
             if task.job_id not in specs:
                 specs[task.job_id] = ledger.job(task.job_id).spec
             seconds.append(_left(history, task, specs[task.job_id]))
-    except (NotFound, UnreadableRecord):  # deleted meanwhile, or foreign: how long it takes is not known
+    except (
+        NotFound,
+        UnreadableRecord,
+    ):  # deleted meanwhile, or foreign: how long it takes is not known
         return None
     return _sum(seconds)
 
