@@ -33,6 +33,7 @@ def _documented(required: list[str], described: dict[str, str], answer: str) -> 
         name: {
             "description": text,
             **({"type": kinds.get(name, "string")} if name != "input" else {}),
+            **({"minLength": 1} if name == "model" else {}),
         }
         for name, text in described.items()
     }
