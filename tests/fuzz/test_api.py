@@ -26,15 +26,16 @@ EFFORT = (
     ["--max-examples", "200"]
     if LONG
     # coverage, the systematic part, makes thousands of requests: it has its turn in `make fuzz`
-    else ["--max-examples", "8", "--seed", "12", "--phases", "examples,fuzzing,stateful"]
+    else ["--max-examples", "4", "--seed", "12", "--phases", "examples,fuzzing,stateful"]
 )
 
 
 @pytest.fixture
-def live_settings(live_settings, tags):
-    """With an Ollama that names its models, which /v1 asks."""
+def live_settings(live_settings, tags, tmp_path):
+    """With an Ollama that names its models, which /v1 asks; without torch, which takes seconds a look."""
     tags.models["smollm2:135m"] = "0" * 64
-    return live_settings.model_copy(update={"ollama_host": tags.url})
+    changes = {"ollama_host": tags.url, "train_python": tmp_path / "no-python"}
+    return live_settings.model_copy(update=changes)
 
 
 @pytest.fixture
