@@ -153,3 +153,19 @@ def test_results_of_every_stage_are_spelled_out(document):
 def test_the_bearer_scheme_is_declared(document):
     scheme = document["components"]["securitySchemes"]["apiKey"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+
+
+def test_openais_routes_list_every_kind_of_answer(operations):
+    def kinds(method, path):
+        return set(operations[method, path]["responses"]["200"]["content"])
+
+    # the losses of a job are a CSV file, other files are bytes
+    assert kinds("get", "/v1/files/{file_id}/content") == {"application/octet-stream", "text/csv"}
+    assert kinds("post", "/v1/chat/completions") == {"application/json", "text/event-stream"}
+    assert kinds("post", "/v1/embeddings") == {"application/json"}
+
+
+def test_openais_routes_take_no_model_without_a_name(operations):
+    for path in ("/v1/chat/completions", "/v1/embeddings"):
+        body = operations["post", path]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["properties"]["model"]["minLength"] == 1

@@ -26,13 +26,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = responses(
 )
 
 
-def _documented(required: list[str], described: dict[str, str], answer: str) -> dict[str, Any]:
+def _documented(
+    required: list[str], described: dict[str, str], answer: str, *, streams: bool = False
+) -> dict[str, Any]:
     """What a route that passes bodies on says of them."""
     kinds = {"messages": "array", "stream": "boolean"}
     properties = {
         name: {
             "description": text,
             **({"type": kinds.get(name, "string")} if name != "input" else {}),
+            **({"minLength": 1} if name == "model" else {}),
         }
         for name, text in described.items()
     }
@@ -47,7 +50,10 @@ def _documented(required: list[str], described: dict[str, str], answer: str) -> 
         "responses": {
             "200": {
                 "description": answer,
-                "content": {"application/json": {"schema": {"type": "object"}}},
+                "content": {
+                    "application/json": {"schema": {"type": "object"}},
+                    **({"text/event-stream": {"schema": {"type": "string"}}} if streams else {}),
+                },
             }
         },
     }
@@ -68,6 +74,7 @@ def _documented(required: list[str], described: dict[str, str], answer: str) -> 
             "stream": "Answer with server-sent events.",
         },
         "Ollama's answer: an object, or server-sent events with `stream`.",
+        streams=True,
     ),
 )
 async def create_chat_completion(request: Request, here: Here) -> Response:

@@ -185,7 +185,8 @@ def get_file(file_id: FileId, here: Here, who: Who) -> FileObject:
         200: {
             "description": "The bytes.",
             "content": {
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "text/csv": {"schema": {"type": "string"}},
             },
         },
         **responses(NotFound, InvalidRequest, Conflict, openai=True),
