@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
     with gpu_lock(inputs.locks_dir, emit), _temporary(out_dir) as temporary:
         exported = writing.Work(spec, inputs, adapter, out_dir, temporary, emit).write()
         checked = _check(spec, inputs, exported, emit)
+        if checked.misfit:
+            exported = replace(exported, adapter=None, format="merged", reason=checked.misfit)
         # the base that an adapter is served on is the same export without it
         base_gguf = (
             _write_base(spec, exported, checked, emit) if _asks_base(spec, exported) else None
@@ -117,6 +119,8 @@ class _Checked:
     system: str | None
     reference: ServingReference
     perplexity: Perplexity | None
+    #: Why an adapter that nobody asked for is left out after all.
+    misfit: str | None
     seconds: float
     peak_ram_bytes: int
 
@@ -154,8 +158,15 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: writing.Exported, emit: E
         context = asked + reference.longest_answer(spec.num_predict) + 16
         room = max(512, measured.longest, context)
         with check.loaded(gguf, context=room, adapter=lora if exported.base else None) as model:
+            misfit = None
             if lora and not exported.base:
-                model.require_fits(lora)
+                try:
+                    model.require_fits(lora)
+                except ExportFailed as error:
+                    if spec.format is not None:
+                        raise
+                    misfit, lora = error.message, None
+                    emit.log(f"Only the merged model is kept: {misfit}")
             prompts = reference.prompts(
                 said, template, exported.embedded, model, think=exported.think
             )
@@ -183,6 +194,7 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: writing.Exported, emit: E
             system=template.system,
             reference=seen,
             perplexity=change,
+            misfit=misfit,
             seconds=round(time.monotonic() - started, 3),
             peak_ram_bytes=peak_ram_bytes(),
         )

@@ -226,3 +226,16 @@ def test_a_job_is_deleted_by_its_owner_and_admins_alone(live_api, http, redis_ur
         ("anna", 200, f"/jobs/{job}")
     ]
     keys.close()
+
+
+def test_inputs_stay_while_a_record_that_may_name_them_cannot_be_read(
+    http, ended, ledger, adapters_dir
+):
+    job, other = ended(), ended()
+    (adapters_dir / "math" / "eval_dataset.jsonl").write_text("")
+    with ledger._connection.client() as client:
+        client.hset(f"{ledger.namespace}:job:{other['id']}", "spec", "no JSON")
+    assert http.delete(f"/jobs/{job['id']}").json()["cleared"]
+    kept = [adapters_dir / file["path"] for file in job["spec"]["inputs"].values()]
+    assert kept
+    assert all(file.is_file() for file in kept)

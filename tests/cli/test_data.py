@@ -24,7 +24,9 @@ def test_rows_go_up_are_shown_and_deleted(loco, tmp_path: Path) -> None:
     assert json.loads(loco("data", "list", "--json").stdout) == []
 
 
-def test_submit_uploads_a_file_once_and_trains_on_all_of_it(loco, client, tmp_path: Path) -> None:
+def test_submit_uploads_a_file_once_and_keeps_some_rows_to_measure_on(
+    loco, client, tmp_path: Path
+) -> None:
     rows = [{"question": f"How far are {n} miles?", "answer": f"{n} x 1.6 km"} for n in range(250)]
     (tmp_path / "units.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for words in ((), ("--set", "prepare.examples=50")):
@@ -35,7 +37,7 @@ def test_submit_uploads_a_file_once_and_trains_on_all_of_it(loco, client, tmp_pa
     few, whole = (client.job(entry.id).spec.prepare for entry in client.jobs())
     [only] = client.datasets()
     assert few.source.dataset == whole.source.dataset == only.id
-    assert (whole.examples, few.examples) == (250, 50)
+    assert (whole.examples, few.examples) == (225, 50)
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,9 @@ def test_what_a_stage_ran_on_is_an_artifact_that_decides_nothing(
         earlier = {Stage.PREPARE: task.model_copy(update={"artifacts": artifacts})}
         marks.add(fingerprint(run, earlier, job.spec.train))
     assert len(marks) == 2, "another environment alone gives the same fingerprint"
+    other = {**run.spec, "base_model": {**run.spec["base_model"], "license": "another"}}
+    relicensed = run.model_copy(update={"spec": other})
+    assert fingerprint(relicensed, earlier, job.spec.train) in marks, "people read licences alone"
 
 
 def test_a_replay_after_every_edit_is_identical(

@@ -81,8 +81,17 @@ def _converted(model: Any, layer: str, value: torch.Tensor) -> tuple[str, torch.
     number = next((int(part) for part in layer.split(".") if part.isdecimal()), None)
     try:
         found = list(model.modify_tensors(value, kept[0], number))
-    except (ValueError, RuntimeError, IndexError, KeyError) as error:
-        raise NotCarried(f"{layer} has no place in the GGUF of the base: {error}") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # whatever the converter of an architecture makes of a layer alone; RuntimeError: also not implemented
+        raise NotCarried(f"{layer} has no place in the GGUF of the base: {error!r}") from error
     if len(found) != 1:
         raise NotCarried(f"{layer} is {len(found)} tensors in the GGUF of the base")
     weight, changed = found[0]

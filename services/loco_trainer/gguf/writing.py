@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loco.contracts.errors import ExportFailed
-from loco.contracts.serving import ADAPTER_RATE, ServedBase
+from loco.contracts.serving import ADAPTER_RATE, MOST_ADAPTER_SECONDS, ServedBase
 from loco.contracts.specs import ExportFormat, ExportSpec, Inputs, Quantization
 from loco.stage.program import Emitter
 from loco_trainer.bases import find
@@ -30,8 +30,6 @@ _SHARE_OF_16_BITS: dict[Quantization, float] = {
 }
 #: A large vocabulary with its merges.
 _METADATA_BYTES = 32 * 10**6
-#: An adapter that takes longer is written only where it is asked for.
-_MOST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Work:
             return self.spec.format, None
         size = (self.adapter / "adapter_model.safetensors").stat().st_size
         seconds = size / ADAPTER_RATE
-        if seconds < _MOST_SECONDS:
+        if seconds < MOST_ADAPTER_SECONDS:
             return "both", f"an adapter of {size / 1e6:.0f} MB takes about {seconds:.1f} s more"
         return "merged", (
             f"an adapter of {size / 1e6:.0f} MB would take about {seconds:.0f} s more; "

@@ -46,7 +46,8 @@ class Row(NamedTuple):
 def row_of(number: int, record: Any) -> Row:
     """The row a record of a file or data set means.
 
-    An answer that ends in `#### N` or "The answer is N" is GSM8K's; any other one stays as it stands.
+    An answer that ends in `#### N` or "The answer is N", N a number, is GSM8K's; any other one stays as it
+    stands.
 
     Args:
         number: its number in the source, from 1.
@@ -76,7 +77,11 @@ def row_from(given: rows.Row) -> Row:
     """A user's row as a training row."""
     turns = given.turns
     if given.layout is Layout.QUESTION_ANSWER and is_worked(given.answer):
-        turns = [*turns[:-1], {"role": "assistant", "content": training_answer(given.answer)}]
+        try:
+            worked = training_answer(given.answer)
+        except Malformed:  # "The answer is Paris." is a text
+            worked = given.answer
+        turns = [*turns[:-1], {"role": "assistant", "content": worked}]
     return Row(given.line, given.question, turns, rejected=given.rejected)
 
 

@@ -137,12 +137,19 @@ def pushed(
 
 
 def rows_for_job(
-    loco: Client, data: str, columns: list[str] | None, overrides: dict[str, Any]
+    loco: Client,
+    adapter: str,
+    data: str,
+    columns: list[str] | None,
+    overrides: dict[str, Any],
 ) -> dict[str, Any]:
-    """What `--data` adds to a request: the source, and all of its rows unless `examples` is set.
+    """What `--data` adds to a request: the source, and its rows unless `examples` is set.
+
+    A tenth of them at most stays for validation, as many as the recipe asks for.
 
     Args:
         loco: the server.
+        adapter: whose recipe is trained.
         data: a file here, else ID or name of a data set there.
         columns: FIELD=COLUMN words.
         overrides: the rest of the request.
@@ -164,7 +171,10 @@ def rows_for_job(
         source = {"kind": "dataset", "dataset": found.id}
         if columns:
             source["mapping"] = mapping_of(columns)
-    return {**overrides, "prepare": {"examples": max(1, found.rows), **prepare, "source": source}}
+    recipe = (loco.adapter(adapter).get("resolved") or {}).get("prepare") or {}
+    validation = int(prepare.get("validation", recipe.get("validation", 0)))
+    examples = max(1, found.rows - min(validation, found.rows // 10))
+    return {**overrides, "prepare": {"examples": examples, **prepare, "source": source}}
 
 
 def mapping_of(pairs: list[str]) -> dict[str, str]:

@@ -148,7 +148,7 @@ def submit(
         raise InvalidRequest("--map needs --data.", param="--map", hint="Add --data FILE.")
     with client(context) as loco:
         if data is not None and not made_for_job(loco, adapter, data, columns, base_model):
-            overrides = rows_for_job(loco, data, columns, overrides)
+            overrides = rows_for_job(loco, adapter, data, columns, overrides)
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
         cli_plan.warn(loco, adapter, profile=profile, stages=_stages(stages), **overrides)

@@ -15,6 +15,8 @@ SERVED_BASE = "locollm-base"
 SERVED_FOLDER = "served"
 #: Bytes of a trained adapter that become a GGUF a second, on the slow side (docs/adr/0027).
 ADAPTER_RATE = 20e6
+#: An adapter whose own GGUF takes less (s) is written unasked.
+MOST_ADAPTER_SECONDS = 5.0
 #: Name of the reference's prompt that is a question of ours: base and adapter answer it alike.
 PLAIN = "plain"
 

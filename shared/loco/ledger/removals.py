@@ -124,14 +124,18 @@ class Removals:
         with self._connection.client() as client:
             client.hdel(self._key("removing"), job_id)
 
-    def inputs_in_use(self, *, but: str) -> set[str]:
-        """Paths of the frozen inputs that any other job reads, below the adapters folder."""
-        return {
-            file["path"]
-            for _, spec, _ in self._others(but)
-            for file in (spec.get("inputs") or {}).values()
-            if isinstance(file, dict) and isinstance(file.get("path"), str)
-        }
+    def inputs_in_use(self, *, but: str) -> set[str] | None:
+        """Paths of the frozen inputs that any other job reads, below the adapters folder.
+
+        None: a job's record cannot be read, so nobody can tell.
+        """
+        used: set[str] = set()
+        for _, spec, _ in self._others(but):
+            inputs = spec.get("inputs") or {}
+            if not spec or not isinstance(inputs, dict):
+                return None
+            used |= {str(f["path"]) for f in inputs.values() if isinstance(f, dict) and "path" in f}
+        return used
 
     def replayed_elsewhere(self, job: Job) -> bool:
         """Whether another job publishes its files where this one does."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from loco.contracts.plans import Memory, Plan, Shape
 from loco.contracts.previews import Needs
-from loco.contracts.serving import SERVED_FOLDER
+from loco.contracts.serving import ADAPTER_RATE, MOST_ADAPTER_SECONDS, SERVED_FOLDER
 from loco.contracts.specs import BaseModelSpec, JobSpec, Quantization
 from loco.contracts.stages import Stage
 from loco.planning.facts import is_here
@@ -117,7 +117,14 @@ def _exported_bytes(spec: JobSpec, shape: Shape, models_dir: Path) -> float:
         written = 0.0 if served_base_is_here(spec, models_dir) else whole
         return written + adapter_bytes(spec, shape)
     models = whole * (1 + spec.export.base)
-    return models if spec.export.format == "merged" else models + adapter_bytes(spec, shape)
+    return models + adapter_bytes(spec, shape) if writes_adapter(spec, shape) else models
+
+
+def writes_adapter(spec: JobSpec, shape: Shape) -> bool:
+    """Whether export writes the adapter's own GGUF: where it is asked for, or costs little."""
+    if spec.export.format is not None:
+        return spec.export.format != "merged"
+    return 2 * adapter_bytes(spec, shape) / ADAPTER_RATE < MOST_ADAPTER_SECONDS
 
 
 def gguf_bytes(shape: Shape, quantization: Quantization) -> float:

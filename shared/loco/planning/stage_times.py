@@ -12,7 +12,7 @@ from loco.contracts.stages import Stage
 from loco.planning.asking import Asking
 from loco.planning.history import History
 from loco.planning.memory import weight_bytes
-from loco.planning.needs import adapter_bytes, served_base_is_here
+from loco.planning.needs import adapter_bytes, served_base_is_here, writes_adapter
 
 #: Bytes of 16-bit weights a second that export merges, quantizes and writes: on a GPU, and with
 #: each core of a CPU (Qwen3-4B: 8 GB in 30 s on 16 cores).
@@ -76,4 +76,4 @@ def _export_seconds(spec: JobSpec, shape: Shape, device: Device, models_dir: Pat
     if not device.is_gpu:
         rate = _EXPORT_CORE_RATE * (device.cores or _DEFAULT_CORES)
     seconds = _EXPORT_SECONDS + weight_bytes(shape, "bf16") / rate
-    return round(seconds + (adapter if spec.export.format in ("adapter", "both") else 0.0), 1)
+    return round(seconds + (adapter if writes_adapter(spec, shape) else 0.0), 1)

@@ -83,18 +83,23 @@ def freeze(file: Path, name: str, adapters_dir: Path, *, link: bool = False) -> 
 
 
 @contextmanager
-def held(adapters_dir: Path, *, exclusive: bool = False) -> Iterator[None]:
+def held(adapters_dir: Path, *, exclusive: bool = False, wait: bool = True) -> Iterator[None]:
     """Keeps what is frozen until its job is recorded, or (exclusive) keeps others from freezing.
 
     Args:
         adapters_dir: holds the store.
         exclusive: of who deletes from the store; waits until nobody holds it.
+        wait: whether to wait at all.
+
+    Raises:
+        BlockingIOError: it is held, and was not to be waited for.
     """
     path = adapters_dir / STORE / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        fcntl.flock(descriptor, kind | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

@@ -167,7 +167,7 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     document = {
         "stage": run.stage,
         "version": STAGE_VERSIONS[run.stage],
-        "spec": run.spec,
+        "spec": _decisive(run.spec),
         "artifacts": {
             f"{stage}/{a.name}": a.sha256
             for stage, task in earlier.items()
@@ -178,6 +178,14 @@ def fingerprint(run: StageRun, earlier: dict[Stage, Task], spec: Any) -> str:
     }
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _decisive(spec: dict[str, Any]) -> dict[str, Any]:
+    """A stage's spec without what no result depends on: the licence of the base is for people."""
+    base = spec.get("base_model")
+    if not isinstance(base, dict):
+        return spec
+    return {**spec, "base_model": {k: v for k, v in base.items() if k != "license"}}
 
 
 def reusable(stage: Stage, spec: Any) -> bool:

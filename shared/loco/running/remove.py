@@ -40,7 +40,8 @@ def remove(ledger: Ledger, adapters_dir: Path, job: Job) -> Removal:
 def clear_removed(ledger: Ledger, adapters_dir: Path) -> None:
     """Clears what a deletion that was cut off left."""
     for leftover in ledger.removals.leftovers():
-        _clear(ledger, adapters_dir, leftover)
+        # a submit may copy gigabytes meanwhile, and the reaper has more to do
+        _clear(ledger, adapters_dir, leftover, wait=False)
 
 
 def _leftover(ledger: Ledger, job: Job) -> Leftover:
@@ -56,7 +57,8 @@ def _measured(ledger: Ledger, adapters_dir: Path, job: Job, leftover: Leftover) 
     """Bytes that become free: of files all of whose names go."""
     in_use = ledger.removals.inputs_in_use(but=job.id)
     paths = [p for folder in leftover.folders for p in _files(adapters_dir, folder)]
-    paths += [_input(adapters_dir, name) for name in leftover.inputs if name not in in_use]
+    if in_use is not None:
+        paths += [_input(adapters_dir, name) for name in leftover.inputs if name not in in_use]
     names: dict[tuple[int, int], int] = {}
     size = files = 0
     for path in paths:
@@ -77,19 +79,26 @@ def _files(adapters_dir: Path, folder: str) -> Iterator[Path]:
         yield from (Path(parent) / name for name in names)
 
 
-def _clear(ledger: Ledger, adapters_dir: Path, leftover: Leftover) -> bool:
+def _clear(ledger: Ledger, adapters_dir: Path, leftover: Leftover, *, wait: bool = True) -> bool:
     """Deletes the files of a job that is out of the ledger; trouble is logged and tried again."""
     try:
         for folder in leftover.folders:
             _delete(_own(adapters_dir, folder))
         # nobody freezes an input between the look at who reads it and its end
-        with held(adapters_dir, exclusive=True):
+        with held(adapters_dir, exclusive=True, wait=wait):
             in_use = ledger.removals.inputs_in_use(but=leftover.job_id)
+            if in_use is None:
+                logger.warning(
+                    "Frozen inputs of deleted job %s stay: a job's record cannot be read, which may name them.",
+                    leftover.job_id,
+                )
             for name in leftover.inputs:
-                if name not in in_use:
+                if in_use is not None and name not in in_use:
                     path = _input(adapters_dir, name)
                     path.unlink(missing_ok=True)
                     _drop_empty(path.parent)
+    except BlockingIOError:
+        return False
     except (OSError, UnsafePath) as error:
         logger.warning("Files of deleted job %s are left: %s", leftover.job_id, error)
         return False

@@ -14,6 +14,7 @@ from loco.contracts.sources import DatasetSource
 from loco.contracts.specs import Inputs, PrepareSpec
 from loco.stage.program import Emitter
 from loco_worker import prepare
+from loco_worker.sources.rows import row_of
 from loco_worker.sources.sources import open_source
 
 CSV = """Frage;Antwort
@@ -124,3 +125,18 @@ def test_rows_that_were_left_out_at_upload_are_counted(tmp_path: Path) -> None:
     records = open_source(given, inputs(tmp_path, f"{CSV}Why?;\n", given), 0)
     assert records.size == 6
     assert len(run(tmp_path, f"{CSV}Why?;\n", given)["training_data.jsonl"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "trained"),
+    [
+        ("The answer is Paris.", "The answer is Paris."),
+        ("So the answer is that cats are happy", "So the answer is that cats are happy"),
+        ("#### Heading only", "#### Heading only"),
+        ("6 * 7 = 42\n#### 42", "6 * 7 = 42\nThe answer is 42"),
+    ],
+)
+def test_only_an_answer_that_ends_on_a_number_is_written_as_gsm8k_is(
+    answer: str, trained: str
+) -> None:
+    assert row_of(1, {"question": "?", "answer": answer}).conversations[-1]["content"] == trained
