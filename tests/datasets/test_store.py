@@ -108,7 +108,9 @@ def test_a_name_means_the_newest_that_can_be_used(sets: DataSets) -> None:
     assert sets.get("units", "anna").id == first.id
     with pytest.raises(NotFound):
         sets.get("units", "ben")
-    assert sets.get("units", None).id == first.id
+    with pytest.raises(NotFound):
+        sets.get("units", "ben", sees_all=True)
+    assert sets.get(first.id, "ben", sees_all=True).id == first.id
 
 
 def test_a_job_cannot_read_half_an_upload(sets: DataSets) -> None:

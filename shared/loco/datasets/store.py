@@ -124,18 +124,21 @@ class DataSets:
             write_text(self._open / f"{record.id}.json", upload.model_dump_json())
         return record
 
-    def get(self, name: str, owner: str | None) -> DataSetDetail:
+    def get(self, name: str, owner: str | None, *, sees_all: bool = False) -> DataSetDetail:
         """A data set by its ID, or the newest of a name; one that is still uploaded, too.
 
         Args:
-            name: ID or name.
-            owner: sees only their own; none: sees all.
+            name: ID, or name of one of the owner's own: another's newer one does not take its place.
+            owner: who asks; none: the service, which sees all by ID.
+            sees_all: whether they see others', too, by ID.
 
         Raises:
             NotFound: there is none that this owner sees.
         """
         every = self._all(name if is_id(name) else "*")
-        found = [d for d in every if owner in (None, d.owner) and name in (d.id, d.name)]
+        sees_all = sees_all or owner is None
+        found = [d for d in every if name in ((d.id, d.name) if d.owner == owner else (d.id,))]
+        found = [d for d in found if sees_all or d.owner == owner]
         if not found:
             raise NotFound(
                 f"No data set {name!r:.120}.",
