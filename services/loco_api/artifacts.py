@@ -4,7 +4,7 @@ A path is looked up in the job's list of artifacts; it is never joined to a fold
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from os import stat_result
@@ -23,7 +23,9 @@ from loco.contracts.errors import (
     RangeNotSatisfiable,
 )
 from loco.contracts.jobs import Job
+from loco.recipes.data_files import uploads_of
 from loco.running.verify import verified
+from loco_api.auth import Caller, Who
 from loco_api.context import Here
 from loco_api.errors import ErrorAnswer, responses
 from loco_api.pages import ArtifactPage, JobId
@@ -53,10 +55,13 @@ _RANGE_HEADERS = {
     summary="List a job's artifacts",
     responses=responses(NotFound, InvalidRequest),
 )
-def list_artifacts(job_id: JobId, here: Here) -> ArtifactPage:
-    """The job's inputs and the files of every committed stage, with size and SHA-256."""
+def list_artifacts(job_id: JobId, here: Here, who: Who) -> ArtifactPage:
+    """The job's inputs and the files of every committed stage, with size and SHA-256.
+
+    Rows that were uploaded are listed for the job's owner and admins only.
+    """
     job = here.ledger.job(job_id)
-    return ArtifactPage(data=(*input_artifacts(job.spec.inputs), *committed(job)))
+    return ArtifactPage(data=(*readable_inputs(job, who), *committed(job)))
 
 
 @router.head(
@@ -98,15 +103,18 @@ def download_artifact(
         ),
     ],
     here: Here,
+    who: Who,
     if_none_match: Annotated[
         str | None, Header(description="Answer 304 if the ETag is one of these.")
     ] = None,
 ) -> Response:
     """The content of an artifact. `ETag` is its SHA-256 in quotes, and single ranges are served.
 
-    A file that was changed after its stage committed it is refused with `artifact_changed`.
+    A file that was changed after its stage committed it is refused with `artifact_changed`. Rows
+    that were uploaded are for the job's owner and admins: others are told that there are none.
     """
-    artifact = find(here.ledger.job(job_id), path)
+    job = here.ledger.job(job_id)
+    artifact = find(job, path, readable_inputs(job, who))
     etag = f'"{artifact.sha256}"'
     headers = {
         "ETag": etag,
@@ -124,13 +132,24 @@ def committed(job: Job) -> Iterator[Artifact]:
     return (a for task in job.stages if task.status.is_committed for a in task.artifacts)
 
 
-def find(job: Job, path: str) -> Artifact:
+def readable_inputs(job: Job, who: Caller) -> tuple[Artifact, ...]:
+    """The inputs of a job that the caller may read: uploaded rows are its owner's and admins'."""
+    hidden = set() if who.reads_uploads_of(job) else uploads_of(job.spec)
+    return input_artifacts({n: f for n, f in job.spec.inputs.items() if n not in hidden})
+
+
+def find(job: Job, path: str, inputs: Sequence[Artifact]) -> Artifact:
     """The artifact a path names: `STAGE/NAME` or `inputs/NAME`, or `NAME` where only one has it.
+
+    Args:
+        job: the job.
+        path: the name.
+        inputs: those of the job's that may be read.
 
     Raises:
         NotFound: the job has no such artifact, or several.
     """
-    artifacts, inputs = list(committed(job)), input_artifacts(job.spec.inputs)
+    artifacts = list(committed(job))
     exact = [a for a in (*artifacts, *inputs) if a.full_name == path]
     # what a stage wrote goes before what it read
     found = exact or [a for a in artifacts if a.name == path]

@@ -104,6 +104,10 @@ class Caller:
                 hint=f"Ask {able}.{again if noun == 'job' else ''}",
             )
 
+    def reads_uploads_of(self, job: Job) -> bool:
+        """Whether the uploaded rows that a job reads are the caller's, or the key an admin's."""
+        return job.owner == self.owner or self.scope.includes(Scope.ADMIN)
+
     def check_is_admin(self, why: str) -> None:
         """Raises Forbidden, with the reason, unless the key has scope admin."""
         if not self.scope.includes(Scope.ADMIN):

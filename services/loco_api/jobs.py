@@ -238,6 +238,7 @@ def replay_job(
         request or ReplayRequest(),
         idempotency_key=idempotency_key,
         owner=who.owner,
+        sees_all=who.scope.includes(Scope.ADMIN),
     )
     return _accepted(job, response, created=created)
 

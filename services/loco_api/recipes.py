@@ -21,7 +21,7 @@ from loco.contracts.errors import (
 from loco.contracts.recipes import FILE_PATTERN, RecipePut, RecipeText, RecipeVersion
 from loco.drafting import shelf
 from loco.queue.data_sets import data_sets
-from loco_api.auth import ADMIN, Who
+from loco_api.auth import ADMIN, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import AdapterName, Page
@@ -80,7 +80,7 @@ def put_adapter(
     were accepted before keep what they took.
     """
     found, is_new = shelf.put(
-        here.settings, name, asked, _content_in(here), by=who.name, if_match=if_match
+        here.settings, name, asked, _content_in(here, who), by=who.name, if_match=if_match
     )
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = f'"{found.etag}"'
@@ -137,12 +137,12 @@ def get_recipe_file(
     return FileResponse(path, media_type="application/octet-stream", filename=file)
 
 
-def _content_in(here: Context) -> Callable[[str], FilePath]:
+def _content_in(here: Context, who: Caller) -> Callable[[str], FilePath]:
     """Finds the rows of a data set, which become a JSONL file beside a recipe."""
     store = data_sets(here.settings)
 
     def content(name: str) -> FilePath:
-        record = store.get(name, None)
+        record = store.get(name, who.owner, sees_all=True)
         if record.format not in (None, Format.JSONL) or record.mapping:
             raise InvalidRequest(
                 f"Data set {record.name} ({record.id}) is {record.format}"

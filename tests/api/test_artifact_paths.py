@@ -62,24 +62,30 @@ def job(adapters_dir):
 
 
 def test_a_path_is_stage_and_name_or_a_name_of_one_stage(job):
-    assert find(job, "train/notes.txt").stage is Stage.TRAIN
-    assert find(job, "training_data.jsonl").stage is Stage.PREPARE
-    assert find(job, "checkpoints/adapter_config.json").stage is Stage.TRAIN
+    assert find(job, "train/notes.txt", input_artifacts(INPUTS)).stage is Stage.TRAIN
+    assert find(job, "training_data.jsonl", input_artifacts(INPUTS)).stage is Stage.PREPARE
+    assert (
+        find(job, "checkpoints/adapter_config.json", input_artifacts(INPUTS)).stage is Stage.TRAIN
+    )
 
 
 def test_an_input_is_named_as_the_recipe_names_it(job):
-    assert find(job, "inputs/adapter.yaml").stage is None
-    assert find(job, "adapter.yaml").sha256 == "a" * 64
-    assert find(job, "training_data.jsonl").stage is Stage.PREPARE, "what a stage wrote comes first"
-    assert find(job, "inputs/training_data.jsonl").sha256 == "b" * 64
-    assert find(job, "inputs/sets/gsm8k.jsonl").sha256 == "c" * 64
-    assert find(job, f"inputs/{'d' * 64}/sets/gsm8k.jsonl").sha256 == "d" * 64
+    assert find(job, "inputs/adapter.yaml", input_artifacts(INPUTS)).stage is None
+    assert find(job, "adapter.yaml", input_artifacts(INPUTS)).sha256 == "a" * 64
+    assert find(job, "training_data.jsonl", input_artifacts(INPUTS)).stage is Stage.PREPARE, (
+        "what a stage wrote comes first"
+    )
+    assert find(job, "inputs/training_data.jsonl", input_artifacts(INPUTS)).sha256 == "b" * 64
+    assert find(job, "inputs/sets/gsm8k.jsonl", input_artifacts(INPUTS)).sha256 == "c" * 64
+    assert (
+        find(job, f"inputs/{'d' * 64}/sets/gsm8k.jsonl", input_artifacts(INPUTS)).sha256 == "d" * 64
+    )
     assert len({a.full_name for a in input_artifacts(INPUTS)}) == len(input_artifacts(INPUTS)) == 4
 
 
 def test_a_name_of_two_stages_is_refused_with_both(job):
     with pytest.raises(NotFound) as caught:
-        find(job, "notes.txt")
+        find(job, "notes.txt", input_artifacts(INPUTS))
     assert caught.value.hint == "Ask for prepare/notes.txt or train/notes.txt."
 
 
@@ -102,4 +108,4 @@ def test_a_name_of_two_stages_is_refused_with_both(job):
 )
 def test_everything_else_is_not_found(job, path):
     with pytest.raises(NotFound):
-        find(job, path)
+        find(job, path, input_artifacts(INPUTS))

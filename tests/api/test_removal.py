@@ -208,6 +208,28 @@ def test_a_crash_between_ledger_and_files_is_made_good(http, ended, ledger, adap
     clear_removed(ledger, adapters_dir)
 
 
+def test_a_folder_that_a_newer_replay_publishes_to_stays(http, ended, ledger, adapters_dir):
+    """Before: a replay that came between the deletion and the clearing of its files lost them."""
+    job = ended()
+    first = http.post(f"/jobs/{job['id']}/replay").json()
+    http.post(f"/jobs/{first['id']}/cancel")
+    published = adapters_dir / "math" / first["spec"]["place"]
+    published.mkdir(parents=True)
+    known = ledger.job(first["id"])
+    leftover = removing._leftover(ledger, known)
+    assert f"math/{first['spec']['place']}" in leftover.folders
+    measured = removing._measured(ledger, adapters_dir, known, leftover)
+    ledger.removals.remove(known, measured, leftover)
+    newer = http.post(f"/jobs/{job['id']}/replay").json()
+    assert newer["spec"]["place"] == first["spec"]["place"]
+    clear_removed(ledger, adapters_dir)
+    assert published.is_dir()
+    assert http.delete(f"/jobs/{first['id']}").json()["cleared"] is True
+    http.post(f"/jobs/{newer['id']}/cancel")
+    http.delete(f"/jobs/{newer['id']}")
+    assert not published.exists(), "it goes with the last one"
+
+
 def test_a_job_is_deleted_by_its_owner_and_admins_alone(live_api, http, redis_url, namespace):
     keys = Keys.connect(redis_url, namespace=namespace)
     bearer = {

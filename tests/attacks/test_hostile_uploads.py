@@ -283,3 +283,51 @@ def test_a_broken_record_hides_itself_alone(http, adapters_dir: Path):
     (adapters_dir / STORE / "open" / "ds-0000000000000001.json").write_text("no JSON")
     assert [d["id"] for d in http.get("/datasets").json()["data"]] == [made["id"]]
     assert json.loads(http.get(f"/datasets/{made['id']}").text)["rows"] == 1
+
+
+def test_another_owners_rows_come_out_of_no_job(login):
+    """Before: any key read them as an input of the job that reads them, or of a replay of its own."""
+    anna, ben, root = login("anna"), login("ben"), login("root", Scope.ADMIN)
+    rows = push(anna, name="mine").json()["id"]
+    source = {"kind": "dataset", "dataset": rows}
+    job = anna.post(
+        "/jobs", json={"adapter": "math", "profile": "tiny", "prepare": {"source": source}}
+    ).json()
+    place = f"/jobs/{job['id']}/artifacts"
+    (name,) = (name for name in job["spec"]["inputs"] if rows in name)
+    for path in (f"inputs/{name}", name):
+        for method in ("GET", "HEAD"):
+            assert ben.request(method, f"{place}/{path}").status_code == 404
+        digest = {"If-None-Match": "*"}
+        assert ben.get(f"{place}/{path}", headers=digest).status_code == 404
+        assert anna.get(f"{place}/{path}").content == root.get(f"{place}/{path}").content == ROW
+    assert rows not in ben.get(place).text
+    assert rows in anna.get(place).text
+    assert ben.get(f"{place}/inputs/adapter.yaml").status_code == 200, "the rest is everybody's"
+    told = ben.post(f"/jobs/{job['id']}/replay")
+    assert (told.status_code, told.json()["error"]["param"]) == (404, "job_id")
+    for able in (anna, root):
+        assert able.post(f"/jobs/{job['id']}/replay").status_code == 202
+
+
+def test_nobodys_newer_upload_takes_the_place_of_an_admins(login):
+    """Before: an admin's `units` was the newest `units` of anybody."""
+    ben, root = login("ben"), login("root", Scope.ADMIN)
+    mine = push(root, name="units").json()["id"]
+    other = push(ben, ROW.replace(b"1.6", b"99"), name="units").json()["id"]
+    only_ben = push(ben, ROW.replace(b"1.6", b"98"), name="his").json()["id"]
+    assert root.get("/datasets/units").json()["id"] == mine
+    source = {"kind": "dataset", "dataset": "units"}
+    job = {"adapter": "math", "profile": "tiny", "prepare": {"source": source}}
+    told = root.post("/jobs", json=job).json()
+    assert told["spec"]["prepare"]["source"]["dataset"] == mine
+    recipe = "name: miles\nbase_model: smollm2-135m-instruct\nmodel_name: locollm-miles\n"
+    recipe += (
+        "prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 1}\nprofiles: {tiny: {}}\n"
+    )
+    put = {"recipe": recipe, "files": {"rows.jsonl": "his"}}
+    refused = root.put("/adapters/miles", json=put)
+    assert (refused.status_code, code(refused)) == (404, "not_found"), refused.text
+    assert root.delete("/datasets/his").status_code == 404
+    assert root.get(f"/datasets/{other}").json()["owner"] == "ben", "by ID"
+    assert root.delete(f"/datasets/{only_ben}").status_code == 200

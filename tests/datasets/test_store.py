@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loco.contracts.datasets import DataSetDetail
-from loco.contracts.errors import Conflict, NotFound
-from loco.datasets import store
+from loco.contracts.errors import Conflict, DiskFull, NotFound
+from loco.datasets import store, uploads
 from loco.datasets.inspect import inspect
 from loco.datasets.names import name_of
 from loco.datasets.store import STORE, DataSets
@@ -108,7 +108,9 @@ def test_a_name_means_the_newest_that_can_be_used(sets: DataSets) -> None:
     assert sets.get("units", "anna").id == first.id
     with pytest.raises(NotFound):
         sets.get("units", "ben")
-    assert sets.get("units", None).id == first.id
+    with pytest.raises(NotFound):
+        sets.get("units", "ben", sees_all=True)
+    assert sets.get(first.id, "ben", sees_all=True).id == first.id
 
 
 def test_a_job_cannot_read_half_an_upload(sets: DataSets) -> None:
@@ -123,3 +125,39 @@ def test_a_job_cannot_read_half_an_upload(sets: DataSets) -> None:
 )
 def test_a_file_names_its_data_set(file: str, name: str) -> None:
     assert name_of(Path(file)) == name
+
+
+def test_what_arrives_leaves_the_disk_some_room(
+    sets: DataSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: an upload of unknown length promised nothing, and filled the disk to its end."""
+    free = uploads.LEFT_FREE + 100
+    monkeypatch.setattr(uploads, "free_bytes", lambda folder: free)
+    monkeypatch.setattr(store, "free_bytes", lambda folder: free + 10_000)
+    record = sets.begin("units", "anna")
+    with pytest.raises(DiskFull):
+        sets.begin("more", "ben", length=101)
+    with sets.writing(record.id, "anna") as part:
+        part.append(ROWS)
+        with pytest.raises(DiskFull):
+            part.append(b"x" * 101)
+        free = 0
+        part.append(b"")
+        assert sets.finish(part, inspect)[0].rows == 1, "what had arrived is kept"
+
+
+def test_an_upload_that_ends_while_it_is_deleted_stays_whole(
+    sets: DataSets, tmp_path: Path
+) -> None:
+    """Before: its record went, and its rows stayed without an owner."""
+    sets.begin("units", "anna", length=len(ROWS))
+    seen = sets.get("units", "anna")
+    with sets.writing(seen.id, "anna") as part:
+        part.append(ROWS)
+        sets.finish(part, inspect)
+    with pytest.raises(Conflict, match="just ended"):
+        sets.delete(seen)
+    ready = sets.get(seen.id, "anna")
+    assert sets.content(ready).read_bytes() == ROWS
+    sets.delete(ready)
+    assert not list((tmp_path / STORE / "content").iterdir())

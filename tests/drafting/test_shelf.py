@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loco.contracts.errors import LocoError
+from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.recipes import RecipePut
 from loco.drafting import shelf
 
@@ -71,3 +71,17 @@ def test_what_nothing_names_any_more_goes_and_other_files_stay(
     assert not is_new
     beside = {p.name for p in (adapters_dir / "units").iterdir()}
     assert beside == {".recipes", "adapter.yaml", "new.jsonl", "problems.jsonl", "notes.txt"}
+
+
+def test_a_folder_in_a_files_place_is_refused_and_bricks_nothing(
+    settings, content, adapters_dir: Path
+) -> None:
+    """Before: the change began, failed, and every later look at the adapter failed with it."""
+    asked = RecipePut(recipe=RECIPE, files=FILES)
+    first, _ = shelf.put(settings, "units", asked, content, by="me")
+    (adapters_dir / "units" / "taken").mkdir()
+    more = RecipePut(recipe=RECIPE.replace("rows.jsonl", "taken"), files={"taken": "rows"})
+    with pytest.raises(InvalidRequest, match="is no file") as refused:
+        shelf.put(settings, "units", more, content, by="me", if_match=first.etag)
+    assert refused.value.param == "files.taken"
+    assert shelf.recipe_text(settings, "units").etag == first.etag

@@ -54,7 +54,7 @@ def uploaded(here: Context, who: Caller, file_id: str, field: str = "file_id") -
     if not is_id(file_id):
         raise no_file(file_id, field)
     try:
-        record = data_sets(here.settings).get(file_id, sees(who))
+        record = data_sets(here.settings).get(file_id, who.owner, sees_all=sees(who) is None)
     except NotFound:
         raise no_file(file_id, field) from None
     if record.status != "ready":

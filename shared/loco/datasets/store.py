@@ -36,14 +36,12 @@ from loco.contracts.errors import (
 from loco.contracts.files import sync_folder, try_lock, write_text
 from loco.datasets.names import is_id
 from loco.datasets.rows import Columns
-from loco.datasets.uploads import Limits, Part, Upload, check
+from loco.datasets.uploads import LEFT_FREE, Limits, Part, Upload, check
 
 #: Folder of the store in the adapters folder; beside the frozen inputs, whose mount it shares.
 STORE = ".inputs/datasets"
 #: An upload that nothing was added to for so long is removed.
 UPLOAD_SECONDS = 24 * 3600.0
-#: Bytes of disk that an upload leaves free.
-_LEFT_FREE = 64 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +103,7 @@ class DataSets:
         with self._locked():
             self._expire()
             left = self._left(owner, length)
-            free = free_bytes(self._root) - self._promised() - _LEFT_FREE
+            free = free_bytes(self._root) - self._promised() - LEFT_FREE
             if (length or 1) > free:
                 raise disk_full(self._root, needed=length)
             record = DataSet(
@@ -126,18 +124,21 @@ class DataSets:
             write_text(self._open / f"{record.id}.json", upload.model_dump_json())
         return record
 
-    def get(self, name: str, owner: str | None) -> DataSetDetail:
+    def get(self, name: str, owner: str | None, *, sees_all: bool = False) -> DataSetDetail:
         """A data set by its ID, or the newest of a name; one that is still uploaded, too.
 
         Args:
-            name: ID or name.
-            owner: sees only their own; none: sees all.
+            name: ID, or name of one of the owner's own: another's newer one does not take its place.
+            owner: who asks; none: the service, which sees all by ID.
+            sees_all: whether they see others', too, by ID.
 
         Raises:
             NotFound: there is none that this owner sees.
         """
         every = self._all(name if is_id(name) else "*")
-        found = [d for d in every if owner in (None, d.owner) and name in (d.id, d.name)]
+        sees_all = sees_all or owner is None
+        found = [d for d in every if name in ((d.id, d.name) if d.owner == owner else (d.id,))]
+        found = [d for d in found if sees_all or d.owner == owner]
         if not found:
             raise NotFound(
                 f"No data set {name!r:.120}.",
@@ -254,9 +255,12 @@ class DataSets:
         """Removes a data set, or an upload; frozen copies of jobs stay.
 
         Raises:
-            Conflict: a request adds to the upload just now.
+            Conflict: a request adds to the upload just now, or ended it since `record` was read.
         """
         with self._locked():
+            now = next(self._all(record.id), None)
+            if now is not None and now.status != record.status:
+                raise Conflict(f"Upload {record.id} has just ended.", hint="Delete it again.")
             if self._part(record).exists() and not self._removed(record):
                 raise Conflict(f"A request adds to upload {record.id}.", hint="Try again later.")
             (self._ready / f"{record.id}.json").unlink(missing_ok=True)
@@ -309,8 +313,8 @@ class DataSets:
         return left
 
     def _promised(self) -> int:
-        """Bytes that open uploads have announced and not sent."""
-        return sum(max(0, (u.record.length or 0) - self._size(u)) for u in self._uploads())
+        """Bytes that open uploads may have, and that have not arrived."""
+        return sum(max(0, u.limit - self._size(u)) for u in self._uploads())
 
     def _size(self, upload: Upload) -> int:
         try:

@@ -8,8 +8,11 @@ from pydantic import Field
 
 from loco.contracts.base import Contract
 from loco.contracts.datasets import DataSet, Inspected
-from loco.contracts.disk import disk_full, is_disk_full
+from loco.contracts.disk import disk_full, free_bytes, is_disk_full
 from loco.contracts.errors import BodyTooLarge, DataError
+
+#: Bytes of disk that an upload leaves free.
+LEFT_FREE = 64 * 2**20
 
 
 class Limits(Contract):
@@ -57,12 +60,15 @@ class Part:
                 param="Upload-Length",
                 hint="Send what was announced, or a part of the rows.",
             )
+        folder = Path(self._file.name).parent
+        if piece and free_bytes(folder) - len(piece) < LEFT_FREE:
+            raise disk_full(folder, needed=len(piece) + LEFT_FREE)
         try:
             self._file.write(piece)
             self._file.flush()
         except OSError as error:
             if is_disk_full(error):
-                raise disk_full(Path(self._file.name).parent) from error
+                raise disk_full(folder) from error
             raise
         finally:
             self.offset = os.fstat(self._file.fileno()).st_size

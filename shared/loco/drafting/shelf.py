@@ -8,7 +8,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -137,6 +137,7 @@ def put(
         _check(settings, name, made, set(asked.files))
         (root / name / KEPT).mkdir(parents=True, exist_ok=True)
         with unchanging(root / name):
+            _check_places(root / name, asked.files)
             is_new = not (root / name / RECIPE).exists()
             if not is_new:
                 _check_match(_tag_now(settings, name), if_match, name)
@@ -267,6 +268,17 @@ def _check_file_name(file: str) -> None:
             param=f"files.{file}",
             hint="Call it rows.jsonl, or something else.",
         )
+
+
+def _check_places(folder: Path, files: Iterable[str]) -> None:
+    """Refuses a file where something else lies: the change would fail half-way, and each time again."""
+    for file in files:
+        if (folder / file).exists() and not (folder / file).is_file():
+            raise InvalidRequest(
+                f"files.{file}: {folder.name}/{file} on the server is no file.",
+                param=f"files.{file}",
+                hint="Call the file otherwise.",
+            )
 
 
 def _named(spec: JobSpec) -> dict[str, str]:

@@ -137,9 +137,9 @@ class Removals:
             used |= {str(f["path"]) for f in inputs.values() if isinstance(f, dict) and "path" in f}
         return used
 
-    def replayed_elsewhere(self, job: Job) -> bool:
-        """Whether another job publishes its files where this one does."""
-        return any(spec.get("place") == job.spec.place for _, spec, _ in self._others(job.id))
+    def replayed_elsewhere(self, job_id: str, place: str) -> bool:
+        """Whether another job than this one publishes its files at a place."""
+        return any(spec.get("place") == place for _, spec, _ in self._others(job_id))
 
     def _others(self, job_id: str) -> Iterator[tuple[str, dict[str, Any], set[str]]]:
         """Every other job: its ID, its spec as stored ({}: unreadable), and the jobs it reuses stages of."""

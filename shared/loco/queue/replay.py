@@ -5,14 +5,14 @@ import json
 
 from celery import Celery
 
-from loco.contracts.errors import Conflict
+from loco.contracts.errors import Conflict, NotFound
 from loco.contracts.jobs import Job
 from loco.contracts.keys import LOCAL
 from loco.contracts.requests import ReplayRequest
 from loco.contracts.specs import JobSpec
 from loco.ledger.ledger import Ledger
 from loco.queue.submission import accept, built_on
-from loco.recipes.data_files import named_files
+from loco.recipes.data_files import named_files, uploads_of
 from loco.recipes.frozen import is_intact
 from loco.recipes.resolve import RECIPE
 from loco.settings import Settings
@@ -30,6 +30,7 @@ def replay(
     *,
     idempotency_key: str | None = None,
     owner: str = LOCAL,
+    sees_all: bool = False,
 ) -> tuple[Job, bool]:
     """Accepts a job with the spec and inputs of another; every stage runs anew.
 
@@ -41,22 +42,24 @@ def replay(
         request: what may be chosen.
         idempotency_key: the same key and request give the same job again.
         owner: whose job it is; each has idempotency keys of its own.
+        sees_all: whether it may read everybody's data sets.
 
     Returns:
         The new job, and whether this call created it.
 
     Raises:
-        NotFound: no such job.
+        NotFound: no such job, or it reads rows that another owner uploaded.
         Conflict: what it read is not kept, or is gone.
         StageGap: the job it builds on has lost its stages.
         IdempotencyConflict: the key was used with another request.
     """
     document = [job_id, request.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    reader = None if sees_all else owner
     return accept(
         ledger,
         app,
-        lambda: _spec(ledger, settings, job_id, request),
+        lambda: _spec(ledger, settings, job_id, request, reader),
         adapters_dir=settings.adapters_dir,
         priority=request.priority,
         metadata=request.metadata,
@@ -66,8 +69,16 @@ def replay(
     )
 
 
-def _spec(ledger: Ledger, settings: Settings, job_id: str, request: ReplayRequest) -> JobSpec:
+def _spec(
+    ledger: Ledger, settings: Settings, job_id: str, request: ReplayRequest, reader: str | None
+) -> JobSpec:
     original = ledger.job(job_id)
+    if reader not in (None, original.owner) and (uploads := sorted(uploads_of(original.spec))):
+        raise NotFound(
+            f"Job {job_id} reads {', '.join(uploads)}, which {reader!r} has not uploaded.",
+            param="job_id",
+            hint="Ask its owner or somebody with an admin key to replay it.",
+        )
     spec = built_on(ledger, original.spec)
     _check_inputs(settings, original)
     changes: dict[str, object] = {

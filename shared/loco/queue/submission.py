@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from celery import Celery
 
@@ -35,6 +36,14 @@ _LONGEST_KEY = 255
 _LONGEST_WAIT = timedelta(days=366)
 #: A recipe that is edited while it is read is read again, so many times.
 _TRIES = 3
+
+
+class Reader(NamedTuple):
+    """Who asks for a job, and so whose data sets it may read."""
+
+    owner: str
+    #: Whether others' too, by their IDs.
+    sees_all: bool
 
 
 def submit(
@@ -71,7 +80,7 @@ def submit(
     return accept(
         ledger,
         app,
-        lambda: frozen_spec(ledger, settings, request, None if sees_all else owner),
+        lambda: frozen_spec(ledger, settings, request, Reader(owner, sees_all)),
         adapters_dir=settings.adapters_dir,
         priority=request.priority,
         not_before=checked_time(request.not_before),
@@ -243,9 +252,7 @@ def check_key(key: str) -> None:
         )
 
 
-def frozen_spec(
-    ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None
-) -> JobSpec:
+def frozen_spec(ledger: Ledger, settings: Settings, request: JobRequest, reader: Reader) -> JobSpec:
     """As `_taken`, while no recipe that is put changes what it reads."""
     # `resolve` checks the name: what is no adapter's is not looked into here
     is_one = request.adapter in adapter_names(settings.adapters_dir)
@@ -253,14 +260,14 @@ def frozen_spec(
         return _taken(ledger, settings, request, reader)
 
 
-def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: str | None) -> JobSpec:
+def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: Reader) -> JobSpec:
     """The spec a request means now, with a copy of everything it was made from and will read.
 
     Args:
         ledger: for the job it builds on.
         settings: folders.
         request: what is asked for.
-        reader: whose data sets may be read; none: everybody's.
+        reader: who asks.
     """
     adapters_dir = settings.adapters_dir
     store = data_sets(settings)
@@ -272,7 +279,7 @@ def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: str 
         read: dict[str, DataSet] = {}
 
         def find(name: str, read: dict[str, DataSet] = read) -> DataSet:
-            found = store.get(name, reader)
+            found = store.get(name, reader.owner, sees_all=reader.sees_all)
             store.content(found)
             return read.setdefault(found.id, found)
 

@@ -24,6 +24,7 @@ from loco.ledger.sweeps import FINAL, PREPARE, SweepPlan
 from loco.queue.celery_app import send_hint
 from loco.queue.grid import job_request, points_of, trains_of
 from loco.queue.submission import (
+    Reader,
     check_key,
     check_size_of,
     checked_time,
@@ -81,7 +82,7 @@ def submit_sweep(
         return show_sweep(ledger, known), False
     # what is frozen stays: the prepare job, made here, holds all of it
     with held(settings.adapters_dir):
-        plan, points = _planned(ledger, settings, request, None if sees_all else owner)
+        plan, points = _planned(ledger, settings, request, Reader(owner, sees_all))
         sweep_id, created = ledger.sweeps.submit(
             plan,
             request,
@@ -97,7 +98,7 @@ def submit_sweep(
 
 
 def _planned(
-    ledger: Ledger, settings: Settings, request: SweepRequest, reader: str | None
+    ledger: Ledger, settings: Settings, request: SweepRequest, reader: Reader
 ) -> tuple[SweepPlan, list[dict[str, Any]]]:
     """What a sweep's jobs are made of, and the fields that each point sets."""
     checked_time(request.not_before)

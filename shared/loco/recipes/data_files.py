@@ -11,7 +11,8 @@ from typing import Any
 from loco.contracts.errors import DataError
 from loco.contracts.files import sha256_of
 from loco.contracts.sources import DatasetSource, HuggingFaceSource, JsonlSource, SelfSource
-from loco.contracts.specs import EvalSpec, Inputs, PrepareSpec
+from loco.contracts.specs import EvalSpec, Inputs, JobSpec, PrepareSpec
+from loco.contracts.stages import Stage
 
 
 def named_files(part: Any) -> dict[str, str]:
@@ -20,6 +21,12 @@ def named_files(part: Any) -> dict[str, str]:
     return {f"{f}.path": s.path for f, s in sources if isinstance(s, JsonlSource)} | {
         f"{f}.dataset": s.file for f, s in sources if isinstance(s, DatasetSource)
     }
+
+
+def uploads_of(spec: JobSpec) -> set[str]:
+    """Names of the inputs that are rows somebody uploaded."""
+    every = (s for stage in Stage for s in _sources(spec.part(stage)).values())
+    return {s.file for s in every if isinstance(s, DatasetSource)}
 
 
 def named_data_sets(part: Any) -> dict[str, str]:

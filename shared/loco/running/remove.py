@@ -47,8 +47,9 @@ def clear_removed(ledger: Ledger, adapters_dir: Path) -> None:
 def _leftover(ledger: Ledger, job: Job) -> Leftover:
     folders = [f"{job.adapter}/runs/{job.id}"]
     # a replay publishes to a folder of its own, unless others of the same job do so too
-    if job.spec.place.startswith(f"{PLACE}/") and not ledger.removals.replayed_elsewhere(job):
-        folders.append(f"{job.adapter}/{job.spec.place}")
+    place = job.spec.place
+    if place.startswith(f"{PLACE}/") and not ledger.removals.replayed_elsewhere(job.id, place):
+        folders.append(f"{job.adapter}/{place}")
     inputs = dict.fromkeys(file.path for file in job.spec.inputs.values())
     return Leftover(job.id, tuple(folders), tuple(inputs))
 
@@ -82,10 +83,16 @@ def _files(adapters_dir: Path, folder: str) -> Iterator[Path]:
 def _clear(ledger: Ledger, adapters_dir: Path, leftover: Leftover, *, wait: bool = True) -> bool:
     """Deletes the files of a job that is out of the ledger; trouble is logged and tried again."""
     try:
-        for folder in leftover.folders:
-            _delete(_own(adapters_dir, folder))
-        # nobody freezes an input between the look at who reads it and its end
+        places = {f: f.partition("/")[2] for f in leftover.folders}
+        shared = {f: place for f, place in places.items() if place.startswith(f"{PLACE}/")}
+        for folder in places:
+            if folder not in shared:
+                _delete(_own(adapters_dir, folder))
+        # nobody is accepted between the look at who reads an input, or publishes there too, and its end
         with held(adapters_dir, exclusive=True, wait=wait):
+            for folder, place in shared.items():
+                if not ledger.removals.replayed_elsewhere(leftover.job_id, place):
+                    _delete(_own(adapters_dir, folder))
             in_use = ledger.removals.inputs_in_use(but=leftover.job_id)
             if in_use is None:
                 logger.warning(
