@@ -40,9 +40,7 @@ def remove(ledger: Ledger, job_id: str) -> float:
     return time.monotonic() - began
 
 
-def test_specs_of_other_profiles_are_not_decoded(
-    ledger: Ledger, hands: Hands, spec: Specs
-) -> None:
+def test_specs_of_other_profiles_are_not_decoded(ledger: Ledger, hands: Hands, spec: Specs) -> None:
     other = ended(ledger, hands, spec(profile="default", stages=_STAGES))
     job_id = ended(ledger, hands, spec(stages=_STAGES))
     ns = ledger.namespace
