@@ -31,6 +31,8 @@ class Context:
     )
     #: Looks at rows at once, each in a process of the training environment.
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    #: Looks for what descends from a job, which read all jobs of a ledger.
+    removals: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(2))
     #: Plans made at once, each on a thread.
     plans: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_PLANS))
 
