@@ -1,6 +1,5 @@
 """GET /bases: the base models a recipe may name, and which of them fit a card."""
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -11,11 +10,11 @@ from loco.contracts.errors import Busy, InvalidRequest
 from loco.contracts.plans import Device
 from loco.contracts.previews import AskedDevice, BaseFit
 from loco.planning.bases import bases
-from loco.planning.deadline import until
 from loco_api.auth import COUNTED
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.pages import Page
+from loco_api.plan import in_time
 
 #: The whole catalog takes about two on a slow CPU, and is remembered.
 _SECONDS = 20.0
@@ -38,11 +37,15 @@ class BasePage(Page[BaseFit]):
     dependencies=[COUNTED],
     responses=responses(InvalidRequest, Busy),
 )
-def list_bases(
+async def list_bases(
     here: Here,
     gpu_memory: Annotated[
         float | None,
-        Query(gt=0, le=10_000, description="Memory of a GPU to plan for instead, 10^9 bytes."),
+        Query(
+            gt=0,
+            le=10_000,
+            description="Memory of a GPU to plan for instead, 10^9 bytes, to a tenth.",
+        ),
     ] = None,
     gpu_name: Annotated[
         str | None, Query(max_length=LONGEST_NAME, description="Its name, like `RTX 3070`.")
@@ -56,10 +59,11 @@ def list_bases(
             hint="Say how many GB it has, like gpu_memory=8.",
         )
     asked = (
-        AskedDevice(memory_gb=gpu_memory, **({"name": gpu_name} if gpu_name else {}))
+        AskedDevice(
+            memory_gb=max(round(gpu_memory, 1), 0.1), **({"name": gpu_name} if gpu_name else {})
+        )
         if gpu_memory is not None
         else None
     )
-    with until(time.monotonic() + _SECONDS):
-        found, device = bases(here.ledger, here.settings, asked)
+    found, device = await in_time(here, _SECONDS, lambda: bases(here.ledger, here.settings, asked))
     return BasePage(data=tuple(found), device=device)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import Annotated
+from weakref import WeakValueDictionary
 
 import anyio
 from celery import Celery
@@ -29,8 +30,12 @@ class Context:
     inspections: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(_INSPECTIONS)
     )
+    #: An owner's one place among those that wait for an inspection, so that nobody takes all; while in use.
+    inspecting: WeakValueDictionary[str, anyio.Lock] = field(default_factory=WeakValueDictionary)
     #: Looks at rows at once, each in a process of the training environment.
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    #: Looks for what descends from a job, which read all jobs of a ledger.
+    removals: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(2))
     #: Plans made at once, each on a thread.
     plans: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_PLANS))
 

@@ -8,7 +8,7 @@ arrived, PATCH adds to it at `Upload-Offset`, and `Upload-Complete: ?1` says tha
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
-import anyio.to_thread
+import anyio
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -31,10 +31,9 @@ from loco.queue.data_sets import data_sets, delete
 from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
-from loco_api.inspection import inspect
 from loco_api.pages import Page
 from loco_api.upload_heads import length_of, mapping_of, sha256_of
-from loco_api.uploads import PIECE, hanging_up, part_of, sees
+from loco_api.uploads import PIECE, finished, hanging_up, part_of, sees
 
 router = APIRouter(tags=["datasets"])
 
@@ -146,7 +145,9 @@ async def create_dataset(
     who.detail = f"{record.name} {record.id}"
     response.headers["Location"] = f"/datasets/{record.id}"
     try:
-        found, is_new = await _received(here, store, record.id, request, 0, complete=complete)
+        found, is_new = await _received(
+            here, store, record.id, request, 0, owner=who.owner, complete=complete
+        )
     except BaseException:
         if complete:  # nobody was told its ID: it cannot be gone on with
             with anyio.CancelScope(shield=True):
@@ -190,7 +191,9 @@ async def continue_upload(
         record = await run_in_threadpool(
             store.get, dataset_id, who.owner, sees_all=sees(who) is None
         )
-    found, _ = await _received(here, store, record.id, request, upload_offset, complete=complete)
+    found, _ = await _received(
+        here, store, record.id, request, upload_offset, owner=who.owner, complete=complete
+    )
     response.headers["Upload-Offset"] = str(found.bytes)
     return _without_rows(found)
 
@@ -291,6 +294,7 @@ async def _received(
     request: Request,
     offset: int,
     *,
+    owner: str,
     complete: bool,
 ) -> tuple[DataSetDetail, bool]:
     """Adds the body to an upload, and ends it where nothing follows.
@@ -310,9 +314,7 @@ async def _received(
                 raise error
             await _append(part, request)
         if complete:
-            return await anyio.to_thread.run_sync(
-                store.finish, part, inspect, limiter=here.inspections
-            )
+            return await finished(here, store, part, owner)
     return await run_in_threadpool(store.get, dataset_id, None), True
 
 

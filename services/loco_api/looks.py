@@ -3,12 +3,16 @@
 import anyio.to_thread
 from fastapi import APIRouter
 
-from loco.contracts.errors import BodyTooLarge, InvalidRequest, UnknownBaseModel, Unseen
+from loco.contracts.errors import BodyTooLarge, Busy, InvalidRequest, UnknownBaseModel, Unseen
 from loco.contracts.looks import Look, LookRequest
 from loco.drafting.looking import look
 from loco_api.auth import COUNTED, SUBMIT
 from loco_api.context import Here
 from loco_api.errors import responses
+from loco_api.places import place
+
+#: Of waiting until the one before has ended, which takes some.
+_SECONDS = 10.0
 
 router = APIRouter(tags=["adapters"])
 
@@ -19,8 +23,10 @@ router = APIRouter(tags=["adapters"])
     summary="See rows as the model will",
     dependencies=[SUBMIT, COUNTED],
     response_description="Each row's tokens, and those that are trained on.",
-    responses=responses(InvalidRequest, UnknownBaseModel, Unseen, BodyTooLarge),
+    responses=responses(InvalidRequest, UnknownBaseModel, Unseen, BodyTooLarge, Busy),
 )
 async def look_at_rows(request: LookRequest, here: Here) -> Look:
     """Tokenizes rows with the code that trains on them; needs the training environment here."""
-    return await anyio.to_thread.run_sync(look, here.settings, request, limiter=here.looks)
+    async with place(here.looks, _SECONDS, "A look at rows"):
+        own = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(look, here.settings, request, limiter=own)

@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -22,11 +24,13 @@ from loco.contracts.previews import PlanRequest, Preview
 from loco.planning.deadline import out_of_time, until
 from loco.planning.preview import preview
 from loco_api.auth import COUNTED, SUBMIT
-from loco_api.context import Here
+from loco_api.context import Context, Here
 from loco_api.errors import responses
 
 #: A plan takes some milliseconds; one that waits or takes longer is given up.
 PLAN_SECONDS = 10.0
+
+PlannedT = TypeVar("PlannedT")
 
 router = APIRouter(tags=["jobs"])
 
@@ -50,13 +54,21 @@ router = APIRouter(tags=["jobs"])
 )
 async def plan_job(request: PlanRequest, here: Here) -> Preview:
     """How a job would be trained, and the memory, disk and time it would take; it is not submitted."""
-    ends = time.monotonic() + PLAN_SECONDS
-    with anyio.move_on_after(PLAN_SECONDS):
-        return await _planned(here, request, ends)
+    return await in_time(here, PLAN_SECONDS, lambda: preview(here.ledger, here.settings, request))
+
+
+async def in_time(here: Context, seconds: float, work: Callable[[], PlannedT]) -> PlannedT:
+    """Has the planner work on one of the places for plans.
+
+    Raises:
+        Busy: it waits or takes longer than `seconds`.
+    """
+    with anyio.move_on_after(seconds):
+        return await _planned(here, work, time.monotonic() + seconds)
     raise out_of_time()
 
 
-async def _planned(here: Here, request: PlanRequest, ends: float) -> Preview:
+async def _planned(here: Context, work: Callable[[], PlannedT], ends: float) -> PlannedT:
     """Plans in a thread of its own: however many are asked for, the other routes have theirs.
 
     Who waits is answered in time; the thread sees its end by itself, and keeps its place until then.
@@ -70,12 +82,12 @@ async def _planned(here: Here, request: PlanRequest, ends: float) -> Preview:
             here.plans.release_on_behalf_of(place)
         held = False
 
-    def plan() -> Preview:
+    def plan() -> PlannedT:
         nonlocal begun
         begun = True
         try:
             with until(ends):
-                return preview(here.ledger, here.settings, request)
+                return work()
         finally:
             with suppress(RuntimeError):  # the loop is closed: the server ends
                 loop.call_soon_threadsafe(leave)

@@ -1,5 +1,6 @@
 """DELETE /jobs/{id}: an ended job and what nothing else needs of its files."""
 
+import anyio.to_thread
 from fastapi import APIRouter
 
 from loco.contracts.errors import Busy, Conflict, InvalidRequest, NotFound, UnsafePath
@@ -7,10 +8,14 @@ from loco.contracts.jobs import Job
 from loco.contracts.keys import Scope
 from loco.contracts.removals import Removal
 from loco.running.remove import look, remove
-from loco_api.auth import SUBMIT, Caller, Who
+from loco_api.auth import COUNTED, SUBMIT, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import JobId
+from loco_api.places import place
+
+#: Of waiting until two others have looked.
+_SECONDS = 10.0
 
 router = APIRouter(tags=["jobs"])
 
@@ -19,11 +24,17 @@ router = APIRouter(tags=["jobs"])
     "/jobs/{job_id}/removal",
     operation_id="lookAtRemoval",
     summary="What deleting a job would free",
-    responses=responses(NotFound, InvalidRequest, UnsafePath),
+    dependencies=[COUNTED],
+    responses=responses(NotFound, InvalidRequest, UnsafePath, Busy),
 )
-def look_at_removal(job_id: JobId, here: Here) -> Removal:
+async def look_at_removal(job_id: JobId, here: Here) -> Removal:
     """Bytes that would become free, and what descends from the job. Nothing is deleted."""
-    return look(here.ledger, here.settings.adapters_dir, here.ledger.job(job_id))
+
+    def looked() -> Removal:
+        return look(here.ledger, here.settings.adapters_dir, here.ledger.job(job_id))
+
+    async with place(here.removals, _SECONDS, "Looking for what descends from a job"):
+        return await anyio.to_thread.run_sync(looked, limiter=anyio.CapacityLimiter(1))
 
 
 @router.delete(

@@ -13,6 +13,7 @@ from loco.contracts.errors import (
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
+    QuotaExceeded,
     StageGap,
     UnknownAdapter,
     UnknownBaseModel,
@@ -59,6 +60,7 @@ class SweepPage(Page[SweepSummary]):
             IdempotencyConflict,
             BodyTooLarge,
             DiskFull,
+            QuotaExceeded,
         ),
     },
 )

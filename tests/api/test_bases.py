@@ -1,8 +1,10 @@
 """GET /bases and `loco bases`: the catalog, and what of it fits a card."""
 
 import json
+import threading
 from datetime import UTC, datetime
 
+import httpx
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from loco.cli.main import app
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.jobs import WorkerInfo
 from loco.contracts.plans import Device
+from loco_api import bases as listing
 
 pytestmark = pytest.mark.redis
 
@@ -78,6 +81,28 @@ def test_a_base_whose_shape_nobody_knows_says_so(loco, live_api):
 def test_a_card_of_no_memory_or_endless_is_refused(loco, memory):
     with pytest.raises(InvalidRequest, match="gpu_memory"):
         loco.bases(gpu_memory=memory)
+
+
+def test_a_list_takes_a_place_of_plans(live_api, monkeypatch):
+    """Each new card is 0.7 s of computing: asked for in numbers, they kept threads of all routes busy."""
+    leave, working = threading.Event(), []
+
+    def slow(ledger, settings, asked):
+        working.append(asked.memory_gb)
+        leave.wait(60)
+        return [], None
+
+    monkeypatch.setattr(listing, "bases", slow)
+    monkeypatch.setattr(listing, "_SECONDS", 0.5)
+    url = f"{live_api.url}/bases?gpu_memory"
+    try:
+        for n in range(3):  # the third waits for a place: the threads of the others keep theirs
+            answer = httpx.get(f"{url}=8.{n}4", trust_env=False, timeout=30)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "busy"
+    finally:
+        leave.set()
+    assert working == [8.0, 8.1], "to a tenth, so that more of them are remembered"
 
 
 def test_a_name_alone_is_no_card(loco):

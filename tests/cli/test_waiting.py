@@ -80,7 +80,10 @@ def test_a_time_that_nobody_means_is_refused(run, client):
 
 
 @pytest.mark.redis
-def test_the_line_is_told_with_times_where_earlier_runs_know_them(run, client, hands, ledger):
+def test_the_line_is_told_with_times_where_earlier_runs_know_them(
+    run, client, hands, ledger, monkeypatch
+):
+    monkeypatch.setattr("loco.planning.waiting._KEPT", -1.0)
     first = client.submit("math", **TINY)
     assert client.job(first.id).waiting.model_dump() == {
         "stage": Stage.PREPARE,

@@ -550,7 +550,8 @@ def test_a_record_that_cannot_be_read_costs_that_sweep_only(
 ) -> None:
     broken, sound = sweep(), sweep()
     with ledger._connection.client() as client:
-        client.hset(f"{ledger.namespace}:sweep:{broken.id}", "points", "{")
+        broken_fields = {"points": "{", "size": "{"}
+        client.hset(f"{ledger.namespace}:sweep:{broken.id}", mapping=broken_fields)
     run(hands, Stage.PREPARE)
     run(hands, Stage.PREPARE)
     for _ in range(3):

@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-import anyio.to_thread
+import anyio
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
@@ -27,12 +27,11 @@ from loco.queue.data_sets import delete as delete_data_set
 from loco_api.auth import SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
-from loco_api.inspection import inspect
 from loco_api.openai_api.form import UploadForm
 from loco_api.openai_api.forms import Deleted, OpenAIList
 from loco_api.openai_api.rows import no_file, uploaded
 from loco_api.openai_api.views import METRICS, metrics_csv, train_result
-from loco_api.uploads import PIECE, hanging_up, part_of, sees
+from loco_api.uploads import PIECE, finished, hanging_up, part_of, sees
 
 router = APIRouter(tags=["openai"])
 
@@ -245,9 +244,7 @@ async def _received(request: Request, here: Context, owner: str, form: UploadFor
                 await run_in_threadpool(part.append, bytes(waiting))
             form.finish()
             _check_fields(form)
-            found, _ = await anyio.to_thread.run_sync(
-                store.finish, part, inspect, limiter=here.inspections
-            )
+            found, _ = await finished(here, store, part, owner)
             return found
     except BaseException:
         with anyio.CancelScope(shield=True):

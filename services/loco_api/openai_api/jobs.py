@@ -48,8 +48,8 @@ from loco_api.uploads import sees
 router = APIRouter(tags=["openai"])
 
 _PATH = "/v1/fine_tuning/jobs"
-#: Jobs read at once where a filter may leave most of them out.
-_SCANNED = 100
+#: Jobs read at once where a filter may leave most of them out, and how often for one answer.
+_SCANNED, _MOST_SCANS = 100, 10
 #: `auto` shows a small file so often that this many rows are seen, but no more than so often.
 _ROWS_SEEN, _MOST_EPOCHS = 100, 25
 #: Rows that the loss is measured on; a larger file is cut.
@@ -145,7 +145,11 @@ def list_jobs(
         ),
     ] = None,
 ) -> FineTuningJobList:
-    """Jobs, newest first."""
+    """Jobs, newest first.
+
+    With `metadata` an answer looks at the next 1,000 jobs at most; it may have fewer than `limit` then, or
+    none, and `has_more`: continue after its `last_id`.
+    """
     del metadata  # documents what is read from the query itself
     wanted = {
         name[len("metadata[") : -1]: value
@@ -153,13 +157,18 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     }
     found: list[Job] = []
-    more = True
-    while more and len(found) <= limit:
+    more, scans = True, 0
+    while more and len(found) <= limit and scans < _MOST_SCANS:
+        scans += 1
         page = here.ledger.page(after=after, limit=_SCANNED if wanted else limit + 1)
         found += [job for job in page.jobs if wanted.items() <= job.metadata.items()]
         more, after = page.more, page.last
     data = tuple(_view(job) for job in found[:limit])
-    return FineTuningJobList(data=data, has_more=len(found) > limit, **_ends(data))
+    ends = _ends(data)
+    if more and len(found) <= limit:
+        ends["last_id"] = after  # the last one that was looked at
+        return FineTuningJobList(data=data, has_more=True, **ends)
+    return FineTuningJobList(data=data, has_more=len(found) > limit, **ends)
 
 
 @router.get(

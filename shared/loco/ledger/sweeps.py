@@ -16,6 +16,7 @@ from loco.contracts.errors import (
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
+    QuotaExceeded,
     UnreadableRecord,
 )
 from loco.contracts.jobs import Failure, JobStatus
@@ -39,6 +40,14 @@ from loco.ledger.views import Fields, legible, moment, readable
 #: The job that prepares, and the one that goes on with the best. A point's slot is its number.
 PREPARE, FINAL = "prepare", "final"
 _BATCH = 100
+#: Open sweeps of an owner: every reaper looks at each every few seconds.
+_MOST_OPEN = 50
+#: What `_summary` reads. Not the points: a list may show a hundred sweeps.
+_HEAD = (
+    *("id", "adapter", "profile", "owner", "status", "cancel_requested", "priority", "metadata"),
+    *("rank_by", "export_best", "early_stop", "size", "created_at", "finished_at", "best", "error"),
+    *(f"job:{PREPARE}", f"job:{FINAL}"),
+)
 
 
 class Outcome(Contract):
@@ -148,9 +157,14 @@ class Sweeps:
             ids = client.zrevrangebyscore(index, below, "-inf", start=0, num=limit + 1)
             pipeline = client.pipeline(transaction=False)
             for sweep_id in ids[:limit]:
-                pipeline.hgetall(self._key("sweep", sweep_id))
+                pipeline.hmget(self._key("sweep", sweep_id), _HEAD)
             records = pipeline.execute(raise_on_error=False)
-        hashes = [fields if isinstance(fields, dict) else {} for fields in records]
+        hashes = [
+            {name: value for name, value in zip(_HEAD, values, strict=True) if value is not None}
+            if isinstance(values, list)
+            else {}
+            for values in records
+        ]
         finals = self._states([fields.get(f"job:{FINAL}") for fields in hashes])
         entries = zip(ids, zip(hashes, finals, strict=True), strict=False)
         found = legible("sweep", entries, lambda _, both: _summary(both[0], both[1].status))
@@ -212,6 +226,7 @@ class Sweeps:
 
         Raises:
             IdempotencyConflict: the key came with another digest before.
+            QuotaExceeded: the owner has as many open sweeps as may be.
         """
         head = {
             "adapter": plan.spec.adapter,
@@ -223,6 +238,7 @@ class Sweeps:
             "export_best": str(int(request.export_best)),
             "early_stop": str(int(request.early_stop)),
             "points": json.dumps(points),
+            "size": str(len(points)),
             "not_before": str(round(request.not_before.timestamp() * 1000))
             if request.not_before
             else "",
@@ -237,9 +253,16 @@ class Sweeps:
             json.dumps(head),
             json.dumps([train.model_dump(mode="json") for train in plan.trains]),
             plan.spec.model_dump_json(by_alias=True),
+            owner,
+            _MOST_OPEN,
         )
         if outcome == "conflict":
             raise _key_conflict(sweep_id)
+        if outcome == "too many":
+            raise QuotaExceeded(
+                f"{owner!r:.200} has {_MOST_OPEN} sweeps that have not ended, and no more are allowed.",
+                hint="Wait until one ends, or cancel one: `loco sweeps` lists them.",
+            )
         return str(sweep_id), outcome == "created"
 
     def begin(
@@ -369,7 +392,7 @@ def _summary(fields: Fields, final: JobStatus | None) -> SweepSummary:
         rank_by=RankBy(fields["rank_by"]),
         export_best=fields["export_best"] == "1",
         early_stop=fields["early_stop"] == "1",
-        size=len(json.loads(fields["points"])),
+        size=int(fields["size"]),
         created_at=moment(fields["created_at"]),
         finished_at=moment(fields["finished_at"]) if over and "finished_at" in fields else None,
         prepare_job=fields.get(f"job:{PREPARE}"),

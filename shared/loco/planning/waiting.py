@@ -1,6 +1,8 @@
 """Where a job that waits stands in line, and when its turn and its end are expected."""
 
+import time
 from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
 
 from loco.contracts.errors import NotFound, UnreadableRecord
 from loco.contracts.jobs import Job, StageStatus, Task, Waiting
@@ -11,6 +13,10 @@ from loco.planning.history import History
 
 #: Stages ahead whose times are looked up, each with its job: a look at a job must stay cheap.
 _AHEAD = 20
+#: Seconds that a ledger's history, a hundred jobs, is kept: whoever follows a job asks again and again.
+_KEPT = 5.0
+
+_histories: WeakKeyDictionary[LedgerReader, tuple[float, History]] = WeakKeyDictionary()
 
 
 def waiting(ledger: LedgerReader, job: Job) -> Waiting | None:
@@ -27,7 +33,7 @@ def waiting(ledger: LedgerReader, job: Job) -> Waiting | None:
     if task.task_id not in (*ready, *delayed):
         return None  # a worker has taken it since the job was read
     position = ready.index(task.task_id) + 1 if task.task_id in ready else None
-    history = History.of(ledger)
+    history = _history(ledger)
     workers = sum(worker.queue == queue for worker in ledger.workers())
     starts = _starts(ledger, history, running, ready[: (position or 1) - 1]) if position else 0.0
     if not workers:
@@ -43,6 +49,14 @@ def waiting(ledger: LedgerReader, job: Job) -> Waiting | None:
         starts_in_seconds=None if starts is None else round(starts, 1),
         ends_in_seconds=_sum([starts, *own]),
     )
+
+
+def _history(ledger: LedgerReader) -> History:
+    read_at, history = _histories.get(ledger, (0.0, None))
+    if history is None or time.monotonic() - read_at > _KEPT:
+        history = History.of(ledger)
+        _histories[ledger] = time.monotonic(), history
+    return history
 
 
 def _starts(

@@ -40,6 +40,8 @@ from loco.settings import Settings
 _FINAL_STAGES = (Stage.TRAIN, Stage.EXPORT, Stage.REGISTER, Stage.EVAL)
 #: A repeated request is the same sweep for 7 days, as with jobs; a lost reply's repeat for 10 minutes.
 _KEY_SECONDS = 7 * 24 * 3600
+#: JSON of what all points set, as it was asked for; a reaper reads it with every look at an open sweep.
+_LARGEST_POINTS = 64 * 1024
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ def submit_sweep(
         UnknownAdapter, UnknownProfile, UnknownBaseModel, InvalidRequest: see `recipes.resolve`, `queue.grid`.
         DataError, DiskFull, Conflict: as for a job.
         IdempotencyConflict: the key was used with another request.
+        QuotaExceeded: the owner has as many open sweeps as may be.
     """
     check_key(idempotency_key)
     key, digest = f"sweep:{json.dumps([owner, idempotency_key])}", request_digest(request)
@@ -103,6 +106,7 @@ def _planned(
     """What a sweep's jobs are made of, and the fields that each point sets."""
     checked_time(request.not_before)
     points = points_of(settings.adapters_dir, request)
+    _check_size(request, points)
     trains = trains_of(settings.adapters_dir, request, points)
     spec = frozen_spec(ledger, settings, job_request(request, points[0]), reader)
     if spec.train != trains[0]:
@@ -114,6 +118,20 @@ def _planned(
     for train in trains:
         check_size_of(spec.model_copy(update={"train": train}))
     return SweepPlan(spec=spec, trains=trains), points
+
+
+def _check_size(request: SweepRequest, points: Sequence[dict[str, Any]]) -> None:
+    size = 0
+    for number, point in enumerate(points, start=1):
+        size += len(json.dumps(point))
+        if size > _LARGEST_POINTS:
+            sizes = {field: len(json.dumps(values)) for field, values in request.grid.items()}
+            raise InvalidRequest(
+                f"The first {number} of {len(points)} points set {size:,} characters as JSON; "
+                f"{_LARGEST_POINTS:,} are allowed for all.",
+                param=max(sizes, key=lambda field: sizes[field]),
+                hint="Write its values shorter, or leave some out.",
+            )
 
 
 def show_sweep(ledger: Ledger, sweep_id: str) -> Sweep:

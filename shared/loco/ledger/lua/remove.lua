@@ -17,17 +17,34 @@ if (redis.call('GET', key('seq')) or '0') ~= seq or (redis.call('GET', key('comm
   return 'changed' -- somebody may build on it since
 end
 
--- The newest other job that committed a stage of this adapter and profile; replays count when they are named only.
-local function newest_other(stage)
-  for _, other in ipairs(redis.call('ZREVRANGE', key('jobs', 'adapter', adapter), 0, -1)) do
-    local done = redis.call('HGET', key('task', task_id(other, stage)), 'status')
-    if other ~= job_id and (done == 'succeeded' or done == 'reused') then
-      local other_profile, spec = unpack(redis.call('HMGET', key('job', other), 'profile', 'spec'))
-      local readable, decoded = pcall(cjson.decode, spec or '')
-      local point = readable and is_point(other, decoded)
-      if other_profile == profile and readable and not point and type(decoded.replay_of) ~= 'string' then
-        return other
+-- The stages of which this is the newest job, and for each the newest other one of this adapter and profile that
+-- committed it. Replays count when they are named only. A spec is decoded once, and only where it may be the answer.
+local newest, wanted, missing = key('newest', adapter), {}, 0
+for _, stage in ipairs(stages_of(job_id)) do
+  if redis.call('HGET', newest, profile .. ':' .. stage) == job_id then
+    wanted[stage] = true
+    missing = missing + 1
+  end
+end
+local others = {}
+for _, other in ipairs(missing > 0 and redis.call('ZREVRANGE', key('jobs', 'adapter', adapter), 0, -1) or {}) do
+  if other ~= job_id and redis.call('HGET', key('job', other), 'profile') == profile then
+    local counts
+    for stage in pairs(wanted) do
+      local done = redis.call('HGET', key('task', task_id(other, stage)), 'status')
+      if counts ~= false and not others[stage] and (done == 'succeeded' or done == 'reused') then
+        if counts == nil then
+          local readable, spec = pcall(cjson.decode, redis.call('HGET', key('job', other), 'spec') or '')
+          counts = readable and not is_point(other, spec) and type(spec.replay_of) ~= 'string'
+        end
+        if counts then
+          others[stage] = other
+          missing = missing - 1
+        end
       end
+    end
+    if missing == 0 then
+      break
     end
   end
 end
@@ -38,14 +55,10 @@ for _, stage in ipairs(stages_of(job_id)) do
   if fingerprint and redis.call('HGET', key('reuse'), fingerprint) == id then
     redis.call('HDEL', key('reuse'), fingerprint)
   end
-  local newest, field = key('newest', adapter), profile .. ':' .. stage
-  if redis.call('HGET', newest, field) == job_id then
-    local other = newest_other(stage)
-    if other then
-      redis.call('HSET', newest, field, other)
-    else
-      redis.call('HDEL', newest, field)
-    end
+  if wanted[stage] and others[stage] then
+    redis.call('HSET', newest, profile .. ':' .. stage, others[stage])
+  elseif wanted[stage] then
+    redis.call('HDEL', newest, profile .. ':' .. stage)
   end
   leave_queues(id)
   redis.call('ZREM', key('unpublished'), id)
