@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from loco.contracts.errors import LocoError
+from loco.contracts.errors import Conflict, LocoError
 from loco.contracts.recipes import RecipePut
 from loco.drafting import shelf
+from loco.recipes.catalog import load_catalog
+from loco.recipes.plain import ensure_plain
 
 RECIPE = """
 name: units
@@ -71,3 +73,16 @@ def test_what_nothing_names_any_more_goes_and_other_files_stay(
     assert not is_new
     beside = {p.name for p in (adapters_dir / "units").iterdir()}
     assert beside == {".recipes", "adapter.yaml", "new.jsonl", "problems.jsonl", "notes.txt"}
+
+
+def test_adapters_of_fine_tuning_requests_take_no_place_of_recipes(
+    settings, content, monkeypatch
+) -> None:
+    root = settings.adapters_dir
+    monkeypatch.setattr(shelf, "MOST_ADAPTERS", len(shelf.adapter_names(root)) + 1)
+    base = load_catalog(root)["smollm2-135m-instruct"]
+    ensure_plain(root, base, None, "bob")
+    shelf.put(settings, "units", RecipePut(recipe=RECIPE, files=FILES), content, by="ann")
+    other = RecipePut(recipe=RECIPE.replace("units", "others"), files=FILES)
+    with pytest.raises(Conflict, match="adapters"):
+        shelf.put(settings, "others", other, content, by="ann")
