@@ -8,17 +8,34 @@ One JSON document in, one out (`loco.contracts.looks.Look`, or an `error`). The 
 
 import io
 import json
+import math
+import resource
 import sys
+import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from loco.contracts.errors import DataError, LocoError
-from loco.contracts.looks import SHOWN, Look, LookedAt, LookPiece
+from loco.contracts.looks import (
+    LARGEST_ANSWER,
+    MOST_SHOWN,
+    SHOWN,
+    TOO_MUCH,
+    Look,
+    LookedAt,
+    LookPiece,
+)
 from loco.contracts.specs import BaseModelSpec
 from loco.stage.program import Emitter
 from loco_trainer.bases import find
 from loco_trainer.data import rows
 from loco_trainer.data.template import Template
+
+#: Bytes of memory and seconds of computing beyond what it took to load the tokenizer.
+MEMORY, CPU_SECONDS = 2 * 2**30, 110
+_STATM = Path("/proc/self/statm")
 
 
 def look(asked: dict[str, Any]) -> Look:
@@ -39,6 +56,7 @@ def look(asked: dict[str, Any]) -> Look:
         folder, trust_remote_code=False, local_files_only=True
     )
     template = Template.of(tokenizer, spec.system)
+    _bound()
     found = []
     for number, row in enumerate(asked["rows"]):
         found.append(_looked_at(row, template, asked["max_length"], shown=number < SHOWN))
@@ -62,21 +80,35 @@ def _looked_at(row: dict[str, Any], template: Template, longest: int, *, shown: 
         trained=sum(label != rows.IGNORED for row in left for label in row.labels),
         cut=any(inside for _, _, inside, _ in kept),
         dropped=not left,
-        pieces=tuple(p for row in left for p in _pieces(row, template)) if shown else (),
+        pieces=tuple(_pieces(left, template)) if shown else (),
     )
 
 
-def _pieces(row: rows.Row, template: Template) -> list[LookPiece]:
-    """Runs of tokens that are trained on, and of others."""
-    pieces: list[LookPiece] = []
-    start = 0
-    for end in range(1, len(row.labels) + 1):
-        trained = row.labels[start] != rows.IGNORED
-        if end == len(row.labels) or (row.labels[end] != rows.IGNORED) != trained:
-            text = template.tokenizer.decode(row.input_ids[start:end])
-            pieces.append(LookPiece(text=text, trained=trained))
-            start = end
-    return pieces
+def _pieces(left: list[rows.Row], template: Template) -> Iterator[LookPiece]:
+    """Runs of tokens that are trained on, and of others, up to the characters that are shown."""
+    room = MOST_SHOWN - 1
+    for row in left:
+        for trained, run in groupby(
+            zip(row.input_ids, row.labels, strict=True), key=lambda at: at[1] != rows.IGNORED
+        ):
+            text = template.tokenizer.decode([token for token, _ in run])
+            if len(text) > room:
+                yield LookPiece(text=text[:room] + "…", trained=trained)
+                return
+            room -= len(text)
+            yield LookPiece(text=text, trained=trained)
+
+
+def _bound() -> None:
+    """Limits what rows may take from here on."""
+    limits = {resource.RLIMIT_CPU: math.ceil(time.process_time()) + CPU_SECONDS}
+    if _STATM.exists():  # elsewhere the time alone is limited
+        pages = int(_STATM.read_text(encoding="ascii").split()[0])
+        limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + MEMORY
+    for kind, limit in limits.items():
+        _, hard = resource.getrlimit(kind)
+        within = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (within, hard))
 
 
 def main() -> int:
@@ -85,6 +117,10 @@ def main() -> int:
         answer = look(json.load(sys.stdin)).model_dump_json()
     except LocoError as error:
         answer = json.dumps({"error": error.body.model_dump()})
+    except MemoryError:
+        return TOO_MUCH
+    if len(answer.encode()) > LARGEST_ANSWER:
+        return TOO_MUCH
     sys.stdout.write(answer)
     return 0
 

@@ -12,6 +12,8 @@ from loco.contracts.jobs import Checkpoint
 from loco.contracts.keys import Scope
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
+from loco.recipes import plain
+from loco.recipes.catalog import load_catalog
 from loco.recipes.plain import plain_name
 
 pytestmark = pytest.mark.redis
@@ -255,9 +257,12 @@ def test_an_adapter_brings_its_recipe_eval_and_gate(client, file, ledger):
         ),
     ],
 )
-def test_what_a_job_cannot_be_is_said_by_field(client, file, changes, kind, words, param):
+def test_what_a_job_cannot_be_is_said_by_field(
+    client, file, adapters_dir, changes, kind, words, param
+):
     with pytest.raises(kind, match=words) as refused:
         client.fine_tuning.jobs.create(**{"model": BASE, "training_file": file, **changes})
+    assert not list(adapters_dir.glob("ft-*")), "what is refused makes no recipe"
     assert param is None or refused.value.param == param
 
 
@@ -421,3 +426,25 @@ def test_names_that_had_to_be_cut_or_have_no_letters_stay_apart():
     signs = {plain_name("qwen3-4b", text) for text in ("日本", "한국", "!!!")}
     assert len(signs) == 3
     assert plain_name("qwen3-4b", None) not in signs
+
+
+def test_one_owners_recipes_take_no_place_of_others(client, file, adapters_dir, monkeypatch):
+    monkeypatch.setattr(plain, "MOST_OF_OWNER", 2)
+    create = client.fine_tuning.jobs.create
+    for suffix in ("a", "b", "b"):
+        create(model=BASE, training_file=file, suffix=suffix)
+    with pytest.raises(openai.ConflictError, match="There are 2 adapters ft-… of 'local' already"):
+        create(model=BASE, training_file=file, suffix="c")
+    assert len(list(adapters_dir.glob("ft-*"))) == 2
+    base = load_catalog(adapters_dir)[BASE]
+    plain.ensure_plain(adapters_dir, base, "c", "bob")
+    assert (adapters_dir / plain_name(BASE, "c") / "adapter.yaml").is_file()
+
+
+def test_a_key_that_was_used_for_another_request_makes_no_recipe(client, file, adapters_dir):
+    create, key = client.fine_tuning.jobs.create, {"Idempotency-Key": "one"}
+    first = create(model=BASE, training_file=file, suffix="a", extra_headers=key)
+    assert create(model=BASE, training_file=file, suffix="a", extra_headers=key).id == first.id
+    with pytest.raises(openai.APIStatusError):
+        create(model=BASE, training_file=file, suffix="b", extra_headers=key)
+    assert [p.name for p in adapters_dir.glob("ft-*")] == [plain_name(BASE, "a")]

@@ -79,3 +79,26 @@ def test_without_a_training_environment_it_says_so(folder: Path, settings) -> No
     bare = settings.model_copy(update={"train_python": folder / "none"})
     with pytest.raises(Unseen, match="No training environment"):
         looking.look(bare, request)
+
+
+def test_rows_of_many_turns_are_not_asked_about_and_named(folder: Path) -> None:
+    turns = [{"role": role, "content": "1"} for role in ("user", "assistant")] * 26
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": turns}) + "\n")
+    found = checks.check(folder, "units", "tiny")
+    assert len(found.rows) == 21, found.problems
+    request = checks.request_of(found)
+    assert request is not None
+    assert len(request.rows) == 20
+    assert any("more than 50 turns were not checked (lines 21)" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("end", ["kill -9 $$", "exit 71"])
+def test_a_look_that_takes_too_much_is_told(folder: Path, settings, end: str) -> None:
+    request = checks.request_of(checks.check(folder, "units", "tiny"))
+    assert request is not None
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\ncat > /dev/null\n{end}\n")
+    python.chmod(0o755)
+    with pytest.raises(Unseen, match="too much memory or time"):
+        looking.look(settings.model_copy(update={"train_python": python}), request)

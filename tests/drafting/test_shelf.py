@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from loco.contracts.errors import InvalidRequest, LocoError
+from loco.contracts.errors import Conflict, InvalidRequest, LocoError
 from loco.contracts.recipes import RecipePut
 from loco.drafting import shelf
+from loco.recipes.catalog import load_catalog
+from loco.recipes.plain import ensure_plain
 
 RECIPE = """
 name: units
@@ -85,3 +87,16 @@ def test_a_folder_in_a_files_place_is_refused_and_bricks_nothing(
         shelf.put(settings, "units", more, content, by="me", if_match=first.etag)
     assert refused.value.param == "files.taken"
     assert shelf.recipe_text(settings, "units").etag == first.etag
+
+
+def test_adapters_of_fine_tuning_requests_take_no_place_of_recipes(
+    settings, content, monkeypatch
+) -> None:
+    root = settings.adapters_dir
+    monkeypatch.setattr(shelf, "MOST_ADAPTERS", len(shelf.adapter_names(root)) + 1)
+    base = load_catalog(root)["smollm2-135m-instruct"]
+    ensure_plain(root, base, None, "bob")
+    shelf.put(settings, "units", RecipePut(recipe=RECIPE, files=FILES), content, by="ann")
+    other = RecipePut(recipe=RECIPE.replace("units", "others"), files=FILES)
+    with pytest.raises(Conflict, match="adapters"):
+        shelf.put(settings, "others", other, content, by="ann")

@@ -14,7 +14,7 @@ from loco.contracts.errors import (
     OllamaUnavailable,
 )
 from loco.recipes.catalog import load_catalog
-from loco_api.auth import SUBMIT
+from loco_api.auth import SUBMIT, caller
 from loco_api.context import Here
 from loco_api.errors import responses
 from loco_api.openai_api.upstream import Upstream
@@ -132,4 +132,4 @@ async def _passed(request: Request, path: str, body: dict[str, Any]) -> Response
         raw = json.dumps(body, allow_nan=False).encode()
     except ValueError as error:
         raise InvalidRequest(f"The body is not plain JSON: {error}.") from error
-    return await upstream.post(request, path, raw)
+    return await upstream.post(request, path, raw, key=caller(request).key_id)

@@ -24,7 +24,7 @@ from loco.contracts.jobs import Job
 from loco.datasets.names import name_of
 from loco.queue.data_sets import data_sets
 from loco.queue.data_sets import delete as delete_data_set
-from loco_api.auth import SUBMIT, Who
+from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.openai_api.form import UploadForm
@@ -71,7 +71,7 @@ class FileList(OpenAIList[FileObject]):
     "/v1/files",
     operation_id="createFile",
     summary="Upload a file",
-    dependencies=[SUBMIT],
+    dependencies=[SUBMIT, COUNTED],
     responses=responses(
         InvalidRequest,
         DataError,

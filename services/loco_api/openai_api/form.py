@@ -7,6 +7,8 @@ from loco.contracts.errors import InvalidRequest
 
 #: Parts beside the file, and characters of each: `purpose` and what clients may add.
 _MOST_FIELDS, _LONGEST_FIELD = 16, 1024
+#: Bytes of a body outside the file: heads, boundaries and those parts.
+_MOST_OUTSIDE = 65_536
 #: The part that holds the file.
 _FILE = "file"
 
@@ -31,6 +33,7 @@ class UploadForm:
             raise _no_form("its Content-Type is not multipart/form-data with a boundary")
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
+        self._parts = self._outside = 0
         self._headers: dict[bytes, bytes] = {}
         self._header, self._value = b"", b""
         self._name: str | None = None
@@ -62,6 +65,9 @@ class UploadForm:
         except FormParserError as error:
             raise _no_form(str(error)) from error
         found, self._pieces = b"".join(self._pieces), []
+        self._outside += len(piece) - len(found)
+        if self._outside > _MOST_OUTSIDE:
+            raise _no_form(f"it has more than {_MOST_OUTSIDE:,} bytes beside the file")
         return found
 
     def finish(self) -> None:
@@ -76,6 +82,9 @@ class UploadForm:
             raise InvalidRequest("file: is missing.", param="file", hint="Add it to the form.")
 
     def _begin(self) -> None:
+        self._parts += 1
+        if self._parts > _MOST_FIELDS + 1:
+            raise _no_form(f"it has more than {_MOST_FIELDS} parts beside the file")
         self._headers, self._name, self._text = {}, None, b""
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:
@@ -95,8 +104,8 @@ class UploadForm:
             if self.filename is not None:
                 raise _no_form("it has two files")
             self.filename = options.get(b"filename", b"").decode(errors="replace")
-        elif len(self.fields) >= _MOST_FIELDS or len(self._name) > _LONGEST_FIELD:
-            raise _no_form(f"it has more than {_MOST_FIELDS} parts beside the file")
+        elif len(self._name) > _LONGEST_FIELD:
+            raise _no_form(f"the name of a part has more than {_LONGEST_FIELD} bytes")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == _FILE:

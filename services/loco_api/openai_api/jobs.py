@@ -25,10 +25,10 @@ from loco.contracts.specs import BaseModelSpec, JobSpec
 from loco.contracts.stages import Stage
 from loco.ledger.ledger import Hint
 from loco.queue.celery_app import send_hint
-from loco.queue.submission import submit
+from loco.queue.submission import check_key, request_digest, submit
 from loco.recipes.catalog import load_catalog
-from loco.recipes.plain import ensure_plain, standard_rate
-from loco.recipes.resolve import resolve
+from loco.recipes.plain import ensure_plain, plain_name, plain_recipe, standard_rate
+from loco.recipes.resolve import RECIPE, resolve
 from loco_api.auth import COUNTED, SUBMIT, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
@@ -112,11 +112,20 @@ def create_job(
 
     Eval and the gate follow where the recipe has sets of problems; without them it ends with a model in Ollama.
     """
+    wanted = job_request(here, who, request)
+    if idempotency_key is not None:
+        check_key(idempotency_key)
+        digest = request_digest(wanted)
+        if done := here.ledger.accepted(idempotency_key, digest, owner=who.owner):
+            return _view(done)
+    if request.adapter is None:  # last: what is refused makes nothing
+        base = _base(here, request.model)
+        ensure_plain(here.settings.adapters_dir, base, request.suffix, who.owner)
     job, _ = submit(
         here.ledger,
         here.queue,
         here.settings,
-        job_request(here, who, request),
+        wanted,
         idempotency_key=idempotency_key,
         owner=who.owner,
         sees_all=sees(who) is None,
@@ -272,7 +281,7 @@ def list_checkpoints(
 
 
 def job_request(here: Context, who: Caller, asked: FineTuningRequest) -> JobRequest:
-    """What a request means: the recipe's values, but for what it sets itself.
+    """What a request means: the recipe's values, but for what it sets itself. Nothing is made.
 
     Raises:
         UnknownBaseModel, UnknownAdapter, UnknownProfile, NotFound, InvalidRequest, Conflict: see there.
@@ -300,7 +309,7 @@ def job_request(here: Context, who: Caller, asked: FineTuningRequest) -> JobRequ
         prepare["validation_source"] = held_out.source
         prepare["validation"] = min(held_out.count, _MOST_VALIDATED)
     request = JobRequest(
-        adapter=asked.adapter or ensure_plain(adapters_dir, base, asked.suffix),
+        adapter=asked.adapter or plain_name(base.name, asked.suffix),
         profile=asked.profile,
         base_model=base.name,
         prepare=prepare,
@@ -310,10 +319,14 @@ def job_request(here: Context, who: Caller, asked: FineTuningRequest) -> JobRequ
         train={"preference": {} if asked.is_dpo else None},
         stages=tuple(s for s in Stage if s is not Stage.EVAL),
     )
-    spec = resolve(adapters_dir, request)
+    is_new = asked.adapter is None and not (adapters_dir / request.adapter / RECIPE).is_file()
+    recipe = plain_recipe(base, asked.suffix) if is_new else None
+    spec = resolve(adapters_dir, request, recipe)
     train = _train(asked, spec, rows, plain=asked.adapter is None)
     stages = None if spec.eval.sets else request.stages  # without problems there is no eval
-    return request.model_copy(update={"train": train, "stages": stages})
+    wanted = request.model_copy(update={"train": train, "stages": stages})
+    resolve(adapters_dir, wanted, recipe)
+    return wanted
 
 
 def _train(asked: FineTuningRequest, spec: JobSpec, rows: Rows, *, plain: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Answers that are on their way at once; Ollama itself queues 512.
 AT_ONCE = 100
+#: And with one API key.
+OF_A_KEY = 20
 #: Seconds without a byte: loading a large model happens inside a request.
 _PATIENCE = 600.0
 _CONNECT_SECONDS = 10.0
@@ -36,39 +39,45 @@ class Upstream:
         """Takes its base URL; nothing is asked yet."""
         self._url = url.rstrip("/")
         self._client: httpx.AsyncClient | None = None
-        self._open = 0
+        self._open: Counter[str | None] = Counter()
 
     async def close(self) -> None:
         """Ends the answers that are on their way."""
         if self._client is not None:
             await self._client.aclose()
 
-    async def post(self, request: Request, path: str, body: bytes) -> Response:
+    async def post(self, request: Request, path: str, body: bytes, *, key: str | None) -> Response:
         """What Ollama answers to a body, streamed where it streams; a client that leaves ends it.
 
         Args:
             request: whose body was read.
             path: below Ollama's address.
             body: JSON.
+            key: ID of the API key it came with, if one did.
 
         Raises:
-            Busy: too many answers are on their way.
+            Busy: too many answers are on their way, or of this key's.
             OllamaUnavailable: nothing answers there.
         """
-        if self._open >= AT_ONCE:
+        if key is not None and self._open[key] >= OF_A_KEY:
+            raise Busy(
+                f"{OF_A_KEY} answers with this key are on their way already.",
+                hint="Try again later.",
+            )
+        if self._open.total() >= AT_ONCE:
             raise Busy(f"{AT_ONCE} answers are on their way already.", hint="Try again later.")
-        self._open += 1
+        self._open[key] += 1
         try:
             answer = await self._unless_gone(request, self._send(path, body))
         except BaseException as error:
-            self._open -= 1
+            self._free(key)
             if isinstance(error, httpx.TransportError):
                 raise self._unavailable(error) from error
             raise
         if answer is None:
-            self._open -= 1
+            self._free(key)
             return Response(status_code=_GONE)
-        return _Passed(self, answer)
+        return _Passed(self, answer, key)
 
     async def _send(self, path: str, body: bytes) -> httpx.Response:
         client = self._http()
@@ -108,11 +117,16 @@ class Upstream:
             said = json.dumps({"error": openai_error(told.body, told.status)})
             yield f"data: {said}\n\n".encode()
 
-    async def done(self, answer: httpx.Response) -> None:
+    async def done(self, answer: httpx.Response, key: str | None) -> None:
         """Gives the place of an answer back, read to its end or not."""
-        self._open -= 1
+        self._free(key)
         with anyio.CancelScope(shield=True):
             await answer.aclose()
+
+    def _free(self, key: str | None) -> None:
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
 
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
@@ -135,15 +149,15 @@ class Upstream:
 class _Passed(StreamingResponse):
     """An answer of Ollama's, whose place is free again whatever becomes of it."""
 
-    def __init__(self, upstream: Upstream, answer: httpx.Response) -> None:
+    def __init__(self, upstream: Upstream, answer: httpx.Response, key: str | None) -> None:
         kind = answer.headers.get("content-type", "application/json")
         pieces = upstream.pieces(answer, streams=_EVENT_STREAM in kind)
         super().__init__(pieces, answer.status_code, media_type=kind)
-        self._upstream, self._answer = upstream, answer
+        self._upstream, self._answer, self._key = upstream, answer, key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the bytes."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._upstream.done(self._answer)
+            await self._upstream.done(self._answer, self._key)

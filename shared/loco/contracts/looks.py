@@ -10,8 +10,15 @@ from loco.contracts.bounds import LARGEST_CONTEXT, LONGEST_NAME
 #: Rows that are tokenized at once, and characters of one.
 MOST_ROWS = 500
 LONGEST_ROW = 400_000
+#: Turns of a row: where a template forgets, a row is tokenized once for each answer.
+MOST_TURNS = 50
 #: Rows whose tokens are shown.
 SHOWN = 10
+#: Characters that are shown of a row, and bytes of the program's whole answer.
+MOST_SHOWN = 65_536
+LARGEST_ANSWER = 8 * 2**20
+#: Exit code of the program where rows take more memory than it may have.
+TOO_MUCH = 71
 
 
 class LookRow(Contract):
@@ -20,7 +27,7 @@ class LookRow(Contract):
     line: int = Field(ge=1, le=10**9, description="Where it stands in its file.")
     conversations: list[
         dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=LONGEST_ROW)]]
-    ] = Field(min_length=1, max_length=1000, description="Its turns.")
+    ] = Field(min_length=1, max_length=MOST_TURNS, description="Its turns.")
 
 
 class LookRequest(Contract):
@@ -52,7 +59,7 @@ class LookedAt(Contract):
     dropped: bool = Field(False, description="Its answer begins beyond max_length.")
     problem: str | None = Field(None, description="Why it cannot be trained on at all.")
     pieces: tuple[LookPiece, ...] = Field(
-        (), description="As the model sees it; of the first rows."
+        (), description="As the model sees it; of the first rows, 65,536 characters at most."
     )
 
 

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from loco.contracts.datasets import Layout
 from loco.contracts.errors import DataError, InvalidRequest, LocoError
 from loco.contracts.evaluation import EvalSet
-from loco.contracts.looks import MOST_ROWS, LookRequest, LookRow
+from loco.contracts.looks import MOST_ROWS, MOST_TURNS, LookRequest, LookRow
 from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import JobSpec, PrepareSpec
@@ -193,12 +193,23 @@ def request_of(found: Checked) -> LookRequest | None:
     if found.spec is None or not found.rows:
         return None
     chosen: list[LookRow] = []
+    longer: list[str] = []
     characters = 0
     for row in found.rows[:MOST_ROWS]:
+        if len(row.turns) > MOST_TURNS:
+            longer.append(str(row.line))
+            continue
         characters += sum(len(turn["content"]) for turn in row.turns)
         if chosen and characters > _MOST_CHARACTERS:
             break
         chosen.append(LookRow(line=row.line, conversations=row.turns))
+    if longer:
+        lines = ", ".join(longer[:LISTED]) + (", …" if len(longer) > LISTED else "")
+        found.notes.append(
+            f"Tokens of rows with more than {MOST_TURNS} turns were not checked (lines {lines})."
+        )
+    if not chosen:
+        return None
     train = found.spec.train
     return LookRequest(
         base_model=train.base_model.name, max_length=train.max_length, rows=tuple(chosen)

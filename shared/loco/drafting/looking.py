@@ -7,7 +7,7 @@ import subprocess
 from pydantic import ValidationError
 
 from loco.contracts.errors import LocoError, Unseen, from_payload
-from loco.contracts.looks import Look, LookRequest, asked_of
+from loco.contracts.looks import TOO_MUCH, Look, LookRequest, asked_of
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.catalog import base_model
 from loco.settings import Settings
@@ -23,7 +23,7 @@ def look(settings: Settings, request: LookRequest) -> Look:
 
     Raises:
         UnknownBaseModel: the catalog has none of that name.
-        Unseen: there is no training environment or tokenizer here, or it took too long.
+        Unseen: there is no training environment or tokenizer here, or it took too much.
     """
     return look_at(settings, base_model(settings.adapters_dir, request.base_model), request)
 
@@ -32,7 +32,7 @@ def look_at(settings: Settings, base: BaseModelSpec, request: LookRequest) -> Lo
     """The same for a base of whichever catalog.
 
     Raises:
-        Unseen: there is no training environment or tokenizer here, or it took too long.
+        Unseen: there is no training environment or tokenizer here, or it took too much.
     """
     if not settings.train_python.is_file():
         raise Unseen(
@@ -58,6 +58,10 @@ def look_at(settings: Settings, base: BaseModelSpec, request: LookRequest) -> Lo
             f"The training environment took longer than {SECONDS:.0f} s to look at the rows.",
             hint="Try again when the machine is less busy.",
         ) from error
+    if ended.returncode == TOO_MUCH or ended.returncode < 0:  # a signal: memory or time
+        raise Unseen(
+            "The rows take too much memory or time to look at.", hint="Send fewer or shorter rows."
+        )
     try:
         answer = json.loads(ended.stdout)
     except ValueError as error:

@@ -31,6 +31,7 @@ from loco.drafting.draft import check_name
 from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
+from loco.recipes.plain import MADE_BY
 from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve
 from loco.recipes.swap import KEPT, Change, change, unchanging
 from loco.settings import CATALOG, Settings
@@ -141,7 +142,7 @@ def put(
             is_new = not (root / name / RECIPE).exists()
             if not is_new:
                 _check_match(_tag_now(settings, name), if_match, name)
-            elif len(adapter_names(root)) >= MOST_ADAPTERS:
+            elif _count_of_put(root) >= MOST_ADAPTERS:
                 raise Conflict(
                     f"There are {MOST_ADAPTERS:,} adapters.",
                     hint="Remove folders of adapters that nobody needs.",
@@ -170,6 +171,11 @@ def put(
             for old in kept[MOST_KEPT - 1 :]:
                 shutil.rmtree(root / name / KEPT / str(old.version), ignore_errors=True)
     return recipe_text(settings, name), is_new
+
+
+def _count_of_put(root: Path) -> int:
+    """Adapters but for those that fine-tuning requests made, which have a limit of their own."""
+    return sum(not (root / name / MADE_BY).exists() for name in adapter_names(root))
 
 
 def _tag_now(settings: Settings, name: str) -> str:

@@ -12,12 +12,17 @@ from pathlib import Path
 from loco.contracts.errors import Conflict
 from loco.contracts.files import sync_folder
 from loco.contracts.specs import BaseModelSpec
-from loco.recipes.resolve import RECIPE
+from loco.recipes.documents import parsed_yaml
+from loco.recipes.resolve import RECIPE, Recipe
 
 #: In front of their names, so that none stands in for an adapter that somebody wrote.
 PREFIX = "ft"
 #: Of all, so that requests cannot fill the adapters folder.
 MOST = 1000
+#: And of one owner.
+MOST_OF_OWNER = 100
+#: The file beside such a recipe that says whose request made it.
+MADE_BY = ".made_by"
 #: `locollm-` and the name are the model's in Ollama, which may have 63 characters.
 _LONGEST = 63 - len("locollm-")
 #: Billions of parameters under which a base learns little at the usual rate (docs/learning.md).
@@ -59,33 +64,47 @@ def plain_name(base: str, suffix: str | None) -> str:
     return f"{name[: _LONGEST - 7].rstrip('-')}-{digest}"
 
 
-def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None) -> str:
-    """The name of the adapter of a base and a suffix, whose recipe is made if there is none.
+def plain_recipe(base: BaseModelSpec, suffix: str | None) -> Recipe:
+    """The recipe that `ensure_plain` would make."""
+    return Recipe.model_validate(parsed_yaml(_text(base, plain_name(base.name, suffix))))
+
+
+def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None, owner: str) -> None:
+    """Makes the recipe of a base and a suffix if there is none.
 
     Raises:
-        Conflict: there are too many of them.
+        Conflict: there are too many of them, or of this owner's.
     """
     name = plain_name(base.name, suffix)
     path = adapters_dir / name / RECIPE
     if path.is_file():
-        return name
-    if sum(1 for _ in adapters_dir.glob(f"{PREFIX}-*/{RECIPE}")) >= MOST:
-        raise Conflict(
-            f"There are {MOST} adapters {PREFIX}-… already.",
-            param="suffix",
-            hint="Use a suffix again, name an `adapter`, or delete some of their folders.",
-        )
+        return
+    makers = [p.read_text(encoding="utf-8") for p in adapters_dir.glob(f"{PREFIX}-*/{MADE_BY}")]
+    for count, most, whose in (
+        (makers.count(owner), MOST_OF_OWNER, f" of {owner!r}"),
+        (len(makers), MOST, ""),
+    ):
+        if count >= most:
+            raise Conflict(
+                f"There are {most} adapters {PREFIX}-…{whose} already.",
+                param="suffix",
+                hint="Use a suffix again, name an `adapter`, or delete some of their folders.",
+            )
     path.parent.mkdir(exist_ok=True)
-    text = _TEXT.format(
-        name=name, base=base.name, model=f"locollm-{name}", rate=f"{standard_rate(base):.1e}"
-    )
+    text = _text(base, name)
     temporary = path.with_name(f".{RECIPE}.{os.getpid()}.{os.urandom(4).hex()}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
+        (path.parent / MADE_BY).write_text(owner, encoding="utf-8")
         os.link(temporary, path)  # of two requests at once the second takes the first one's
     except FileExistsError:
         pass
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-    return name
+
+
+def _text(base: BaseModelSpec, name: str) -> str:
+    return _TEXT.format(
+        name=name, base=base.name, model=f"locollm-{name}", rate=f"{standard_rate(base):.1e}"
+    )

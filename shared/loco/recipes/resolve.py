@@ -95,14 +95,19 @@ def load_recipe(adapters_dir: Path, name: str) -> Recipe:
     return recipe
 
 
-def resolve(adapters_dir: Path, request: JobRequest) -> JobSpec:
+def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = None) -> JobSpec:
     """The spec a request means, every default filled in.
+
+    Args:
+        adapters_dir: recipes and catalog.
+        request: what is asked for.
+        recipe: of the adapter; none: the one of its folder.
 
     Raises:
         UnknownAdapter, UnknownProfile, UnknownBaseModel, StageGap: see there.
         InvalidRequest: an override has an unknown field or a wrong value; `param` names it.
     """
-    recipe = load_recipe(adapters_dir, request.adapter)
+    recipe = recipe or load_recipe(adapters_dir, request.adapter)
     if request.profile not in recipe.profile_names:
         raise UnknownProfile(
             f"Adapter {recipe.name!r} has no profile {request.profile!r}. "
