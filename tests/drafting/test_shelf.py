@@ -6,7 +6,9 @@ import pytest
 
 from loco.contracts.errors import LocoError
 from loco.contracts.recipes import RecipePut
-from loco.drafting import shelf
+from loco.drafting import checks, shelf
+from loco.recipes.catalog import load_catalog
+from loco.recipes.plain import ensure_plain
 
 RECIPE = """
 name: units
@@ -71,3 +73,25 @@ def test_what_nothing_names_any_more_goes_and_other_files_stay(
     assert not is_new
     beside = {p.name for p in (adapters_dir / "units").iterdir()}
     assert beside == {".recipes", "adapter.yaml", "new.jsonl", "problems.jsonl", "notes.txt"}
+
+
+def test_a_recipe_whose_jobs_bring_the_rows_is_read_and_put_back(
+    settings, content, adapters_dir: Path
+) -> None:
+    base = load_catalog(adapters_dir)["qwen3-4b"]
+    name = ensure_plain(adapters_dir, base, "x")
+    found = shelf.recipe_text(settings, name)
+    assert found.files == {}
+    put, is_new = shelf.put(
+        settings, name, RecipePut(recipe=found.recipe), content, by="me", if_match=found.etag
+    )
+    assert (put.recipe, is_new) == (found.recipe, False)
+    for catalog in (adapters_dir / "base_models.yaml", None):
+        folder = (
+            adapters_dir / name
+            if catalog
+            else (adapters_dir / name).rename(adapters_dir.parent / name)
+        )
+        checked = checks.check(folder, name, catalog=catalog)
+        assert checked.problems == []
+        assert "The recipe names no prepare.source: each job brings its rows." in checked.notes

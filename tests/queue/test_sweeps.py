@@ -20,6 +20,8 @@ from loco.ledger.ledger import Claim, Ledger
 from loco.queue import sweeps
 from loco.queue.reaper import Reaper
 from loco.queue.sweeps import advance, cancel_sweep, show_sweep, submit_sweep
+from loco.recipes.catalog import load_catalog
+from loco.recipes.plain import ensure_plain
 from loco.settings import Settings
 
 pytestmark = pytest.mark.redis
@@ -149,6 +151,21 @@ def test_without_export_it_ends_with_its_best(
     assert advance(ledger, started.id) == []
     ended = show_sweep(ledger, started.id)
     assert (ended.status, ended.best, ended.final_job) == (JobStatus.SUCCEEDED, 2, None)
+
+
+def test_without_sets_of_problems_the_best_is_not_measured(
+    sweep: Sweeping, ledger: Ledger, hands: Hands, adapters_dir: Path
+) -> None:
+    name = ensure_plain(adapters_dir, load_catalog(adapters_dir)["smollm2-135m-instruct"], "x")
+    started = sweep(
+        adapter=name, profile="default", seeds=2, prepare={"source": {"kind": "arithmetic"}}
+    )
+    prepared(ledger, hands, started)
+    for loss in (0.9, 0.8, 0.5, 0.6, 0.7, 0.7):
+        run(hands, Stage.TRAIN, trained(2.0, loss))
+    advance(ledger, started.id)
+    final = ledger.job(str(show_sweep(ledger, started.id).final_job))
+    assert final.spec.stages == (Stage.TRAIN, Stage.EXPORT, Stage.REGISTER)
 
 
 class TestGrid:

@@ -24,14 +24,13 @@ from loco.contracts.errors import (
 )
 from loco.contracts.files import sha256_of, sync_folder, write_text
 from loco.contracts.recipes import RecipeFile, RecipePut, RecipeText, RecipeVersion
-from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.drafting.draft import check_name
 from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
-from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve
+from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve_recipe
 from loco.recipes.swap import KEPT, Change, change, unchanging
 from loco.settings import CATALOG, Settings
 
@@ -200,7 +199,7 @@ def _check(settings: Settings, name: str, made: Path, files: set[str]) -> None:
     used: set[str] = set()
     for profile in recipe.profile_names:
         try:
-            spec = resolve(made.parent, JobRequest(adapter=name, profile=profile))
+            spec = resolve_recipe(made.parent, name, profile)
         except LocoError as error:
             raise type(error)(
                 f"Profile {profile!r}: {error.message}", param=error.param, hint=error.hint
@@ -282,7 +281,7 @@ def _files_beside(settings: Settings, name: str) -> dict[str, Path]:
     recipe = load_recipe(settings.adapters_dir, name)
     found: dict[str, Path] = {}
     for profile in recipe.profile_names:
-        spec = resolve(settings.adapters_dir, JobRequest(adapter=name, profile=profile))
+        spec = resolve_recipe(settings.adapters_dir, name, profile)
         for path in _named(spec).values():
             if re.fullmatch(r"[^/]+", path) and (folder / path).is_file():
                 found[path] = dataset_path(path, folder)

@@ -63,7 +63,7 @@ class _Trained(Contract):
 class SweepPlan(NamedTuple):
     """What the jobs of a sweep are made of."""
 
-    #: All five stages, with the train spec of the first point.
+    #: All stages (without sets of problems no eval), with the train spec of the first point.
     spec: JobSpec
     #: The train spec of each point.
     trains: tuple[TrainSpec, ...]

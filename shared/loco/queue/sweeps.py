@@ -217,7 +217,8 @@ def _judge(ledger: Ledger, sweep: Sweep) -> list[Hint]:
         return []
     plan = ledger.sweeps.plan(sweep.id)
     train = plan.trains[chosen.number - 1]
-    spec = _part(plan.spec, sweep.id, _FINAL_STAGES, train=train, on=sweep.prepare_job)
+    stages = tuple(stage for stage in _FINAL_STAGES if stage in plan.spec.stages)
+    spec = _part(plan.spec, sweep.id, stages, train=train, on=sweep.prepare_job)
     # whatever was asked of the trainings: this one must not train again
     spec = spec.model_copy(update={"reuse": True})
     return _begin(ledger, sweep.id, FINAL, spec, best=chosen.number)
