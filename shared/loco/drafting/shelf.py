@@ -4,7 +4,6 @@ A recipe is looked at as one on disk would be: every profile resolves, every fil
 every eval set reads. Only then does anything change (`recipes.swap`).
 """
 
-import errno
 import hashlib
 import re
 import shutil
@@ -31,7 +30,7 @@ from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
 from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve_recipe
-from loco.recipes.swap import KEPT, Change, change, unchanging
+from loco.recipes.swap import KEPT, Change, change, unchanging, writable
 from loco.settings import CATALOG, Settings
 
 #: Recipes of an adapter that are kept; older ones go.
@@ -56,7 +55,7 @@ def recipe_text(settings: Settings, name: str) -> RecipeText:
     """
     folder = settings.adapters_dir / name
     load_recipe(settings.adapters_dir, name)
-    with _writable(settings), unchanging(folder):
+    with writable(settings.adapters_dir), unchanging(folder):
         text = (folder / RECIPE).read_text(encoding="utf-8")
         files = _files_beside(settings, name)
         version = next((v.version for v in _kept(folder) if v.recipe == text), None)
@@ -126,7 +125,7 @@ def put(
     """
     check_name(name)
     root = settings.adapters_dir
-    with _writable(settings), _incoming(root, name) as made:
+    with writable(settings.adapters_dir), _incoming(root, name) as made:
         write_text(made / RECIPE, asked.recipe)
         digests = {}
         for file, data_set in asked.files.items():
@@ -317,23 +316,3 @@ def _incoming(root: Path, name: str) -> Iterator[Path]:
         yield place / name
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _writable(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise _unwritable(settings, error) from error
-    except OSError as error:
-        if error.errno == errno.EROFS:  # mounted read-only, as compose.yaml does
-            raise _unwritable(settings, error) from error
-        raise
-
-
-def _unwritable(settings: Settings, error: OSError) -> LocoError:
-    return LocoError(
-        f"The server may not write to its adapters folder {settings.adapters_dir}: {error.strerror}.",
-        hint="Let its user write there (in compose.yaml: mount ./adapters without `:ro` for the API), "
-        "or put the recipe into the folder by hand.",
-    )

@@ -13,6 +13,7 @@ from loco.contracts.errors import Conflict
 from loco.contracts.files import sync_folder
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.resolve import RECIPE
+from loco.recipes.swap import writable
 
 #: In front of their names, so that none stands in for an adapter that somebody wrote.
 PREFIX = "ft"
@@ -64,6 +65,7 @@ def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None) ->
 
     Raises:
         Conflict: there are too many of them.
+        LocoError: the server may not write there.
     """
     name = plain_name(base.name, suffix)
     path = adapters_dir / name / RECIPE
@@ -75,17 +77,18 @@ def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None) ->
             param="suffix",
             hint="Use a suffix again, name an `adapter`, or delete some of their folders.",
         )
-    path.parent.mkdir(exist_ok=True)
     text = _TEXT.format(
         name=name, base=base.name, model=f"locollm-{name}", rate=f"{standard_rate(base):.1e}"
     )
     temporary = path.with_name(f".{RECIPE}.{os.getpid()}.{os.urandom(4).hex()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.link(temporary, path)  # of two requests at once the second takes the first one's
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writable(adapters_dir):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.link(temporary, path)  # of two requests at once the second takes the first one's
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return name
