@@ -436,6 +436,27 @@ class TestFailures:
         assert (again.status, again.error) == (JobStatus.SUCCEEDED, None)
         assert ledger.sweeps.page().sweeps[0].status is JobStatus.SUCCEEDED
 
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_what_follows_is_cancelled_and_retried(
+        self, sweep: Sweeping, ledger: Ledger, hands: Hands, whole: bool
+    ) -> None:
+        started = sweep()
+        prepared(ledger, hands, started)
+        for loss in (0.9, 0.5, 0.7):
+            run(hands, Stage.TRAIN, trained(2.0, loss))
+        advance(ledger, started.id)
+        final = str(show_sweep(ledger, started.id).final_job)
+        cancel_sweep(ledger, started.id) if whole else ledger.cancel(final)
+        advance(ledger, started.id)
+        assert show_sweep(ledger, started.id).status is JobStatus.CANCELLED
+        ledger.retry(final)
+        again = JobStatus.CANCELLED if whole else JobStatus.RUNNING
+        assert show_sweep(ledger, started.id).status is again
+        for stage in (Stage.TRAIN, Stage.EXPORT, Stage.REGISTER, Stage.EVAL):
+            run(hands, stage)
+        ended = JobStatus.CANCELLED if whole else JobStatus.SUCCEEDED
+        assert show_sweep(ledger, started.id).status is ended
+
 
 class TestCancel:
     def test_before_prepare_ran(self, sweep: Sweeping, ledger: Ledger) -> None:

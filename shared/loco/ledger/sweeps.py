@@ -351,9 +351,13 @@ class _JobState(NamedTuple):
 
 
 def _summary(fields: Fields, final: JobStatus | None) -> SweepSummary:
-    """A sweep from its hash. `final` counts once it ended: a final job that is retried goes on."""
+    """A sweep from its hash. `final` counts once it ended: a final job that is retried goes on.
+
+    Not where the sweep itself was cancelled: that ended for good.
+    """
     status = JobStatus(fields["status"])
-    if final is not None and status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+    asked = status is JobStatus.CANCELLED and fields["cancel_requested"] == "1"
+    if final is not None and status.is_terminal and not asked:
         status = final if final.is_terminal else JobStatus.RUNNING
     over = status.is_terminal
     best = fields.get("best")
