@@ -7,8 +7,6 @@ import pytest
 from loco.contracts.errors import LocoError
 from loco.contracts.recipes import RecipePut
 from loco.drafting import checks, shelf
-from loco.recipes.catalog import load_catalog
-from loco.recipes.plain import ensure_plain
 
 RECIPE = """
 name: units
@@ -18,6 +16,14 @@ model_name: locollm-units
 prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 4}
 eval: {sets: {held_out: {source: {kind: jsonl, path: problems.jsonl}, role: primary}}}
 profiles: {tiny: {train: {epochs: 1}}}
+"""
+#: As fine-tuning requests make them.
+BROUGHT = """
+name: ft-qwen3-4b-x
+description: Ours.
+base_model: qwen3-4b
+model_name: locollm-ft-qwen3-4b-x
+eval: {sets: {}}
 """
 FILES = {"rows.jsonl": "rows", "problems.jsonl": "problems"}
 SAME = ("Units.", "Units.")
@@ -78,8 +84,9 @@ def test_what_nothing_names_any_more_goes_and_other_files_stay(
 def test_a_recipe_whose_jobs_bring_the_rows_is_read_and_put_back(
     settings, content, adapters_dir: Path
 ) -> None:
-    base = load_catalog(adapters_dir)["qwen3-4b"]
-    name = ensure_plain(adapters_dir, base, "x")
+    name = "ft-qwen3-4b-x"
+    (adapters_dir / name).mkdir()
+    (adapters_dir / name / "adapter.yaml").write_text(BROUGHT)
     found = shelf.recipe_text(settings, name)
     assert found.files == {}
     put, is_new = shelf.put(

@@ -20,8 +20,6 @@ from loco.ledger.ledger import Claim, Ledger
 from loco.queue import sweeps
 from loco.queue.reaper import Reaper
 from loco.queue.sweeps import advance, cancel_sweep, show_sweep, submit_sweep
-from loco.recipes.catalog import load_catalog
-from loco.recipes.plain import ensure_plain
 from loco.settings import Settings
 
 pytestmark = pytest.mark.redis
@@ -156,10 +154,13 @@ def test_without_export_it_ends_with_its_best(
 def test_without_sets_of_problems_the_best_is_not_measured(
     sweep: Sweeping, ledger: Ledger, hands: Hands, adapters_dir: Path
 ) -> None:
-    name = ensure_plain(adapters_dir, load_catalog(adapters_dir)["smollm2-135m-instruct"], "x")
-    started = sweep(
-        adapter=name, profile="default", seeds=2, prepare={"source": {"kind": "arithmetic"}}
+    (adapters_dir / "ft-x").mkdir()
+    (adapters_dir / "ft-x" / "adapter.yaml").write_text(
+        "{name: ft-x, description: Ours, base_model: smollm2-135m-instruct, model_name: ft-x, "
+        "eval: {sets: {}}}"
     )
+    rows = {"source": {"kind": "arithmetic"}}
+    started = sweep(adapter="ft-x", profile="default", seeds=2, prepare=rows)
     prepared(ledger, hands, started)
     for loss in (0.9, 0.8, 0.5, 0.6, 0.7, 0.7):
         run(hands, Stage.TRAIN, trained(2.0, loss))
@@ -402,6 +403,21 @@ class TestFailures:
         ended = show_sweep(ledger, started.id)
         assert ended.error is not None
         assert (ended.status, ended.error.code) == (JobStatus.FAILED, "no_validation_loss")
+
+    @pytest.mark.parametrize(("rank_by", "begun"), [("validation_loss", 0), ("train_loss", 3)])
+    def test_nothing_is_trained_without_a_row_to_rank_by(
+        self, sweep: Sweeping, ledger: Ledger, hands: Hands, rank_by: str, begun: int
+    ) -> None:
+        started = sweep(rank_by=rank_by)
+        run(hands, Stage.PREPARE, {"validation": 0})
+        assert len(advance(ledger, started.id)) == begun
+        ended = show_sweep(ledger, started.id)
+        assert sum(p.job is not None for p in ended.points) == begun
+        if not begun:
+            assert ended.error is not None
+            assert (ended.status, ended.error.code) == (JobStatus.FAILED, "no_validation_loss")
+            assert "Nothing was trained" in ended.error.message
+            assert ledger.sweeps.open() == []
 
     def test_prepare_fails(self, sweep: Sweeping, ledger: Ledger, hands: Hands) -> None:
         started = sweep()

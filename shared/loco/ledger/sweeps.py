@@ -60,6 +60,12 @@ class _Trained(Contract):
     validations: tuple[ValidationLoss, ...] = ()
 
 
+class _Prepared(Contract):
+    """The part of a `PrepareResult` that a sweep looks at, whichever release wrote it."""
+
+    validation: int | None = None
+
+
 class SweepPlan(NamedTuple):
     """What the jobs of a sweep are made of."""
 
@@ -299,6 +305,12 @@ class Sweeps:
             error.model_dump_json() if error else "",
             "" if best is None else best,
         )
+
+    def validation_rows(self, job_id: str) -> int | None:
+        """The rows that a prepare job kept to measure the loss on; None: its result does not say."""
+        with self._connection.client() as client:
+            result = client.hget(self._key("task", f"{job_id}-{Stage.PREPARE}"), "result")
+        return _Prepared.model_validate_json(result or "{}", extra="ignore").validation
 
     def _with_outcome(self, sweep_id: str, point: SweepPoint) -> SweepPoint:
         """A point that succeeded with what it measured, which is read once and kept."""
