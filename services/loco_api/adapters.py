@@ -49,7 +49,9 @@ class AdapterDetail(AdapterSummary):
     """An adapter with its recipe."""
 
     recipe: Recipe = Field(description="The recipe as it is written.")
-    resolved: JobSpec = Field(description="What a job of the profile would do, defaults filled in.")
+    resolved: JobSpec | None = Field(
+        description="What a job of the profile would do, defaults filled in; none: see `error`."
+    )
     versions: tuple[Version, ...] = Field(
         description="The newest 100 versions, newest first; `promoted` marks what serves. "
         "GET /adapters/{name}/versions pages through all."
@@ -84,10 +86,18 @@ def get_adapter(
     """The recipe, what it resolves to, and the models that were registered."""
     folder = here.settings.adapters_dir
     recipe = load_recipe(folder, name)
+    resolved, error = None, None
+    try:
+        resolved = resolve(folder, JobRequest(adapter=name, profile=profile))
+    except UnknownProfile:
+        raise
+    except LocoError as fault:  # rows that each job brings, say
+        error = fault.body
     return AdapterDetail(
         **_fields(recipe),
+        error=error,
         recipe=recipe,
-        resolved=resolve(folder, JobRequest(adapter=name, profile=profile)),
+        resolved=resolved,
         versions=tuple(here.ledger.registry.versions(name, limit=_VERSIONS)[0]),
     )
 

@@ -179,6 +179,15 @@ def test_a_job_runs_with_a_plain_recipe_and_says_what_it_does(client, file, adap
     assert ledger.job(by_ollama.id).adapter == stored.adapter
 
 
+def test_a_plain_adapter_is_shown_with_who_brings_its_rows(client, file, live_api):
+    client.fine_tuning.jobs.create(model=BASE, training_file=file)
+    shown = httpx.get(f"{live_api.url}/adapters/ft-{BASE}", trust_env=False)
+    assert shown.status_code == 200, shown.text
+    assert (shown.json()["resolved"], shown.json()["recipe"]["base_model"]) == (None, BASE)
+    assert shown.json()["error"]["param"] == "prepare.source"
+    assert "each job brings its rows" in shown.json()["error"]["message"]
+
+
 def test_hyperparameters_are_taken_from_method_or_beside_it(client, file, ledger):
     asked = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 0.5}
     for how in (

@@ -6,7 +6,7 @@ import pytest
 
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError
 from loco.contracts.recipes import RecipePut
-from loco.drafting import shelf
+from loco.drafting import checks, shelf
 from loco.recipes.catalog import load_catalog
 from loco.recipes.plain import ensure_plain
 
@@ -18,6 +18,14 @@ model_name: locollm-units
 prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 4}
 eval: {sets: {held_out: {source: {kind: jsonl, path: problems.jsonl}, role: primary}}}
 profiles: {tiny: {train: {epochs: 1}}}
+"""
+#: As fine-tuning requests make them.
+BROUGHT = """
+name: ft-qwen3-4b-x
+description: Ours.
+base_model: qwen3-4b
+model_name: locollm-ft-qwen3-4b-x
+eval: {sets: {}}
 """
 FILES = {"rows.jsonl": "rows", "problems.jsonl": "problems"}
 SAME = ("Units.", "Units.")
@@ -100,3 +108,26 @@ def test_adapters_of_fine_tuning_requests_take_no_place_of_recipes(
     other = RecipePut(recipe=RECIPE.replace("units", "others"), files=FILES)
     with pytest.raises(Conflict, match="adapters"):
         shelf.put(settings, "others", other, content, by="ann")
+
+
+def test_a_recipe_whose_jobs_bring_the_rows_is_read_and_put_back(
+    settings, content, adapters_dir: Path
+) -> None:
+    name = "ft-qwen3-4b-x"
+    (adapters_dir / name).mkdir()
+    (adapters_dir / name / "adapter.yaml").write_text(BROUGHT)
+    found = shelf.recipe_text(settings, name)
+    assert found.files == {}
+    put, is_new = shelf.put(
+        settings, name, RecipePut(recipe=found.recipe), content, by="me", if_match=found.etag
+    )
+    assert (put.recipe, is_new) == (found.recipe, False)
+    for catalog in (adapters_dir / "base_models.yaml", None):
+        folder = (
+            adapters_dir / name
+            if catalog
+            else (adapters_dir / name).rename(adapters_dir.parent / name)
+        )
+        checked = checks.check(folder, name, catalog=catalog)
+        assert checked.problems == []
+        assert "The recipe names no prepare.source: each job brings its rows." in checked.notes

@@ -19,8 +19,13 @@ def model(tmp_path: Path) -> Any:
     """What a pool needs of a model."""
     path = tmp_path / "m.gguf"
     tiny_gguf.write(path)
-    weights = SimpleNamespace(size=path.stat().st_size)
-    return SimpleNamespace(path=path, gguf=GgufFile.read(path), weights=weights)
+    return SimpleNamespace(
+        path=path,
+        adapter=None,
+        loads=(path, None),
+        loaded_bytes=path.stat().st_size,
+        gguf=GgufFile.read(path),
+    )
 
 
 def test_a_context_that_is_there_needs_no_memory_again(

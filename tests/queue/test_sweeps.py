@@ -151,6 +151,24 @@ def test_without_export_it_ends_with_its_best(
     assert (ended.status, ended.best, ended.final_job) == (JobStatus.SUCCEEDED, 2, None)
 
 
+def test_without_sets_of_problems_the_best_is_not_measured(
+    sweep: Sweeping, ledger: Ledger, hands: Hands, adapters_dir: Path
+) -> None:
+    (adapters_dir / "ft-x").mkdir()
+    (adapters_dir / "ft-x" / "adapter.yaml").write_text(
+        "{name: ft-x, description: Ours, base_model: smollm2-135m-instruct, model_name: ft-x, "
+        "eval: {sets: {}}}"
+    )
+    rows = {"source": {"kind": "arithmetic"}}
+    started = sweep(adapter="ft-x", profile="default", seeds=2, prepare=rows)
+    prepared(ledger, hands, started)
+    for loss in (0.9, 0.8, 0.5, 0.6, 0.7, 0.7):
+        run(hands, Stage.TRAIN, trained(2.0, loss))
+    advance(ledger, started.id)
+    final = ledger.job(str(show_sweep(ledger, started.id).final_job))
+    assert final.spec.stages == (Stage.TRAIN, Stage.EXPORT, Stage.REGISTER)
+
+
 class TestGrid:
     def test_every_combination_and_seed_is_a_point(self, sweep: Sweeping, ledger: Ledger) -> None:
         grid = {"train.learning_rate": [1e-4, 2e-4], "train.lora.r": [8, 16]}
@@ -386,6 +404,21 @@ class TestFailures:
         assert ended.error is not None
         assert (ended.status, ended.error.code) == (JobStatus.FAILED, "no_validation_loss")
 
+    @pytest.mark.parametrize(("rank_by", "begun"), [("validation_loss", 0), ("train_loss", 3)])
+    def test_nothing_is_trained_without_a_row_to_rank_by(
+        self, sweep: Sweeping, ledger: Ledger, hands: Hands, rank_by: str, begun: int
+    ) -> None:
+        started = sweep(rank_by=rank_by)
+        run(hands, Stage.PREPARE, {"validation": 0})
+        assert len(advance(ledger, started.id)) == begun
+        ended = show_sweep(ledger, started.id)
+        assert sum(p.job is not None for p in ended.points) == begun
+        if not begun:
+            assert ended.error is not None
+            assert (ended.status, ended.error.code) == (JobStatus.FAILED, "no_validation_loss")
+            assert "Nothing was trained" in ended.error.message
+            assert ledger.sweeps.open() == []
+
     def test_prepare_fails(self, sweep: Sweeping, ledger: Ledger, hands: Hands) -> None:
         started = sweep()
         hands.fail(hands.claim(Stage.PREPARE), "No rows.")
@@ -418,6 +451,27 @@ class TestFailures:
         again = show_sweep(ledger, started.id)
         assert (again.status, again.error) == (JobStatus.SUCCEEDED, None)
         assert ledger.sweeps.page().sweeps[0].status is JobStatus.SUCCEEDED
+
+    @pytest.mark.parametrize("whole", [False, True])
+    def test_what_follows_is_cancelled_and_retried(
+        self, sweep: Sweeping, ledger: Ledger, hands: Hands, whole: bool
+    ) -> None:
+        started = sweep()
+        prepared(ledger, hands, started)
+        for loss in (0.9, 0.5, 0.7):
+            run(hands, Stage.TRAIN, trained(2.0, loss))
+        advance(ledger, started.id)
+        final = str(show_sweep(ledger, started.id).final_job)
+        cancel_sweep(ledger, started.id) if whole else ledger.cancel(final)
+        advance(ledger, started.id)
+        assert show_sweep(ledger, started.id).status is JobStatus.CANCELLED
+        ledger.retry(final)
+        again = JobStatus.CANCELLED if whole else JobStatus.RUNNING
+        assert show_sweep(ledger, started.id).status is again
+        for stage in (Stage.TRAIN, Stage.EXPORT, Stage.REGISTER, Stage.EVAL):
+            run(hands, stage)
+        ended = JobStatus.CANCELLED if whole else JobStatus.SUCCEEDED
+        assert show_sweep(ledger, started.id).status is ended
 
 
 class TestCancel:

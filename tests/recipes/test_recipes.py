@@ -22,7 +22,7 @@ from loco.contracts.sources import HuggingFaceSource, JsonlSource, SelfSource
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import load_catalog
-from loco.recipes.resolve import adapter_names, load_recipe, merge, resolve
+from loco.recipes.resolve import BROUGHT, adapter_names, load_recipe, merge, resolve, resolve_recipe
 
 Resolve = Callable[..., JobSpec]
 _QUESTIONS = "prepare.source.questions"
@@ -459,3 +459,22 @@ class TestRecipeFiles:
         with pytest.raises(InvalidRequest) as caught:
             load_catalog(adapters_dir)
         assert "LOCO_ADAPTERS_DIR" in str(caught.value.hint)
+
+
+def test_without_sets_of_problems_only_who_asks_for_eval_is_refused(
+    ask: Resolve, rewrite: Callable[..., None]
+) -> None:
+    rewrite(eval={"sets": {}})
+    assert ask().stages == tuple(s for s in Stage if s is not Stage.EVAL)
+    with pytest.raises(InvalidRequest, match="eval has nothing to ask"):
+        ask(stages=[*Stage])
+
+
+def test_a_recipe_without_a_source_says_who_brings_the_rows(
+    ask: Resolve, rewrite: Callable[..., None], adapters_dir: Path
+) -> None:
+    rewrite(prepare={}, profiles={})
+    with pytest.raises(InvalidRequest, match="names none, so each job brings") as refused:
+        ask()
+    assert refused.value.param == "prepare.source"
+    assert resolve_recipe(adapters_dir, "math", "default").prepare.source == BROUGHT

@@ -283,7 +283,7 @@ class EvalSpec(Contract):
         },
         max_length=50,
         description="Name to a set of problems; one at most is `primary`, and in a profile or request "
-        "`null` takes a set out. Without any the job has to end before eval.",
+        "`null` takes a set out. Without any the job ends before eval.",
     )
     gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
     baselines: tuple[Baseline, ...] = Field(

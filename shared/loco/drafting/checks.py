@@ -19,7 +19,7 @@ from loco.contracts.datasets import Layout
 from loco.contracts.errors import DataError, InvalidRequest, LocoError
 from loco.contracts.evaluation import EvalSet
 from loco.contracts.looks import MOST_ROWS, MOST_TURNS, LookRequest, LookRow
-from loco.contracts.requests import DEFAULT_PROFILE, JobRequest
+from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.sources import JsonlSource
 from loco.contracts.specs import JobSpec, PrepareSpec
 from loco.datasets import formats
@@ -30,7 +30,7 @@ from loco.drafting import folders
 from loco.grading.eval_items import load_eval_items
 from loco.grading.significance import smallest_difference
 from loco.recipes.data_files import dataset_path
-from loco.recipes.resolve import RECIPE, Recipe, merge, resolve
+from loco.recipes.resolve import BROUGHT, RECIPE, Recipe, merge, resolve_recipe
 from loco.settings import CATALOG
 
 #: Findings of a kind that are listed; all are counted.
@@ -87,7 +87,7 @@ def check(
     with _shelf(folder, name, known) as adapters_dir:
         for each in recipe.profile_names:
             try:
-                spec = resolve(adapters_dir, JobRequest(adapter=name, profile=each))
+                spec = resolve_recipe(adapters_dir, name, each)
             except LocoError as error:
                 line = line_of(text, error.param or "", each)
                 at = f"{RECIPE}, line {line}" if line else RECIPE
@@ -117,7 +117,10 @@ def _check_raw(found: Checked, recipe: Recipe, profile: str, folder: Path) -> No
     """Looks at rows and problems where the rest of the recipe cannot be resolved."""
     own = recipe.profiles.get(profile, {})
     try:
-        prepare = PrepareSpec.model_validate(merge(recipe.prepare, own.get("prepare") or {}))
+        written = merge(recipe.prepare, own.get("prepare") or {})
+        if written.get("source") is None:
+            written["source"] = BROUGHT
+        prepare = PrepareSpec.model_validate(written)
         sets = merge(recipe.eval, own.get("eval") or {}).get("sets") or {}
         read = {n: EvalSet.model_validate(each) for n, each in sets.items() if each is not None}
     except (ValidationError, AttributeError) as error:
@@ -147,7 +150,11 @@ def _check_data(
                 f"eval.sets.{name}: with {len(items)} problems nothing can be proven."
             )
     if not isinstance(prepare.source, JsonlSource):
-        found.notes.append(f"Rows come from source {prepare.source.kind}: prepare checks them.")
+        found.notes.append(
+            "The recipe names no prepare.source: each job brings its rows."
+            if prepare.source == BROUGHT
+            else f"Rows come from source {prepare.source.kind}: prepare checks them."
+        )
         return
     _check_rows(found, prepare.source.path, folder, index)
     wanted_rows = prepare.examples

@@ -4,7 +4,6 @@ A recipe is looked at as one on disk would be: every profile resolves, every fil
 every eval set reads. Only then does anything change (`recipes.swap`).
 """
 
-import errno
 import hashlib
 import re
 import shutil
@@ -24,7 +23,6 @@ from loco.contracts.errors import (
 )
 from loco.contracts.files import sha256_of, sync_folder, write_text
 from loco.contracts.recipes import RecipeFile, RecipePut, RecipeText, RecipeVersion
-from loco.contracts.requests import JobRequest
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.drafting.draft import check_name
@@ -32,8 +30,8 @@ from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
 from loco.recipes.plain import MADE_BY
-from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve
-from loco.recipes.swap import KEPT, Change, change, unchanging
+from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve_recipe
+from loco.recipes.swap import KEPT, Change, change, unchanging, writable
 from loco.settings import CATALOG, Settings
 
 #: Recipes of an adapter that are kept; older ones go.
@@ -58,7 +56,7 @@ def recipe_text(settings: Settings, name: str) -> RecipeText:
     """
     folder = settings.adapters_dir / name
     load_recipe(settings.adapters_dir, name)
-    with _writable(settings), unchanging(folder):
+    with writable(settings.adapters_dir), unchanging(folder):
         text = (folder / RECIPE).read_text(encoding="utf-8")
         files = _files_beside(settings, name)
         version = next((v.version for v in _kept(folder) if v.recipe == text), None)
@@ -128,7 +126,7 @@ def put(
     """
     check_name(name)
     root = settings.adapters_dir
-    with _writable(settings), _incoming(root, name) as made:
+    with writable(settings.adapters_dir), _incoming(root, name) as made:
         write_text(made / RECIPE, asked.recipe)
         digests = {}
         for file, data_set in asked.files.items():
@@ -207,7 +205,7 @@ def _check(settings: Settings, name: str, made: Path, files: set[str]) -> None:
     used: set[str] = set()
     for profile in recipe.profile_names:
         try:
-            spec = resolve(made.parent, JobRequest(adapter=name, profile=profile))
+            spec = resolve_recipe(made.parent, name, profile)
         except LocoError as error:
             raise type(error)(
                 f"Profile {profile!r}: {error.message}", param=error.param, hint=error.hint
@@ -300,7 +298,7 @@ def _files_beside(settings: Settings, name: str) -> dict[str, Path]:
     recipe = load_recipe(settings.adapters_dir, name)
     found: dict[str, Path] = {}
     for profile in recipe.profile_names:
-        spec = resolve(settings.adapters_dir, JobRequest(adapter=name, profile=profile))
+        spec = resolve_recipe(settings.adapters_dir, name, profile)
         for path in _named(spec).values():
             if re.fullmatch(r"[^/]+", path) and (folder / path).is_file():
                 found[path] = dataset_path(path, folder)
@@ -336,23 +334,3 @@ def _incoming(root: Path, name: str) -> Iterator[Path]:
         yield place / name
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _writable(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except PermissionError as error:
-        raise _unwritable(settings, error) from error
-    except OSError as error:
-        if error.errno == errno.EROFS:  # mounted read-only, as compose.yaml does
-            raise _unwritable(settings, error) from error
-        raise
-
-
-def _unwritable(settings: Settings, error: OSError) -> LocoError:
-    return LocoError(
-        f"The server may not write to its adapters folder {settings.adapters_dir}: {error.strerror}.",
-        hint="Let its user write there (in compose.yaml: mount ./adapters without `:ro` for the API), "
-        "or put the recipe into the folder by hand.",
-    )

@@ -69,10 +69,16 @@ class _Trained(Contract):
     validations: tuple[ValidationLoss, ...] = ()
 
 
+class _Prepared(Contract):
+    """The part of a `PrepareResult` that a sweep looks at, whichever release wrote it."""
+
+    validation: int | None = None
+
+
 class SweepPlan(NamedTuple):
     """What the jobs of a sweep are made of."""
 
-    #: All five stages, with the train spec of the first point.
+    #: All stages (without sets of problems no eval), with the train spec of the first point.
     spec: JobSpec
     #: The train spec of each point.
     trains: tuple[TrainSpec, ...]
@@ -323,6 +329,12 @@ class Sweeps:
             "" if best is None else best,
         )
 
+    def validation_rows(self, job_id: str) -> int | None:
+        """The rows that a prepare job kept to measure the loss on; None: its result does not say."""
+        with self._connection.client() as client:
+            result = client.hget(self._key("task", f"{job_id}-{Stage.PREPARE}"), "result")
+        return _Prepared.model_validate_json(result or "{}", extra="ignore").validation
+
     def _with_outcome(self, sweep_id: str, point: SweepPoint) -> SweepPoint:
         """A point that succeeded with what it measured, which is read once and kept."""
         with self._connection.client() as client:
@@ -374,9 +386,13 @@ class _JobState(NamedTuple):
 
 
 def _summary(fields: Fields, final: JobStatus | None) -> SweepSummary:
-    """A sweep from its hash. `final` counts once it ended: a final job that is retried goes on."""
+    """A sweep from its hash. `final` counts once it ended: a final job that is retried goes on.
+
+    Not where the sweep itself was cancelled: that ended for good.
+    """
     status = JobStatus(fields["status"])
-    if final is not None and status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+    asked = status is JobStatus.CANCELLED and fields["cancel_requested"] == "1"
+    if final is not None and status.is_terminal and not asked:
         status = final if final.is_terminal else JobStatus.RUNNING
     over = status.is_terminal
     best = fields.get("best")

@@ -210,6 +210,12 @@ def _train(ledger: Ledger, sweep: Sweep) -> list[Hint]:
     """Makes the jobs of the points that have none; once all have one, looks at what they measure."""
     if all(point.job is not None for point in sweep.points):
         return _judge(ledger, sweep)
+    by_validation = sweep.rank_by is RankBy.VALIDATION_LOSS
+    if by_validation and sweep.prepare_job and all(point.job is None for point in sweep.points):
+        rows = ledger.sweeps.validation_rows(sweep.prepare_job)
+        if rows == 0:
+            ledger.sweeps.close(sweep.id, JobStatus.FAILED, error=_nothing_to_rank_by(sweep))
+            return []
     plan = ledger.sweeps.plan(sweep.id)
     hints: list[Hint] = []
     for point in sweep.points:
@@ -236,7 +242,8 @@ def _judge(ledger: Ledger, sweep: Sweep) -> list[Hint]:
         return []
     plan = ledger.sweeps.plan(sweep.id)
     train = plan.trains[chosen.number - 1]
-    spec = _part(plan.spec, sweep.id, _FINAL_STAGES, train=train, on=sweep.prepare_job)
+    stages = tuple(stage for stage in _FINAL_STAGES if stage in plan.spec.stages)
+    spec = _part(plan.spec, sweep.id, stages, train=train, on=sweep.prepare_job)
     # whatever was asked of the trainings: this one must not train again
     spec = spec.model_copy(update={"reuse": True})
     return _begin(ledger, sweep.id, FINAL, spec, best=chosen.number)
@@ -295,6 +302,15 @@ def _close_unprepared(ledger: Ledger, sweep: Sweep) -> None:
         hint=f"`loco job {sweep.prepare_job}` says why. Submit the sweep again once that is fixed.",
     )
     ledger.sweeps.close(sweep.id, status, error=error)
+
+
+def _nothing_to_rank_by(sweep: Sweep) -> ErrorBody:
+    return ErrorBody(
+        code="no_validation_loss",
+        message=f"Job {sweep.prepare_job} kept no row to measure the validation loss on: the source had "
+        "none left for it. Nothing was trained.",
+        hint="Ask for fewer prepare.examples, or rank by train_loss.",
+    )
 
 
 def _nothing_to_choose(points: Sequence[SweepPoint]) -> ErrorBody:

@@ -14,6 +14,7 @@ from loco.contracts.files import sync_folder
 from loco.contracts.specs import BaseModelSpec
 from loco.recipes.documents import parsed_yaml
 from loco.recipes.resolve import RECIPE, Recipe
+from loco.recipes.swap import writable
 
 #: In front of their names, so that none stands in for an adapter that somebody wrote.
 PREFIX = "ft"
@@ -74,6 +75,7 @@ def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None, ow
 
     Raises:
         Conflict: there are too many of them, or of this owner's.
+        LocoError: the server may not write there.
     """
     name = plain_name(base.name, suffix)
     path = adapters_dir / name / RECIPE
@@ -90,17 +92,18 @@ def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None, ow
                 param="suffix",
                 hint="Use a suffix again, name an `adapter`, or delete some of their folders.",
             )
-    path.parent.mkdir(exist_ok=True)
     text = _text(base, name)
     temporary = path.with_name(f".{RECIPE}.{os.getpid()}.{os.urandom(4).hex()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        (path.parent / MADE_BY).write_text(owner, encoding="utf-8")
-        os.link(temporary, path)  # of two requests at once the second takes the first one's
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writable(adapters_dir):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            (path.parent / MADE_BY).write_text(owner, encoding="utf-8")
+            os.link(temporary, path)  # of two requests at once the second takes the first one's
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -38,6 +38,8 @@ from loco.recipes.fields import FROM_THE_TOP, settable
 from loco.recipes.own_answers import check_source
 
 RECIPE = "adapter.yaml"
+#: Stands for the rows that each job brings, where a recipe names no source.
+BROUGHT = DatasetSource(kind="dataset", dataset="rows-of-the-job")
 
 
 class Recipe(Contract):
@@ -180,11 +182,19 @@ def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = Non
             param="prepare.eval_sets",
             hint="Name the sets of problems in eval.sets.",
         )
+    if document[Stage.PREPARE.value].get("source") is None:
+        raise InvalidRequest(
+            f"prepare.source: {recipe.name}/{RECIPE} names none, so each job brings its rows.",
+            param="prepare.source",
+            hint=f"`loco submit {recipe.name} --data rows.csv` does, or set prepare.source in the recipe.",
+        )
     check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="", known=settable())
     for part in (job.prepare, job.eval):
         for field, name in named_data_sets(part).items():
             check_hub_id(name, param=field)
+    if request.stages is None and not job.eval.sets:  # nothing to measure, and nobody asked for it
+        job = job.model_copy(update={"stages": tuple(s for s in job.stages if s is not Stage.EVAL)})
     _check_sets(job)
     _check_validation_source(job)
     _check_select(job)
@@ -205,6 +215,19 @@ def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = Non
             "prepare": job.prepare.model_copy(update={"eval_sets": kept_out, "base_model": asked}),
         }
     )
+
+
+def resolve_recipe(adapters_dir: Path, name: str, profile: str) -> JobSpec:
+    """The spec of a job that sets nothing but its rows, and these (`BROUGHT`) only where it has to.
+
+    Raises:
+        UnknownAdapter, UnknownProfile, UnknownBaseModel, InvalidRequest: see `resolve`.
+    """
+    recipe = load_recipe(adapters_dir, name)
+    own = recipe.profiles.get(profile, {}).get(Stage.PREPARE.value)
+    named = merge(recipe.prepare, own if isinstance(own, Mapping) else {}).get("source")
+    brought = {} if named is not None else {"source": BROUGHT.model_dump()}
+    return resolve(adapters_dir, JobRequest(adapter=name, profile=profile, prepare=brought))
 
 
 def _check_validation_source(job: JobSpec) -> None:

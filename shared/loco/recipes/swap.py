@@ -7,6 +7,7 @@
 A reader that takes the lock sees the old files or the new ones, never some of each.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from pydantic import Field
 
 from loco.contracts.base import Contract
+from loco.contracts.errors import LocoError
 from loco.contracts.files import sync_folder, write_text
 from loco.contracts.recipes import FileName
 
@@ -43,14 +45,56 @@ def unchanging(adapter_dir: Path) -> Iterator[None]:
     if not kept.is_dir():  # nobody has put a recipe here
         yield
         return
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(kept / _LOCK, flags, 0o600)
+    with writable(adapter_dir.parent):
+        descriptor = _opened(kept / _LOCK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _end(adapter_dir)
+        if descriptor is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with writable(adapter_dir.parent):
+            _end(adapter_dir)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextmanager
+def writable(adapters_dir: Path) -> Iterator[None]:
+    """Says in words that the server may not write to its adapters folder.
+
+    Raises:
+        LocoError: it may not.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise _unwritable(adapters_dir, error) from error
+    except OSError as error:
+        if error.errno == errno.EROFS:  # mounted read-only, as compose.yaml does
+            raise _unwritable(adapters_dir, error) from error
+        raise
+
+
+def _unwritable(adapters_dir: Path, error: OSError) -> LocoError:
+    return LocoError(
+        f"The server may not write to its adapters folder {adapters_dir}: {error.strerror}.",
+        hint="Let its user write there (in compose.yaml: mount ./adapters without `:ro` for the API), "
+        "or put the recipe into the folder by hand.",
+    )
+
+
+def _opened(lock: Path) -> int | None:
+    """The lock, opened; None: nobody has made it, and this process may not."""
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(lock, flags | os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+    try:  # whoever only reads holds it as well
+        return os.open(lock, flags | os.O_RDONLY)
+    except FileNotFoundError:
+        return None
 
 
 def change(adapter_dir: Path, wanted: Change) -> None:
