@@ -51,7 +51,7 @@ up: setup ## Start everything on this machine (the same as `loco up`)
 	$(RUN)/loco up
 
 test: setup ## The whole test suite, but for that of the learning study's server
-	$(RUN)/python -m pytest $(QUICK) -n 3
+	$(RUN)/python -m pytest $(QUICK) -n 3  # of two CPUs: many of them wait for a server they started
 	$(RUN)/python -m pytest tests/acceptance tests/faults -n 2 --dist worksteal
 	.venv-train/bin/python -m pytest tests/trainer tests/modelhost -m "not study" -n 2 --dist worksteal
 
