@@ -27,7 +27,7 @@ OPEN = ["/healthz", "/readyz", "/version", "/openapi.json", "/docs"]
 
 @pytest.fixture
 def http(live_api) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=live_api.url, trust_env=False) as client:
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as client:
         yield client
 
 

@@ -24,7 +24,7 @@ PASSIVE = {"result.json", "rows.jsonl", "run.log", "gguf/m.gguf", "Modelfile"}
 @pytest.fixture
 def artifacts(live_api, hands):
     """The answers to GETs of a job's hostile artifacts, by name."""
-    with httpx.Client(base_url=live_api.url, trust_env=False) as http:
+    with httpx.Client(base_url=live_api.url, trust_env=False, timeout=60) as http:
         job = http.post("/jobs", json={"adapter": "math", "profile": "tiny"}).json()
         hands.commit(hands.claim(Stage.PREPARE), {}, dict.fromkeys((*ACTIVE, *PASSIVE), SCRIPT))
         # a record of an earlier release, or a forged one, names the type itself

@@ -29,6 +29,8 @@ CHANGES = {
     ("post", "/datasets"): Scope.SUBMIT,
     ("patch", "/datasets/{dataset_id}"): Scope.SUBMIT,
     ("delete", "/datasets/{dataset_id}"): Scope.SUBMIT,
+    ("put", "/adapters/{name}"): Scope.ADMIN,
+    ("post", "/looks"): Scope.SUBMIT,
     ("post", "/adapters/{name}/promote"): Scope.SUBMIT,
     ("post", "/adapters/{name}/rollback"): Scope.SUBMIT,
     ("post", "/adapters/{name}/versions/{version}/restore"): Scope.SUBMIT,

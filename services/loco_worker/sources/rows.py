@@ -79,8 +79,10 @@ def row_from(given: rows.Row) -> Row:
     if given.layout is Layout.QUESTION_ANSWER and is_worked(given.answer):
         try:
             worked = training_answer(given.answer)
-        except Malformed:  # "The answer is Paris." is a text
-            worked = given.answer
+        except Malformed:
+            if _parted(given.answer.strip(), _HASHES) is not None:
+                raise
+            worked = given.answer  # "The answer is Paris." is a text
         turns = [*turns[:-1], {"role": "assistant", "content": worked}]
     return Row(given.line, given.question, turns, rejected=given.rejected)
 

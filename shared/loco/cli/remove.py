@@ -3,6 +3,7 @@
 loco rm last --dry-run
 """
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -11,7 +12,8 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli.console import client, note, show, show_error, show_json
 from loco.cli.jobs import JsonOption
-from loco.contracts.errors import LocoError
+from loco.client.client import Client
+from loco.contracts.errors import LocoError, NotFound
 from loco.contracts.figures import size
 from loco.contracts.removals import Removal
 
@@ -42,7 +44,8 @@ def remove(
     failed = 0
     with client(context) as loco:
         # newest first: a replay may go together with what it replays
-        for job_id in sorted({loco.job_id(reference) for reference in references}, reverse=True):
+        named = {loco.job_id(reference) for reference in references}
+        for job_id in sorted(named, key=lambda each: _made(loco, each), reverse=True):
             try:
                 gone.append(loco.removal(job_id) if dry_run else loco.remove(job_id))
             except LocoError as error:
@@ -56,6 +59,14 @@ def remove(
     elif len(gone) > 1:
         note(f"{size(sum(g.size for g in gone))} in all.")
     return failed
+
+
+def _made(loco: Client, job_id: str) -> tuple[datetime, str]:
+    """When a job was made, to the millisecond: IDs of one second are in no order."""
+    try:
+        return loco.job(job_id).created_at, job_id
+    except NotFound:  # deleted already, which is asked for once more
+        return datetime.min.replace(tzinfo=UTC), job_id
 
 
 def _tell(removal: Removal, *, dry_run: bool) -> None:

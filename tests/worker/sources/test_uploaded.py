@@ -132,7 +132,6 @@ def test_rows_that_were_left_out_at_upload_are_counted(tmp_path: Path) -> None:
     [
         ("The answer is Paris.", "The answer is Paris."),
         ("So the answer is that cats are happy", "So the answer is that cats are happy"),
-        ("#### Heading only", "#### Heading only"),
         ("6 * 7 = 42\n#### 42", "6 * 7 = 42\nThe answer is 42"),
     ],
 )
