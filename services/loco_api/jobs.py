@@ -1,5 +1,6 @@
 """POST and GET /jobs, cancel, retry and replay."""
 
+import logging
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -12,6 +13,7 @@ from loco.contracts.errors import (
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
+    RedisUnavailable,
     StageGap,
     UnknownAdapter,
     UnknownBaseModel,
@@ -30,6 +32,7 @@ from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import JobId, JobLinePage, JobPage
 
+logger = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 
 IdempotencyKey = Annotated[
@@ -244,8 +247,12 @@ def replay_job(
 
 
 def _in_line(here: Context, job: Job) -> Job:
-    """A job that says where it stands in line, if it waits."""
-    return job.model_copy(update={"waiting": waiting(here.ledger, job)})
+    """A job that says where it stands in line, if it waits and that can be told."""
+    try:
+        return job.model_copy(update={"waiting": waiting(here.ledger, job)})
+    except RedisUnavailable as error:  # the job itself was read or accepted: that is what was asked
+        logger.warning("The line that job %s waits in cannot be read: %s", job.id, error)
+        return job
 
 
 def _accepted(job: Job, response: Response, *, created: bool) -> Job:

@@ -7,10 +7,12 @@ import httpx
 import pytest
 import redis
 
+from loco.contracts.errors import RedisUnavailable
 from loco.contracts.jobs import StageStatus
 from loco.contracts.stages import Queue, Stage
 from loco.ledger.ledger import Ledger, broker_prefix
 from loco.settings import Timings
+from loco_api import jobs as jobs_of_api
 
 pytestmark = pytest.mark.redis
 
@@ -179,3 +181,15 @@ def test_the_api_reaps(live_api, redis_url, namespace, adapters_dir, http):
         time.sleep(0.05)
     assert ledger.job(job_id).stages[0].status is StageStatus.QUEUED
     ledger.close()
+
+
+def test_a_line_that_cannot_be_read_costs_no_accepted_job(http, monkeypatch):
+    """Before: 503 for a job that was accepted, and a client without a key sent it twice."""
+
+    def fails(*_: object) -> None:
+        raise RedisUnavailable("It hangs.")
+
+    monkeypatch.setattr(jobs_of_api, "waiting", fails)
+    answer = http.post("/jobs", json={"adapter": "math", "profile": "tiny"})
+    assert answer.status_code == 202
+    assert http.get(f"/jobs/{answer.json()['id']}").json()["waiting"] is None
