@@ -1,23 +1,19 @@
 """POST and GET /jobs, cancel, retry and replay."""
 
 import logging
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 
 from loco.contracts.errors import (
     BodyTooLarge,
     Conflict,
     DataError,
-    DiskFull,
     IdempotencyConflict,
     InvalidRequest,
     NotFound,
     RedisUnavailable,
     StageGap,
-    UnknownAdapter,
-    UnknownBaseModel,
-    UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
 from loco.contracts.keys import Scope
@@ -27,6 +23,7 @@ from loco.planning.waiting import waiting
 from loco.queue.celery_app import send_hint
 from loco.queue.replay import replay
 from loco.queue.submission import submit
+from loco_api.accepting import SUBMISSION, IdempotencyKey, accepted_with, tell_accepted
 from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
@@ -34,34 +31,6 @@ from loco_api.pages import JobId, JobLinePage, JobPage
 
 logger = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
-
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        description="Sent again with the same body, it answers the same job instead of making"
-        " another. Each owner has their own. 1 to 255 characters.",
-        examples=["nightly-2026-11-22"],
-        json_schema_extra={"minLength": 1, "maxLength": 255},
-    ),
-]
-
-
-def accepted_with(noun: str) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entry of a 202: headers that say where to poll, and whether the key was known."""
-    return {
-        202: {
-            "headers": {
-                "Location": {
-                    "description": f"Where to poll the {noun}.",
-                    "schema": {"type": "string"},
-                },
-                "Idempotency-Replayed": {
-                    "description": f"`true` when the key had already made this {noun}.",
-                    "schema": {"type": "string"},
-                },
-            }
-        }
-    }
 
 
 @router.post(
@@ -73,19 +42,7 @@ def accepted_with(noun: str) -> dict[int | str, dict[str, Any]]:
     response_description="The accepted job; its stages run from now on.",
     responses={
         **accepted_with("job"),
-        **responses(
-            UnknownAdapter,
-            NotFound,
-            InvalidRequest,
-            UnknownProfile,
-            UnknownBaseModel,
-            StageGap,
-            DataError,
-            Conflict,
-            IdempotencyConflict,
-            BodyTooLarge,
-            DiskFull,
-        ),
+        **responses(*SUBMISSION),
     },
 )
 def submit_job(
@@ -256,7 +213,5 @@ def _in_line(here: Context, job: Job) -> Job:
 
 
 def _accepted(job: Job, response: Response, *, created: bool) -> Job:
-    response.headers["Location"] = f"/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
+    tell_accepted(response, f"/jobs/{job.id}", created=created)
     return job

@@ -6,26 +6,17 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 
 from loco.contracts.errors import (
-    BodyTooLarge,
-    Conflict,
-    DataError,
-    DiskFull,
-    IdempotencyConflict,
     InvalidRequest,
     NotFound,
     QuotaExceeded,
-    StageGap,
-    UnknownAdapter,
-    UnknownBaseModel,
-    UnknownProfile,
 )
 from loco.contracts.keys import Scope
 from loco.contracts.sweeps import Sweep, SweepRequest, SweepSummary
 from loco.queue.sweeps import cancel_sweep, show_sweep, submit_sweep
+from loco_api.accepting import SUBMISSION, IdempotencyKey, accepted_with, tell_accepted
 from loco_api.auth import COUNTED, SUBMIT, Who
 from loco_api.context import Here
 from loco_api.errors import responses
-from loco_api.jobs import IdempotencyKey, accepted_with
 from loco_api.pages import Page
 
 router = APIRouter(tags=["sweeps"])
@@ -48,20 +39,7 @@ class SweepPage(Page[SweepSummary]):
     response_description="The accepted sweep; its jobs run from now on.",
     responses={
         **accepted_with("sweep"),
-        **responses(
-            UnknownAdapter,
-            NotFound,
-            InvalidRequest,
-            UnknownProfile,
-            UnknownBaseModel,
-            StageGap,
-            DataError,
-            Conflict,
-            IdempotencyConflict,
-            BodyTooLarge,
-            DiskFull,
-            QuotaExceeded,
-        ),
+        **responses(*SUBMISSION, QuotaExceeded),
     },
 )
 def submit_a_sweep(
@@ -84,9 +62,7 @@ def submit_a_sweep(
         owner=who.owner,
         sees_all=who.scope.includes(Scope.ADMIN),
     )
-    response.headers["Location"] = f"/sweeps/{sweep.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
+    tell_accepted(response, f"/sweeps/{sweep.id}", created=created)
     return sweep
 
 

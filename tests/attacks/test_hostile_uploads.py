@@ -6,7 +6,7 @@ Before there were data sets, rows came to a server by whoever had an account on 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -34,22 +34,6 @@ def live_settings(live_settings):
     return live_settings.model_copy(
         update={"dataset_mb": 1, "datasets_mb": 2, "datasets": 4, "submits_per_minute": 1000}
     )
-
-
-@pytest.fixture
-def login(live_api, keys) -> Iterator[Callable[..., httpx.Client]]:
-    opened: list[httpx.Client] = []
-
-    def log_in(owner: str, scope: Scope = Scope.SUBMIT) -> httpx.Client:
-        _, key = keys.create(f"{owner}'s laptop", scope=scope, owner=owner)
-        headers = {"Authorization": f"Bearer {key}"}
-        client = httpx.Client(base_url=live_api.url, trust_env=False, timeout=60, headers=headers)
-        opened.append(client)
-        return client
-
-    yield log_in
-    for client in opened:
-        client.close()
 
 
 @pytest.fixture

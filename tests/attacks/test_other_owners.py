@@ -4,8 +4,6 @@ Before: any key cancelled any job, and two students' idempotency key `nightly-1`
 got the first one's job, or a 409.
 """
 
-from collections.abc import Callable, Iterator
-
 import httpx
 import pytest
 
@@ -15,23 +13,6 @@ from loco.contracts.keys import Scope
 pytestmark = pytest.mark.redis
 
 TINY = {"adapter": "math", "profile": "tiny"}
-
-
-@pytest.fixture
-def login(live_api, keys) -> Iterator[Callable[..., httpx.Client]]:
-    """A client with a key of its own: `login("anna")`, `login("root", Scope.ADMIN)`."""
-    opened: list[httpx.Client] = []
-
-    def log_in(owner: str, scope: Scope = Scope.SUBMIT) -> httpx.Client:
-        _, key = keys.create(f"{owner}'s laptop", scope=scope, owner=owner)
-        headers = {"Authorization": f"Bearer {key}"}
-        client = httpx.Client(base_url=live_api.url, trust_env=False, timeout=30, headers=headers)
-        opened.append(client)
-        return client
-
-    yield log_in
-    for client in opened:
-        client.close()
 
 
 def test_a_job_is_changed_by_its_owner_and_admins_alone(login):

@@ -7,17 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Query, Request
 
 from loco.contracts.errors import (
-    BodyTooLarge,
     Conflict,
-    DataError,
-    DiskFull,
-    IdempotencyConflict,
     InvalidRequest,
     NotFound,
-    StageGap,
-    UnknownAdapter,
     UnknownBaseModel,
-    UnknownProfile,
 )
 from loco.contracts.jobs import Job, JobStatus, StageStatus
 from loco.contracts.requests import JobRequest
@@ -29,6 +22,7 @@ from loco.queue.submission import check_key, request_digest, submit
 from loco.recipes.catalog import load_catalog
 from loco.recipes.plain import ensure_plain, plain_name, plain_recipe, standard_rate
 from loco.recipes.resolve import RECIPE, resolve
+from loco_api.accepting import SUBMISSION
 from loco_api.auth import COUNTED, SUBMIT, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
@@ -81,20 +75,7 @@ class FineTuningCheckpointList(OpenAIList[FineTuningCheckpoint]):
     operation_id="createFineTuningJob",
     summary="Fine-tune a model",
     dependencies=[SUBMIT, COUNTED],
-    responses=responses(
-        UnknownAdapter,
-        NotFound,
-        InvalidRequest,
-        UnknownProfile,
-        UnknownBaseModel,
-        StageGap,
-        DataError,
-        Conflict,
-        IdempotencyConflict,
-        BodyTooLarge,
-        DiskFull,
-        openai=True,
-    ),
+    responses=responses(*SUBMISSION, openai=True),
 )
 def create_job(
     request: FineTuningRequest,

@@ -21,24 +21,20 @@ from loco.client.datasets import DataSetMethods
 from loco.client.download import download
 from loco.client.events import START, Deadline, Follower, read_job
 from loco.client.http import PAUSES, Transport, path_of, understood
+from loco.client.keys import KeyMethods
 from loco.client.recipes import RecipeMethods
 from loco.client.references import job_id_of, lines
-from loco.client.sweeps import SweepCalls
+from loco.client.sweeps import SweepMethods
 from loco.client.target import default_key, default_server
+from loco.client.versions import VersionMethods
 from loco.contracts.artifacts import Artifact
 from loco.contracts.diffs import JobDiff
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.jobs import Job, JobEvent, JobLine, JobStatus, Task, UnreadableJob, WorkerInfo
-from loco.contracts.keys import AuditEvent, KeyInfo, NewKey, Scope
 from loco.contracts.logs import LogPage
 from loco.contracts.previews import Preview
 from loco.contracts.removals import Removal
 from loco.contracts.stages import Stage
-from loco.contracts.versions import Pointer, Restored, Version
-
-#: Seconds: a copy in Ollama waits for others; a GGUF of several gigabytes is uploaded.
-_COPY_SECONDS = 180.0
-_UPLOAD_SECONDS = 3600.0
 
 
 class Overrides(TypedDict, total=False):
@@ -58,7 +54,7 @@ class Overrides(TypedDict, total=False):
     metadata: Mapping[str, str]
 
 
-class Client(DataSetMethods, RecipeMethods, SweepCalls):
+class Client(DataSetMethods, KeyMethods, RecipeMethods, SweepMethods, VersionMethods):
     """Talks to one server. Use it in a `with` block, or `close` it.
 
     Args:
@@ -371,87 +367,6 @@ class Client(DataSetMethods, RecipeMethods, SweepCalls):
         """One adapter: its recipe, what it resolves to, and its registered `versions`."""
         return dict(self._transport.get(path_of("adapters", name)))
 
-    def versions(
-        self,
-        adapter: str,
-        *,
-        model: str | None = None,
-        after: int | None = None,
-        page_size: int = 50,
-    ) -> Iterator[Version]:
-        """An adapter's versions, newest first; pages are fetched as they are needed.
-
-        Args:
-            adapter: its name.
-            model: only those of this model in Ollama.
-            after: only those older than this version.
-            page_size: versions a page, at most 100.
-        """
-        path = f"{path_of('adapters', adapter)}/versions"
-        while True:
-            page = self._transport.get(path, after=after, limit=page_size, model=model)
-            found = [_version(entry) for entry in page["data"]]
-            yield from found
-            if not page["has_more"] or not found:
-                return
-            after = found[-1].version
-
-    def promoted(self, adapter: str | None = None) -> list[Pointer]:
-        """What each model's `latest` shall be, by model; also of adapters whose recipe is gone.
-
-        Args:
-            adapter: only its models; none: those of all.
-        """
-        page = self._transport.get("/promoted", adapter=adapter)
-        return [understood(Pointer, entry) for entry in page["data"]]
-
-    def promote(
-        self, adapter: str, version: int, *, force: bool = False, reason: str = ""
-    ) -> Version:
-        """Has a version serve as `MODEL:latest`; returns once it was seen to.
-
-        Args:
-            adapter: its name.
-            version: number of the version.
-            force: promote also what the gate refused.
-            reason: why, for the audit trail.
-
-        Raises:
-            VersionRefused: the gate refused it; `force` overrules that.
-            CandidateMissing: Ollama does not hold it any more; `restore` makes it again.
-        """
-        body = {"version": version, "force": force, "reason": reason}
-        return _version(self._change(adapter, "promote", body, repeatable=True))
-
-    def rollback(self, adapter: str, *, model: str | None = None, reason: str = "") -> Version:
-        """Has what was promoted before serve again; returns the version that serves now.
-
-        Args:
-            adapter: its name.
-            model: which of its models; none: the recipe's, or the only one promoted.
-            reason: why, for the audit trail.
-
-        Raises:
-            Conflict: nothing was promoted before.
-        """
-        body = {"model": model, "reason": reason}
-        return _version(self._change(adapter, "rollback", body, repeatable=False))
-
-    def restore(self, adapter: str, version: int, *, anew: bool = False) -> Restored:
-        """Makes a version's model again in an Ollama that lacks it, from its GGUF.
-
-        Args:
-            adapter: its name.
-            version: number of the version.
-            anew: make it also where Ollama has it.
-
-        Raises:
-            RegistrationFailed: what Ollama made of it is not what was registered; it does not serve.
-        """
-        path = f"versions/{version}/restore"
-        answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
-        return understood(Restored, answer)
-
     def chat(
         self, model: str, messages: Sequence[Mapping[str, str]], **options: Any
     ) -> Iterator[str]:
@@ -470,54 +385,6 @@ class Client(DataSetMethods, RecipeMethods, SweepCalls):
         page = self._transport.get("/workers")
         return [understood(WorkerInfo, entry) for entry in page["data"]]
 
-    def api_keys(self) -> list[KeyInfo]:
-        """The API keys of the server, oldest first, never their texts. Needs scope admin."""
-        page = self._transport.get("/keys")
-        return [understood(KeyInfo, entry) for entry in page["data"]]
-
-    def create_key(
-        self,
-        name: str,
-        *,
-        scope: Scope | str = Scope.SUBMIT,
-        owner: str | None = None,
-        expires: str | None = None,
-    ) -> NewKey:
-        """Makes an API key; its `key` is not shown again. Needs scope admin.
-
-        Args:
-            name: what it is for.
-            scope: `read`, `submit` or `admin`; each includes the ones before.
-            owner: whose jobs its jobs are; none: the name.
-            expires: how long it works, like `90d` or `12h`; none: until it is revoked.
-        """
-        body = {"name": name, "scope": str(scope), "owner": owner, "expires": expires}
-        answer = self._transport.request("POST", "/keys", body=body, repeatable=False)
-        return understood(NewKey, answer)
-
-    def revoke_key(self, key_id: str) -> KeyInfo:
-        """Makes an API key worthless, at once. Needs scope admin."""
-        answer = self._transport.request("DELETE", path_of("keys", key_id), repeatable=False)
-        return understood(KeyInfo, answer)
-
-    def audit(self, *, refused: bool = False, page_size: int = 100) -> Iterator[AuditEvent]:
-        """Who did what, newest first; pages are fetched as they are needed. Needs scope admin.
-
-        Args:
-            refused: what was refused (4xx), instead; without a valid key counted by address.
-            page_size: entries a page, at most 1,000.
-        """
-        after: str | None = None
-        while True:
-            page = self._transport.get(
-                "/audit", refused=str(refused).lower(), after=after, limit=page_size
-            )
-            events = [understood(AuditEvent, e) for e in page["data"]]
-            yield from events
-            if not page["has_more"] or not events:
-                return
-            after = events[-1].id
-
     def ready(self) -> dict[str, Any]:
         """Whether the server can take and run jobs, part by part (also when it cannot)."""
         answers = frozenset({503})
@@ -526,16 +393,6 @@ class Client(DataSetMethods, RecipeMethods, SweepCalls):
     def version(self) -> dict[str, Any]:
         """The server's version."""
         return dict(self._transport.get("/version"))
-
-    def _change(self, adapter: str, path: str, body: dict[str, Any], *, repeatable: bool) -> Any:
-        """Asks for a change of an adapter's versions, and waits for Ollama."""
-        return self._transport.request(
-            "POST",
-            f"{path_of('adapters', adapter)}/{path}",
-            body=body,
-            repeatable=repeatable,
-            read_timeout=_UPLOAD_SECONDS if path.endswith("restore") else _COPY_SECONDS,
-        )
 
     def _follower(self, job_id: str, after: str, deadline: float | None) -> Follower:
         return Follower(
@@ -566,7 +423,3 @@ class Client(DataSetMethods, RecipeMethods, SweepCalls):
 
 def _job(answer: Any) -> Job:
     return understood(Job, answer)
-
-
-def _version(answer: Any) -> Version:
-    return understood(Version, answer)

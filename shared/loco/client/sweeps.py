@@ -13,7 +13,7 @@ from loco.contracts.sweeps import RankBy, Sweep, SweepSummary
 POLL = 1.0
 
 
-class SweepCalls:
+class SweepMethods:
     """What a client can do with sweeps."""
 
     _transport: Transport
