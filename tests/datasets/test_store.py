@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loco.contracts.datasets import DataSetDetail
-from loco.contracts.errors import Conflict, DiskFull, NotFound
+from loco.contracts.errors import Conflict, DiskFull, NotFound, QuotaExceeded
 from loco.datasets import store, uploads
 from loco.datasets.inspect import inspect
 from loco.datasets.names import name_of
@@ -71,6 +71,23 @@ def test_a_frozen_copy_is_the_same_file_and_outlives_the_data_set(
     assert frozen.sha256 == found.sha256
     sets.delete(found)
     assert copy.read_bytes() == ROWS
+
+
+def test_what_jobs_still_read_counts_after_it_was_deleted(sets: DataSets, tmp_path: Path) -> None:
+    """Before: upload, submit, delete, again and again, filled the disk beside the quota."""
+    few = DataSets(tmp_path, Limits(file=10_000, owner=2 * len(ROWS), count=10))
+    first, _ = pushed(few)
+    frozen = freeze(few.content(first), "units.jsonl", tmp_path, link=True)
+    few.delete(first)
+    second, _ = pushed(few)
+    few.delete(second)
+    pushed(few)
+    with pytest.raises(QuotaExceeded, match="of them deleted, and still read by jobs"):
+        few.begin("more", "anna", length=len(ROWS))
+    few.begin("more", "ben", length=len(ROWS))
+    (tmp_path / frozen.path).unlink()
+    (tmp_path / frozen.path).parent.rmdir()  # the job is deleted
+    few.begin("more", "anna", length=len(ROWS))
 
 
 def test_where_links_cannot_be_had_it_is_copied(

@@ -18,12 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 from uuid import uuid4
 
-from pydantic import ValidationError
-
-from loco.contracts.base import Contract
 from loco.contracts.datasets import DataSet, DataSetDetail, Format, Inspected
 from loco.contracts.disk import disk_full, free_bytes
 from loco.contracts.errors import (
@@ -34,7 +30,9 @@ from loco.contracts.errors import (
     QuotaExceeded,
 )
 from loco.contracts.files import sync_folder, try_lock, write_text
+from loco.datasets.lent import Lent
 from loco.datasets.names import is_id
+from loco.datasets.records import entries, read
 from loco.datasets.rows import Columns
 from loco.datasets.uploads import LEFT_FREE, Limits, Part, Upload, check
 
@@ -45,7 +43,6 @@ UPLOAD_SECONDS = 24 * 3600.0
 
 logger = logging.getLogger(__name__)
 
-_Record = TypeVar("_Record", bound=Contract)
 #: Looks through a file; raises DataError where it cannot be used.
 Inspect = Callable[[Path, Format | None, Mapping[str, str]], Inspected]
 
@@ -62,6 +59,7 @@ class DataSets:
         root = adapters_dir / STORE
         self._open, self._ready, self._content = (root / n for n in ("open", "ready", "content"))
         self._root = root
+        self._lent = Lent(root)
         self._limits = limits
 
     def begin(
@@ -265,6 +263,7 @@ class DataSets:
                 raise Conflict(f"A request adds to upload {record.id}.", hint="Try again later.")
             (self._ready / f"{record.id}.json").unlink(missing_ok=True)
             if record.sha256 and not any(d.sha256 == record.sha256 for d in self._all()):
+                self._lent.keep(record)
                 (self._content / record.sha256).unlink(missing_ok=True)
 
     def _kept(self, ready: DataSetDetail) -> tuple[DataSetDetail, bool]:
@@ -296,7 +295,8 @@ class DataSets:
         """
         own = [d for d in self._all() if d.owner == owner]
         limits = {u.record.id: u.limit for u in self._uploads()}
-        used = sum(limits.get(d.id, d.bytes) for d in own)
+        lent = self._lent.bytes_of(owner)
+        used = lent + sum(limits.get(d.id, d.bytes) for d in own)
         hint = "Delete some with `loco data rm`, or ask who runs the server for more"
         if len(own) >= self._limits.count:
             raise QuotaExceeded(
@@ -306,8 +306,8 @@ class DataSets:
         left = self._limits.owner - used
         if left <= 0 or (length is not None and length > left):
             raise QuotaExceeded(
-                f"{owner!r} has data sets and uploads of {used:,} bytes; "
-                f"{self._limits.owner:,} are allowed, {length or 1:,} more are asked for.",
+                f"{owner!r} has data sets and uploads of {used:,} bytes ({lent:,} of them deleted, and "
+                f"still read by jobs); {self._limits.owner:,} are allowed, {length or 1:,} more are asked for.",
                 hint=f"{hint} (LOCO_DATASETS_MB).",
             )
         return left
@@ -326,15 +326,15 @@ class DataSets:
         return self._open / record.id / record.name
 
     def _uploads(self, which: str = "*") -> Iterator[Upload]:
-        for path in _entries(self._open, f"{which}.json"):
-            if found := _read(Upload, path):
+        for path in entries(self._open, f"{which}.json"):
+            if found := read(Upload, path):
                 yield found
 
     def _all(self, which: str = "*") -> Iterator[DataSetDetail]:
         """Every record, or that of an ID; those of uploads with what has arrived."""
         ready = set()
-        for path in _entries(self._ready, f"{which}.json"):
-            if record := _read(DataSetDetail, path):
+        for path in entries(self._ready, f"{which}.json"):
+            if record := read(DataSetDetail, path):
                 ready.add(record.id)
                 yield record
         for upload in self._uploads(which):
@@ -383,18 +383,3 @@ def _ended(dataset_id: str) -> Conflict:
         param="dataset",
         hint=f"GET /datasets/{dataset_id} shows it; POST /datasets begins another.",
     )
-
-
-def _entries(folder: Path, pattern: str) -> list[Path]:
-    return sorted(folder.glob(pattern)) if folder.is_dir() else []
-
-
-def _read(model: type[_Record], path: Path) -> _Record | None:
-    """A record; None: it was removed meanwhile, or is none, which the log says."""
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        logger.error("%s is no record of a data set: %s", path, error.errors()[0]["msg"])
-        return None
