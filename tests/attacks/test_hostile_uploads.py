@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from loco.contracts.datasets import Inspected
 from loco.contracts.disk import free_bytes
 from loco.contracts.errors import DataError
 from loco.contracts.keys import Scope
-from loco.datasets.store import STORE
+from loco.datasets.store import STORE, DataSets
+from loco.datasets.uploads import Part
 from loco_api import inspection_child
 from loco_api.inspection import inspect
 
@@ -114,31 +115,34 @@ def test_a_content_that_is_not_the_announced_one_is_not_kept(http, adapters_dir:
     assert stored(adapters_dir) == []
 
 
-def test_of_two_who_add_at_once_one_is_told_to_wait(http, live_api):
+def test_of_two_who_add_at_once_one_is_told_to_wait(
+    http, live_api, monkeypatch: pytest.MonkeyPatch
+):
     place = begin(http, len(ROW) * 2).headers["Location"]
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
+    writing = DataSets.writing
+
+    @contextmanager
+    def told_of(sets: DataSets, *asked: str | None) -> Iterator[Part]:
+        with writing(sets, *asked) as part:
+            begun.set()
+            yield part
 
     def slowly() -> Iterator[bytes]:
         yield ROW
-        assert go_on.wait(30)
+        assert go_on.wait(60)
         yield ROW.replace(b"mile", b"foot")
 
+    monkeypatch.setattr(DataSets, "writing", told_of)
     first = {"Upload-Offset": "0", "Upload-Complete": "?1"}
-
-    def adds() -> httpx.Response:
-        while True:  # a question below may be quicker than its first try
-            told = httpx.patch(live_api.url + place, content=slowly(), headers=first, timeout=60)
-            if told.status_code != 409:
-                return told
-
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(adds)
-        deadline = time.monotonic() + 30
-        told = None
-        while told is None or "Another request" not in told.text:
-            assert time.monotonic() < deadline, told and told.text
-            told = http.patch(place, content=b"", headers={"Upload-Offset": "7", **MORE})
+        running = pool.submit(
+            httpx.patch, live_api.url + place, content=slowly(), headers=first, timeout=60
+        )
+        assert begun.wait(60)
+        told = http.patch(place, content=b"", headers={"Upload-Offset": "0", **MORE})
         assert told.status_code == 409
+        assert "Another request" in told.text
         assert http.delete(place).status_code == 409
         go_on.set()
         assert running.result().json()["rows"] == 2
