@@ -6,12 +6,10 @@ that look through files: nobody else's were looked through meanwhile.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
-from live_api import ApiServer
 
 from loco.contracts.errors import Unseen
 from loco_api import looks, uploads
@@ -25,22 +23,6 @@ LOOK = {
     "max_length": 64,
     "rows": [{"line": 1, "conversations": TURNS}],
 }
-
-
-@pytest.fixture
-def login(live_api: ApiServer, keys) -> Iterator[Callable[[str], httpx.Client]]:
-    opened: list[httpx.Client] = []
-
-    def log_in(owner: str) -> httpx.Client:
-        _, key = keys.create(f"{owner}'s laptop", owner=owner)
-        headers = {"Authorization": f"Bearer {key}"}
-        client = httpx.Client(base_url=live_api.url, trust_env=False, timeout=60, headers=headers)
-        opened.append(client)
-        return client
-
-    yield log_in
-    for client in opened:
-        client.close()
 
 
 def test_one_owners_uploads_leave_a_place_to_others(login, monkeypatch):
@@ -85,7 +67,7 @@ def test_a_look_does_not_wait_without_end(login, monkeypatch):
         try:
             first = pool.submit(anna.post, "/looks", json=LOOK)
             assert begun.wait(60)
-            refused = ben.post("/looks", json=LOOK, timeout=10)
+            refused = ben.post("/looks", json=LOOK)
         finally:
             leave.set()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")
