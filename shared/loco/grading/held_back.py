@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from loco.contracts.sources import FEWEST_HELD_BACK, SplitSource
 from loco.datasets.overlap import OverlapIndex
+from loco.datasets.rows import Row
 from loco.datasets.split import in_order, problems_of
 from loco.grading.eval_items import EvalItem
 from loco.grading.picking import Picked, pick
@@ -37,6 +38,18 @@ class Candidate:
     grader: Any = None
     #: The problem, where the row comes with it.
     item: EvalItem | None = None
+
+
+def candidate_of(row: Row) -> Candidate:
+    """A user's row as a problem."""
+    first = row.turns[0]
+    return Candidate(
+        f"row-{row.line}",
+        row.question,
+        row.answer if row.asks_once and row.rejected is None else None,
+        system=first["content"] if first["role"] == "system" else None,
+        grader=row.problem.get("grader"),
+    )
 
 
 @dataclass(frozen=True)
