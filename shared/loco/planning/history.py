@@ -205,7 +205,8 @@ class History:
             result = _result(job, Stage.PREPARE, PrepareResult)
             if result is not None:
                 dropped: dict[str, int] = result.dropped.model_dump()
-                return result.read - sum(dropped.values())
+                held = result.held_back.rows if result.held_back else 0
+                return result.read - sum(dropped.values()) - held
         return None
 
     def base_score(self, spec: JobSpec) -> tuple[Score, str, str] | None:
