@@ -31,7 +31,12 @@ from loco_worker.asking.answers import AnswerStore
 from loco_worker.measuring.asking import PARALLEL, Asking, Question
 from loco_worker.measuring.comparing import Verdict, compare
 from loco_worker.measuring.models import CANDIDATE, Contest, contest
-from loco_worker.measuring.problems import TRAINING_DATA, contaminated, problem_sets
+from loco_worker.measuring.problems import (
+    TRAINING_DATA,
+    contaminated,
+    problem_sets,
+    unmeasured,
+)
 from loco_worker.measuring.report import in_words, left_of_gain, report, warnings
 
 ANSWERS = "eval.jsonl"
@@ -65,11 +70,14 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
 
     comparisons = _comparisons(spec, sets, verdicts)
     counts = {name: len(ids) for name, ids in known.items()}
-    warned = warnings(
-        comparisons,
-        counts,
-        trained_on_known=training_data is not None,
-        num_predict=spec.num_predict,
+    warned = (
+        *unmeasured(sets, inputs),
+        *warnings(
+            comparisons,
+            counts,
+            trained_on_known=training_data is not None,
+            num_predict=spec.num_predict,
+        ),
     )
     for line in (*map(in_words, comparisons), *left_of_gain(comparisons), *warned):
         emit.log(line)

@@ -3,8 +3,8 @@
     python -m loco_worker.prepare --spec adapters/math/runs/JOB/prepare/a1/spec.json --out /tmp/x
 
 Writes `training_data.jsonl`, `validation_data.jsonl` (rows to measure the loss on, of the same source
-unless another is named) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`. The same spec and files
-give the same bytes. Source `self` asks the base model, and also writes `samples.jsonl` (every answer)
+unless another is named) and the eval sets it kept the rows apart from, `eval_sets/NAME.jsonl`; one of source `split` is of
+rows held back. The same spec and files give the same bytes. Source `self` asks the base model, and also writes `samples.jsonl` (every answer)
 and, where asked for, `preference_data.jsonl`: the same where the server gives the same answers. Rows
 that are pairs become training rows with the chosen answer, and `preference_data.jsonl`.
 """
@@ -29,6 +29,7 @@ from loco.grading.graders import check_gradable
 from loco.stage.program import Emitter, main
 from loco_worker.sampling.base_answers import OwnAnswers, own_answers
 from loco_worker.sources.eval_sets import read_sets
+from loco_worker.sources.held_back import Held, held_back
 from loco_worker.sources.rows import Row
 from loco_worker.sources.sieve import Sieve
 from loco_worker.sources.sources import open_source
@@ -66,9 +67,11 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     sieve = Sieve(index)
     if isinstance(spec.source, SelfSource):
         own = own_answers(spec, inputs, sieve, out_dir, emit)
-        data = _Data(own.description, own.rows, own.validation, own)
+        data = _Data(own.description, own.rows, own.validation, own, held=own.held)
     else:
         data = _given(spec.source, spec, inputs, sieve, emit)
+    if data.held is not None and data.held.items:
+        eval_sets[data.held.name] = data.held.items
     _say(data, spec, sieve, emit)
     files = _files(data, eval_sets, out_dir)
     emit.progress(message=f"{len(data.rows)} rows", percent=100, last=True)
@@ -83,6 +86,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
         eval_items_checked=index.items,
         eval_sets={name: len(items) for name, items in eval_sets.items()},
         eval_sources=spec.eval_sets,
+        held_back=data.held and data.held.result,
         validation=len(data.validation),
         sampling=data.own.sampling if data.own else None,
     )
@@ -99,6 +103,8 @@ class _Data(NamedTuple):
     own: OwnAnswers | None = None
     #: Of rows that are pairs.
     pairs: Sequence[dict[str, Any]] = ()
+    #: What is held back to measure with; None: nothing is asked for.
+    held: Held | None = None
 
 
 def _given(
@@ -118,7 +124,8 @@ def _given(
             message=f"{sieve.read} rows read, {usable} usable",
         )
 
-    rows, rest = _divided(sieve.usable(records, every), records.size, spec)
+    usable, held = held_back(sieve.usable(records, every), spec, sieve, emit)
+    rows, rest = _divided(usable, records.size, spec)
     if not rows:
         raise DataError(
             f"No row of {records.description} is usable: read {sieve.read}, "
@@ -136,6 +143,7 @@ def _given(
         [row.conversations for row in rows],
         [row.conversations for row in validation],
         pairs=[_pair(row) for row in rows if row.rejected],
+        held=held,
     )
 
 

@@ -137,6 +137,43 @@ def test_a_4_bit_base_that_is_not_here_is_said_to_be_taken_for_plain_nf4(ledger,
     assert not notes(48)
 
 
+def test_rows_that_are_held_back_are_told_and_not_planned_for(http, settings, hands):
+    folder = settings.adapters_dir / "towns"
+    folder.mkdir()
+    (folder / "adapter.yaml").write_text(
+        "{name: towns, description: Towns, base_model: smollm2-135m-instruct, model_name: towns, "
+        "prepare: {source: {kind: jsonl, path: rows.jsonl}}}"
+    )
+    lines = [{"question": f"Where is town {n}?", "answer": f"north {n}"} for n in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def planned(**more):
+        found = http.post("/plan", json={"adapter": "towns", "device": CARD, **more}).json()
+        return found["lengths"]["rows"], [s["stage"] for s in found["stages"]], found["notes"]
+
+    rows, stages, notes = planned()
+    assert (rows, stages[-1]) == (40, "eval")
+    (said,) = [note for note in notes if "held back" in note]
+    assert "about 20 of 60 rows of rows.jsonl" in said
+    assert "Grader words" in said
+    rows, stages, notes = planned(
+        eval={"sets": {"split": {"source": {"kind": "split", "most": 10}}}}
+    )
+    assert (rows, "about 10 of 60" in notes[-1]) == (50, True)
+    uploaded = {"source": {"kind": "dataset", "dataset": "ds"}}
+    assert "10 % of the usable rows" in planned(prepare=uploaded)[2][-1]
+
+    job = http.post("/jobs", json={"adapter": "towns"}).json()
+    claim = hands.claim(Stage.PREPARE)
+    held = {"set": "split", "rows": 19, "grader": "words", "why": "short"}
+    counted = {"source": "rows", "read": 60, "kept": 41, "eval_items_checked": 19, "overlaps": []}
+    dropped = {"malformed": 0, "empty": 0, "duplicate": 0, "overlap": 0}
+    result = {"seconds": 1, "files": {}, **counted, "dropped": dropped, "held_back": held}
+    hands.commit(claim, result)
+    said = f"eval.sets.split: 19 rows are held back, as in job {job['id']} (grader words: short)."
+    assert said in planned()[2]
+
+
 def test_nothing_is_accepted_by_planning(http):
     http.post("/plan", json={"adapter": "math", "device": CARD})
     assert http.get("/jobs").json()["data"] == []

@@ -15,6 +15,7 @@ from loco.contracts.results import (
     Comparison,
     Dropped,
     EvalResult,
+    HeldBackRows,
     PrepareResult,
     Sampling,
     Score,
@@ -238,3 +239,29 @@ def test_train_says_which_adapter_is_kept(kept: int, best: int, loss: float, wor
 
 def test_train_without_validation_rows_says_nothing_of_them() -> None:
     assert "validation" not in outcome(trained())
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (20, "apart from 20 eval problems (20 of them rows held back, grader words)"),
+        (0, "none held back"),
+    ],
+)
+def test_rows_held_back_are_in_the_summary(rows: int, said: str) -> None:
+    prepare = PrepareResult(
+        seconds=1,
+        files={},
+        source="rows",
+        read=60,
+        kept=40,
+        dropped=Dropped(),
+        overlaps=(),
+        eval_items_checked=rows,
+        eval_sets={"split": rows} if rows else {},
+        held_back=HeldBackRows(
+            set="split", rows=rows, grader="words" if rows else None, why="short texts"
+        ),
+    )
+    done = prepared(None).model_copy(update={"result": prepare.model_dump(mode="json")})
+    assert said in outcome(done)

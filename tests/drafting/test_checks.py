@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from loco.contracts.errors import Unseen
 from loco.contracts.looks import LookRequest
@@ -102,3 +103,29 @@ def test_a_look_that_takes_too_much_is_told(folder: Path, settings, end: str) ->
     python.chmod(0o755)
     with pytest.raises(Unseen, match="too much memory or time"):
         looking.look(settings.model_copy(update={"train_python": python}), request)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_rows_are_held_back_where_no_eval_set_is_named(
+    folder: Path, adapters_dir: Path, tmp_path: Path, known: bool
+) -> None:
+    recipe = yaml.safe_load((folder / "adapter.yaml").read_text())
+    del recipe["eval"]["sets"]
+    (folder / "eval_dataset.jsonl").unlink()
+    (folder / "adapter.yaml").write_text(yaml.safe_dump(recipe))
+    alone = folder.rename(tmp_path / "units")
+    catalog = adapters_dir / "base_models.yaml" if known else None
+
+    def rows_of(first: int, count: int) -> None:
+        lines = [{"question": f"{n} km in m?", "answer": f"{n}000 m"} for n in range(first, count)]
+        (alone / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    rows_of(2, 62)
+    found = checks.check(alone, "units", "tiny", catalog=catalog)
+    assert (found.problems, len(found.rows), found.items) == ([], 40, 20)
+    said = "\n".join(found.notes)
+    assert "eval.sets.split: 20 rows are held back to measure with. Grader words" in said
+    rows_of(2, 12)
+    few = checks.check(alone, "units", "tiny", catalog=catalog)
+    assert (len(few.rows), few.items) == (10, 0)
+    assert "30 are the least" in "\n".join(few.notes)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError
 from loco.contracts.recipes import RecipePut
-from loco.drafting import checks, shelf
+from loco.drafting import checks, folders, shelf
 from loco.recipes.catalog import load_catalog
 from loco.recipes.plain import ensure_plain
 
@@ -131,3 +132,19 @@ def test_a_recipe_whose_jobs_bring_the_rows_is_read_and_put_back(
         checked = checks.check(folder, name, catalog=catalog)
         assert checked.problems == []
         assert "The recipe names no prepare.source: each job brings its rows." in checked.notes
+
+
+def test_an_eval_set_that_the_recipe_does_not_name_travels_with_it(
+    settings, content, adapters_dir: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(RECIPE)
+    recipe["eval"] = {}
+    text = yaml.safe_dump(recipe)
+    (tmp_path / "rows.jsonl").write_bytes(content("rows").read_bytes())
+    assert set(folders.files_of(tmp_path, text)) == {"rows.jsonl"}
+    (tmp_path / "eval_dataset.jsonl").write_bytes(content("problems").read_bytes())
+    files = folders.files_of(tmp_path, text)
+    assert set(files) == {"rows.jsonl", "eval_dataset.jsonl"}
+    asked = RecipePut(recipe=text, files={"rows.jsonl": "rows", "eval_dataset.jsonl": "problems"})
+    put, _ = shelf.put(settings, "units", asked, content, by="me")
+    assert set(put.files) == set(files)

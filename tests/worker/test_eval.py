@@ -113,6 +113,23 @@ def test_both_models_answer_every_question_of_every_set(
     assert f"gate: {result.gate.verdict}." in heard.logs
 
 
+def test_where_no_row_was_held_back_nothing_is_measured_and_that_is_said(
+    run: Callable[..., EvalResult], tmp_path: Path
+) -> None:
+    split = {"split": {"source": {"kind": "split"}, "role": "primary"}}
+    held = {"set": "split", "rows": 0, "grader": None, "why": "4 rows are too few"}
+    prepared = {"eval_sources": {"split": {"source": {"kind": "split"}}}, "held_back": held}
+    proven = json.loads((tmp_path / "out/register.json").read_text())
+    proven["checks"] = [check | {"passed": True} for check in proven["checks"]]
+    result = run({"sets": split}, results={Stage.REGISTER: proven, Stage.PREPARE: prepared})
+    assert not answered(tmp_path)
+    assert not result.comparisons
+    assert "4 rows are too few" in result.warnings[0]
+    assert result.gate is not None
+    assert result.gate.verdict == "unproven"
+    assert "4 rows are too few" in (tmp_path / "out/report.md").read_text()
+
+
 def test_a_base_too_weak_for_its_own_answers_is_told_to_take_others(
     run: Callable[..., EvalResult], tiny: JobSpec, tmp_path: Path
 ) -> None:

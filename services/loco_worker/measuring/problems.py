@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
-from loco.contracts.sources import JsonlSource
+from loco.contracts.sources import JsonlSource, SplitSource
 from loco.contracts.specs import EvalSpec, Inputs
 from loco.contracts.stages import Stage
 from loco.datasets.overlap import OverlapIndex
@@ -40,8 +41,24 @@ def problem_sets(spec: EvalSpec, inputs: Inputs, emit: Emitter) -> dict[str, lis
             for item in prepared[name]:
                 index.add(f"{name}/{item.id}", item.question)
     missing = {name: s for name, s in spec.sets.items() if name not in prepared}
+    for name in [name for name, s in missing.items() if isinstance(s.source, SplitSource)]:
+        _check_held(name, told.get(name))
+        prepared[name] = []
+        del missing[name]
     found = prepared | read_sets(missing, inputs, index, emit)
     return {name: found[name][: spec.limit] for name in spec.sets}
+
+
+def unmeasured(sets: Mapping[str, Sequence[EvalItem]], inputs: Inputs) -> list[str]:
+    """Why nothing is asked of a set of rows held back, a sentence each."""
+    held = inputs.results.get(Stage.PREPARE, {}).get("held_back") or {}
+    why = f": {held['why']}" if held.get("why") else ""
+    return [
+        f"eval.sets.{name}: prepare held no row back{why}, so nothing was measured. Name an eval set of "
+        "your own (docs/eval.md)."
+        for name, items in sets.items()
+        if not items
+    ]
 
 
 def contaminated(
@@ -73,9 +90,22 @@ def contaminated(
     return met
 
 
+def _check_held(name: str, told: Any) -> None:
+    """Refuses a set that an earlier prepare did not know of; none of its rows is free of training."""
+    if told is None or not isinstance(ItemSource.model_validate(told).source, SplitSource):
+        raise DataError(
+            f"eval.sets.{name} is of rows that prepare holds back, and the prepare that this job builds "
+            "on held none back.",
+            param=f"eval.sets.{name}.source",
+            hint="Run all stages again, or name problems that the model was not trained on.",
+        )
+
+
 def _same(wanted: ItemSource, told: Any) -> bool:
     """Whether prepare took a set from where eval wants it."""
     if told is None:
         return False
     taken = ItemSource.model_validate(told)
+    if isinstance(wanted.source, SplitSource):  # what prepare held back is all there is
+        return isinstance(taken.source, SplitSource)
     return (taken.source, taken.count, taken.seed) == (wanted.source, wanted.count, wanted.seed)

@@ -17,6 +17,7 @@ from loco_worker.sampling.questions import Questions
 from loco_worker.sampling.report import in_words, sample_lines, sampling_of
 from loco_worker.sampling.samples import Sampler, Served, options
 from loco_worker.sampling.texts import Turns, closed, conversation
+from loco_worker.sources.held_back import Held
 from loco_worker.sources.sieve import Sieve
 from loco_worker.sources.sources import open_source
 
@@ -33,6 +34,8 @@ class OwnAnswers(NamedTuple):
     #: Lines of samples.jsonl.
     samples: list[dict[str, Any]]
     sampling: Sampling
+    #: Questions held back to measure with; None: that is not asked for.
+    held: Held | None
 
 
 def own_answers(
@@ -89,6 +92,7 @@ def own_answers(
         collection.pairs,
         list(sample_lines(collection)),
         sampling,
+        questions.held,
     )
 
 

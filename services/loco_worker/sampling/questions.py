@@ -9,6 +9,7 @@ from loco.contracts.specs import PrepareSpec
 from loco.grading.graders import check_gradable
 from loco.stage.program import Emitter
 from loco_worker.sampling.tries import Asked
+from loco_worker.sources.held_back import held_back
 from loco_worker.sources.rows import Row
 from loco_worker.sources.sieve import Sieve
 from loco_worker.sources.sources import Records
@@ -37,7 +38,7 @@ class Questions:
             if records.size is not None:
                 emit.progress(message=f"{sieve.read} questions read, {usable} usable", percent=0)
 
-        usable = sieve.usable(records, every)
+        usable, self.held = held_back(sieve.usable(records, every), spec, sieve, emit)
         self._rest: Iterator[Row] = usable if self.generated else _ordered(list(usable), spec)
 
     def take(self, count: int) -> list[Asked]:

@@ -5,7 +5,13 @@ from random import Random
 
 from loco.contracts.errors import DataError
 from loco.contracts.evaluation import ItemSource
-from loco.contracts.sources import ArithmeticSource, DatasetSource, JsonlSource, ReasoningGymSource
+from loco.contracts.sources import (
+    ArithmeticSource,
+    DatasetSource,
+    JsonlSource,
+    ReasoningGymSource,
+    SplitSource,
+)
 from loco.contracts.specs import Inputs
 from loco.datasets.overlap import OverlapIndex, normalise
 from loco.grading.eval_items import EvalItem, eval_items, load_eval_items
@@ -24,11 +30,14 @@ def read_sets(
 ) -> dict[str, list[EvalItem]]:
     """The problems of every set, which join the index; files come before generators.
 
+    Rows that are held back are no matter of this: they are known once the training rows are.
+
     Raises:
         DataError: a set can't be read, or a generator has too few problems.
     """
+    named = [name for name, wanted in sets.items() if not isinstance(wanted.source, SplitSource)]
     ordered = sorted(
-        sets, key=lambda n: isinstance(sets[n].source, ReasoningGymSource | ArithmeticSource)
+        named, key=lambda n: isinstance(sets[n].source, ReasoningGymSource | ArithmeticSource)
     )
     return {name: _read(name, sets[name], inputs, index, emit) for name in ordered}
 
@@ -37,6 +46,7 @@ def _read(
     name: str, wanted: ItemSource, inputs: Inputs, index: OverlapIndex, emit: Emitter
 ) -> list[EvalItem]:
     source = wanted.source
+    assert not isinstance(source, SplitSource)
     if isinstance(source, ReasoningGymSource | ArithmeticSource):
         return _generated(name, wanted, source, index, emit)
     if isinstance(source, JsonlSource):

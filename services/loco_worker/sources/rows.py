@@ -41,6 +41,8 @@ class Row(NamedTuple):
     item: EvalItem | None = None
     #: The worse answer, where the row is one of a pair.
     rejected: dict[str, str] | None = None
+    #: How the row itself says its answer is judged.
+    grader: Any = None
 
 
 def row_of(number: int, record: Any) -> Row:
@@ -84,7 +86,8 @@ def row_from(given: rows.Row) -> Row:
                 raise
             worked = given.answer  # "The answer is Paris." is a text
         turns = [*turns[:-1], {"role": "assistant", "content": worked}]
-    return Row(given.line, given.question, turns, rejected=given.rejected)
+    grader = given.problem.get("grader")
+    return Row(given.line, given.question, turns, rejected=given.rejected, grader=grader)
 
 
 def is_worked(answer: str) -> bool:

@@ -53,6 +53,13 @@ class Sieve:
         self._seen.add(question)
         return row
 
+    def leave_out(self, row: Row) -> None:
+        """Drops a row that was let through before a problem joined the index which it overlaps."""
+        match = self.index.match(row.question, row.problem)
+        if match is not None:
+            self.dropped["overlap"] += 1
+            self.overlaps.append(Overlap(row=row.number, eval_item=match.item, rule=match.rule))
+
     @property
     def eval_items(self) -> int:
         """Eval items that rows are compared with."""

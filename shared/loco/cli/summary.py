@@ -195,6 +195,12 @@ def _prepare(task: Task) -> str:
     dropped = ", ".join(f"{n} {why}" for why, n in result.dropped if n)
     sets = sum(result.eval_sets.values())
     held_out = f", apart from {sets} eval problems" if sets else ""
+    if (held := result.held_back) is not None:
+        held_out += (
+            f" ({held.rows} of them rows held back, grader {held.grader})"
+            if held.rows
+            else ", none held back to measure with"
+        )
     left_out = f"; left out {dropped}" if dropped else ""
     validation = f" and {result.validation or 'none'} for validation"
     rows = f"{result.kept} of {result.read} rows{validation}"

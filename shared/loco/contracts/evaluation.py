@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from loco.contracts.base import Contract
-from loco.contracts.sources import GivenSource
+from loco.contracts.sources import ProblemSource
 
 #: Seeds fit every generator here; numpy takes 32 bits.
 LARGEST_SEED = 2**32 - 1
@@ -54,7 +54,9 @@ class Verdict(StrEnum):
 class ItemSource(Contract):
     """Where the problems of an eval set come from."""
 
-    source: GivenSource = Field(description="Rows of a file or hub dataset, or a generator.")
+    source: ProblemSource = Field(
+        description="Rows of a file or hub dataset, a generator, or rows held back (`split`)."
+    )
     count: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["all"] = Field(
         "all",
         description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",

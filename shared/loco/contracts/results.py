@@ -62,6 +62,17 @@ class Sampling(Contract):
     advice: tuple[str, ...] = Field((), description="What the pass rate says about the source.")
 
 
+class HeldBackRows(Contract):
+    """What prepare held back to measure with."""
+
+    set: str = Field(description="The eval set they are.")
+    rows: int = Field(description="How many; 0: none, `why` says why not.")
+    grader: str | None = Field(
+        description="Kind of the grader that was picked for them; `own`: the rows bring theirs."
+    )
+    why: str = Field(description="Why this grader, or why nothing was held back.")
+
+
 class PrepareResult(StageResult):
     """Result of prepare."""
 
@@ -76,6 +87,9 @@ class PrepareResult(StageResult):
     )
     eval_sources: dict[str, ItemSource] = Field(
         {}, description="Eval set to where its problems were taken from."
+    )
+    held_back: HeldBackRows | None = Field(
+        None, description="Rows held back to measure with; none: the job names its eval sets."
     )
     validation: int = Field(0, description="Rows written to validation_data.jsonl.")
     sampling: Sampling | None = Field(None, description="What source self asked; none for others.")

@@ -157,6 +157,35 @@ class SelfSource(Contract):
     )
 
 
+#: Problems held back, at least: on fewer next to nothing can be shown.
+FEWEST_HELD_BACK = 10
+
+
+class SplitSource(Contract):
+    """Rows of the training source, held back: never trained on, never validation rows."""
+
+    kind: Literal["split"] = Field(description="Rows held back from `prepare.source`.")
+    share: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="Share of the usable rows; 20 rows where that is fewer, and a third of them at most.",
+    )
+    most: int = Field(200, ge=FEWEST_HELD_BACK, le=10_000, description="Rows held back at most.")
+
+
+#: Where problems come from.
+ProblemSource = Annotated[
+    HuggingFaceSource
+    | JsonlSource
+    | DatasetSource
+    | ReasoningGymSource
+    | ArithmeticSource
+    | SplitSource,
+    Field(discriminator="kind"),
+]
+
+
 Source = Annotated[
     HuggingFaceSource
     | JsonlSource

@@ -24,13 +24,12 @@ from loco.contracts.evaluation import (
     EvalSet,
     GateSpec,
     ItemSource,
-    Role,
     SetName,
 )
 from loco.contracts.modelfiles import ModelfileText
 from loco.contracts.paths import JobId, RelativePath
 from loco.contracts.plans import PlanAttempt
-from loco.contracts.sources import GivenSource, JsonlSource, Source
+from loco.contracts.sources import GivenSource, Source
 from loco.contracts.stages import Stage
 from loco.contracts.versions import CandidateVersion, PromotedVersion
 
@@ -276,14 +275,11 @@ class EvalSpec(Contract):
 
     base_model: BaseModelSpec = Field(description="The model compared against.")
     sets: dict[SetName, EvalSet] = Field(
-        {
-            "benchmark": EvalSet(
-                source=JsonlSource(kind="jsonl", path="eval_dataset.jsonl"), role=Role.PRIMARY
-            )
-        },
+        {},
         max_length=50,
         description="Name to a set of problems; one at most is `primary`, and in a profile or request "
-        "`null` takes a set out. Without any the job ends before eval.",
+        "`null` takes a set out. Left out: eval_dataset.jsonl where it lies beside the recipe, else rows "
+        "held back from the training rows. `{}`: the job ends before eval.",
     )
     gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
     baselines: tuple[Baseline, ...] = Field(

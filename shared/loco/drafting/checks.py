@@ -20,7 +20,7 @@ from loco.contracts.errors import DataError, InvalidRequest, LocoError
 from loco.contracts.evaluation import EvalSet
 from loco.contracts.looks import MOST_ROWS, MOST_TURNS, LookRequest, LookRow
 from loco.contracts.requests import DEFAULT_PROFILE
-from loco.contracts.sources import JsonlSource
+from loco.contracts.sources import JsonlSource, SplitSource
 from loco.contracts.specs import JobSpec, PrepareSpec
 from loco.datasets import formats
 from loco.datasets.formats import Problem
@@ -28,8 +28,10 @@ from loco.datasets.overlap import OverlapIndex, normalise
 from loco.datasets.rows import Row
 from loco.drafting import folders
 from loco.grading.eval_items import load_eval_items
+from loco.grading.held_back import candidate_of, hold_back
 from loco.grading.significance import smallest_difference
 from loco.recipes.data_files import dataset_path
+from loco.recipes.default_sets import default_sets, split_of
 from loco.recipes.resolve import BROUGHT, RECIPE, Recipe, merge, resolve_recipe
 from loco.settings import CATALOG
 
@@ -121,8 +123,13 @@ def _check_raw(found: Checked, recipe: Recipe, profile: str, folder: Path) -> No
         if written.get("source") is None:
             written["source"] = BROUGHT
         prepare = PrepareSpec.model_validate(written)
-        sets = merge(recipe.eval, own.get("eval") or {}).get("sets") or {}
-        read = {n: EvalSet.model_validate(each) for n, each in sets.items() if each is not None}
+        sets = merge(recipe.eval, own.get("eval") or {}).get("sets")
+        if sets is None:
+            read = default_sets(prepare.source, folder)
+        else:
+            read = {n: EvalSet.model_validate(each) for n, each in sets.items() if each is not None}
+        kept_out = {n: s for n, s in read.items() if isinstance(s.source, SplitSource)}
+        prepare = prepare.model_copy(update={"eval_sets": kept_out})
     except (ValidationError, AttributeError) as error:
         words = str(error).splitlines()[0]
         found.problems.append(f"{RECIPE}: prepare or eval.sets cannot be read: {words}")
@@ -150,6 +157,8 @@ def _check_data(
                 f"eval.sets.{name}: with {len(items)} problems nothing can be proven."
             )
     if not isinstance(prepare.source, JsonlSource):
+        if (split := split_of(prepare)) is not None:
+            found.notes.append(f"eval.sets.{split[0]}: prepare holds rows back to measure with.")
         found.notes.append(
             "The recipe names no prepare.source: each job brings its rows."
             if prepare.source == BROUGHT
@@ -157,11 +166,51 @@ def _check_data(
         )
         return
     _check_rows(found, prepare.source.path, folder, index)
+    _hold_back(found, prepare)
     wanted_rows = prepare.examples
     if found.rows and len(found.rows) < wanted_rows:
         found.notes.append(
             f"prepare.examples is {wanted_rows}, and {len(found.rows)} rows can be used."
         )
+
+
+def _hold_back(found: Checked, prepare: PrepareSpec) -> None:
+    """Takes the rows out that prepare will hold back to measure with, and says how they are judged."""
+    asked = split_of(prepare)
+    if asked is None or not found.rows:
+        return
+    name, wanted = asked
+    assert isinstance(wanted.source, SplitSource)
+    held = hold_back(
+        [candidate_of(row) for row in found.rows],
+        wanted.source,
+        wanted.seed,
+        ngram=prepare.overlap_ngram,
+    )
+    count = len(held.items)
+    if not count:
+        found.notes.append(
+            f"eval.sets.{name}: no row can be held back to measure with, so nothing is measured: "
+            f"{held.why}."
+        )
+        return
+    gone = held.places | held.alike
+    found.rows = [row for place, row in enumerate(found.rows) if place not in gone]
+    found.items += count
+    alike = f" {len(held.alike)} rows overlap them and are left out." if held.alike else ""
+    found.notes.append(
+        f"eval.sets.{name}: {count} rows are held back to measure with. Grader {held.grader}: {held.why}."
+        f"{alike}"
+    )
+    least = smallest_difference(count)
+    found.notes.append(
+        f"eval.sets.{name}: with {count} problems "
+        + (
+            f"a gain of {100 * least:.0f} points or more can be shown."
+            if least
+            else "nothing can be proven."
+        )
+    )
 
 
 def _check_rows(found: Checked, path: str, folder: Path, index: OverlapIndex) -> None:

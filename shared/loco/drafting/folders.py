@@ -8,6 +8,7 @@ import yaml
 
 from loco.contracts.errors import DataError, InvalidRequest
 from loco.recipes.data_files import dataset_path
+from loco.recipes.default_sets import FILE
 from loco.recipes.documents import LARGEST_BYTES, parsed_yaml, validated
 from loco.recipes.resolve import RECIPE, Recipe
 
@@ -57,6 +58,8 @@ def parsed(text: str, where: str) -> Recipe:
 def files_of(folder: Path, text: str) -> dict[str, Path]:
     """The files beside a recipe that its sources of kind jsonl name, in any profile.
 
+    With them goes the eval set of a recipe that names none.
+
     Raises:
         DataError: one is not there, or lies elsewhere.
     """
@@ -71,6 +74,8 @@ def files_of(folder: Path, text: str) -> dict[str, Path]:
                 "{kind: dataset, dataset: NAME}.",
             )
         found[path] = dataset_path(path, folder)
+    if recipe.eval.get("sets") is None and (folder / FILE).is_file():
+        found[FILE] = dataset_path(FILE, folder)
     return found
 
 

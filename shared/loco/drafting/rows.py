@@ -116,7 +116,8 @@ def _parted(rows: list[Row], seed: int) -> tuple[list[Row], list[Row], int]:
             param="--data",
             hint="Add rows of one question and its answer, or write a recipe with an eval set.",
         )
-    problems = [askable[place] for place in chosen(askable, count, seed)]
+    places = chosen([row.question for row in askable], count, seed)
+    problems = [askable[place] for place in places]
     index = OverlapIndex(_NGRAM)
     for row in problems:
         index.add(str(row.line), row.question)

@@ -17,6 +17,7 @@ from loco.contracts.sources import DatasetSource, JsonlSource, SelfSource
 from loco.contracts.specs import BaseModelSpec, JobSpec, TrainSpec
 from loco.contracts.stages import Queue, Stage
 from loco.planning.batches import cut
+from loco.planning.held_back import left_of
 from loco.planning.history import History
 from loco.planning.rates import capability_of
 from loco.planning.row_lengths import GENERATED, generator_of, lengths_of_file
@@ -131,9 +132,8 @@ def _lengths_of_rows(spec: JobSpec, history: History, settings: Settings) -> tup
             source.path, settings.adapters_dir / spec.adapter, settings.dataset_dirs
         )
         if guess := lengths_of_file(path):
-            rows = min(
-                guess.rows, spec.prepare.examples
-            )  # a file may have fewer than are asked for
+            # a file may have fewer than are asked for
+            rows = min(left_of(spec.prepare, guess.rows), spec.prepare.examples)
             return _scaled(cut(guess, longest), rows), f"the characters of {source.path}"
     if (made := GENERATED.get(generator_of(source))) is not None:
         return _scaled(cut(made, longest), spec.prepare.examples), "what this generator makes"

@@ -10,13 +10,21 @@ from pydantic import ValidationError
 from loco.contracts.evaluation import Baseline, Role
 from loco.contracts.jobs import Job, StageStatus
 from loco.contracts.plans import Device, Lengths, PlanAttempt, Shape
-from loco.contracts.results import Comparison, EvalResult, PrepareResult, Score, TrainResult
+from loco.contracts.results import (
+    Comparison,
+    EvalResult,
+    HeldBackRows,
+    PrepareResult,
+    Score,
+    TrainResult,
+)
 from loco.contracts.sources import ArithmeticSource, GivenSource, ReasoningGymSource, SelfSource
 from loco.contracts.specs import JobSpec, PrepareSpec, StageResult, TrainSpec
 from loco.contracts.stages import Stage
 from loco.ledger.reader import LedgerReader
 from loco.planning.time import start_seconds, step_seconds
 from loco.planning.ways import Way, kind_of
+from loco.recipes.default_sets import split_of
 
 #: Newest jobs that are looked at.
 _JOBS = 100
@@ -157,6 +165,14 @@ class History:
                 return job
         return None
 
+    def held_back(self, spec: JobSpec) -> tuple[HeldBackRows, str] | None:
+        """What the newest job held back of the same rows in the same way, and its ID."""
+        job = self.prepared(spec)
+        if job is None or split_of(job.spec.prepare) != split_of(spec.prepare):
+            return None
+        result = _result(job, Stage.PREPARE, PrepareResult)
+        return (result.held_back, job.id) if result and result.held_back else None
+
     def answering(self, spec: JobSpec) -> Answering | None:
         """How the base answered when prepare last asked it for this adapter; else when eval did.
 
@@ -189,7 +205,8 @@ class History:
             result = _result(job, Stage.PREPARE, PrepareResult)
             if result is not None:
                 dropped: dict[str, int] = result.dropped.model_dump()
-                return result.read - sum(dropped.values())
+                held = result.held_back.rows if result.held_back else 0
+                return result.read - sum(dropped.values()) - held
         return None
 
     def base_score(self, spec: JobSpec) -> tuple[Score, str, str] | None:

@@ -16,6 +16,7 @@ from loco.ledger.reader import LedgerReader
 from loco.planning.asking import asking_of, notes_on_source
 from loco.planning.batches import all_steps
 from loco.planning.facts import device_of, engine_for, lengths_of, shape_of
+from loco.planning.held_back import notes_on_sets
 from loco.planning.history import Correction, History
 from loco.planning.lessons import Lessons
 from loco.planning.needs import needs_of
@@ -148,7 +149,11 @@ def preview(ledger: LedgerReader, settings: Settings, request: PlanRequest) -> P
         stages=stages,
         total_seconds=round(sum(s.seconds or 0.0 for s in stages), 1),
         needs=needs_of(spec, plan, chosen.memory, case.shape, models_dir=settings.models_dir),
-        notes=(*_notes(case, plan), *notes_on_source(spec, history, asking)),
+        notes=(
+            *_notes(case, plan),
+            *notes_on_source(spec, history, asking),
+            *notes_on_sets(spec, history, settings),
+        ),
     )
 
 

@@ -33,6 +33,7 @@ from loco.contracts.specs import NAME_PATTERN, JobSpec
 from loco.contracts.stages import Stage
 from loco.recipes.catalog import base_model
 from loco.recipes.data_files import named_data_sets
+from loco.recipes.default_sets import check_split, with_default_sets
 from loco.recipes.documents import read_yaml, validated
 from loco.recipes.fields import FROM_THE_TOP, settable
 from loco.recipes.own_answers import check_source
@@ -173,9 +174,7 @@ def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = Non
             merge(merge(common[stage], getattr(recipe, field)), inner),
             asked,
         )
-    sets = document[Stage.EVAL.value].get("sets")
-    if isinstance(sets, Mapping):
-        document[Stage.EVAL.value]["sets"] = {n: s for n, s in sets.items() if s is not None}
+    measured = document[Stage.EVAL.value] = _with_named_sets(document[Stage.EVAL.value])
     if "eval_sets" in document[Stage.PREPARE.value]:
         raise InvalidRequest(
             "prepare.eval_sets follows from eval.sets.",
@@ -190,12 +189,14 @@ def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = Non
         )
     check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="", known=settable())
+    job = with_default_sets(job, measured, adapters_dir / recipe.name)
     for part in (job.prepare, job.eval):
         for field, name in named_data_sets(part).items():
             check_hub_id(name, param=field)
     if request.stages is None and not job.eval.sets:  # nothing to measure, and nobody asked for it
         job = job.model_copy(update={"stages": tuple(s for s in job.stages if s is not Stage.EVAL)})
     _check_sets(job)
+    check_split(job)
     _check_validation_source(job)
     _check_select(job)
     _check_preference(job)
@@ -228,6 +229,16 @@ def resolve_recipe(adapters_dir: Path, name: str, profile: str) -> JobSpec:
     named = merge(recipe.prepare, own if isinstance(own, Mapping) else {}).get("source")
     brought = {} if named is not None else {"source": BROUGHT.model_dump()}
     return resolve(adapters_dir, JobRequest(adapter=name, profile=profile, prepare=brought))
+
+
+def _with_named_sets(measured: dict[str, Any]) -> dict[str, Any]:
+    """The section `eval` without the sets that are taken out by `null`; all of them: none is named."""
+    sets = measured.get("sets")
+    if sets is None:
+        return {field: value for field, value in measured.items() if field != "sets"}
+    if not isinstance(sets, Mapping):
+        return measured
+    return {**measured, "sets": {name: s for name, s in sets.items() if s is not None}}
 
 
 def _check_validation_source(job: JobSpec) -> None:

@@ -239,3 +239,14 @@ def test_a_stop_keeps_what_was_answered(run: Any, sums: Any, base: Any, heard: A
     got = run("a", url=base.url, questions=sums(20), emit=Emitter(io.StringIO()))
     assert got.sampling.known >= 4
     assert len(base.asked) <= got.sampling.asked + stopped_at - 4
+
+
+def test_questions_held_back_to_measure_with_are_not_asked(run: Any, sums: Any, base: Any) -> None:
+    base.answer = solving(lambda *_: True)
+    split = {"split": {"source": {"kind": "split"}}}
+    got = run("a", url=base.url, questions=sums(60), examples=60, eval_sets=split)
+    problems = got.lines("eval_sets/split.jsonl")
+    assert len(problems) == 20
+    assert all(problem["answer"].isdigit() for problem in problems)
+    assert got.sampling.questions == 40
+    assert not {q for _, _, q in base.asked} & {problem["question"] for problem in problems}
