@@ -178,7 +178,7 @@ def _regex(grader: RegexGrader, text: str) -> Graded:
 def _json(item: EvalItem, grader: JsonGrader, text: str) -> Graded:
     read = json_answers.found(text, only=grader.only)
     if read is None:
-        return Graded(False, None, "is not JSON" if grader.only else "holds no JSON")
+        return Graded(False, None, "is not JSON" if grader.only else "contains no JSON")
     if "expected" in grader.model_fields_set:
         expected: json_answers.Read | None = json_answers.Read(grader.expected)
     else:
