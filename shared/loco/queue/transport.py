@@ -70,7 +70,7 @@ def _tolerant(read: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return read(channel, *arguments, **options)
         except _NoMessageError as error:
-            logger.warning("a message that is none was dropped: %.200s", error)
+            logger.warning("dropped a message that cannot be read: %.200s", error)
             raise Empty from error
 
     return tolerant
