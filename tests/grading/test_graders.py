@@ -290,7 +290,7 @@ def test_a_phrase_of_nothing_but_marks_is_looked_up_as_written(
     options = {"kind": "contains", "whole_words": whole_words}
     wanted = item({**options, "all": [mark]})
     assert grade(wanted, f"So: {mark} x").correct
-    assert grade(wanted, "So: x").why == f"lacks {mark!r}"
+    assert grade(wanted, "So: x").why == f"does not contain {mark!r}"
     unwanted = item({**options, "all": ["x"], "none": [mark]})
     assert grade(unwanted, "So: x").correct
     assert grade(unwanted, f"{mark.strip()}\nx\n").why == f"has {mark!r}"

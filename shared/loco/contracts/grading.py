@@ -111,9 +111,9 @@ class RegexGrader(Contract):
 
 
 class JsonGrader(Contract):
-    """The answer is a JSON value, or holds one.
+    """The answer is a JSON value, or contains one.
 
-    Read is the answer whole, else its last fence that is JSON, else the first list or object in it.
+    It reads the whole answer, else the last code fence that is JSON, else the first list or object.
     """
 
     kind: Literal["json"] = Field(description="Compares JSON values.")

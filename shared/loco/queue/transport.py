@@ -25,7 +25,7 @@ _NO_ENVELOPE = (
 
 
 class _NoMessageError(ValueError):
-    """What was read is no message."""
+    """What was read is not a message."""
 
 
 class _Envelope(Message):  # type: ignore[misc]  # kombu has no types
