@@ -87,7 +87,8 @@ def check_bind(context: Context) -> None:
     host = context.settings.host
     if not is_loopback(host) and not context.keys.any():
         raise InvalidRequest(
-            f"Refusing to listen on {host}: no API key exists, so anybody there could run jobs.",
+            f"The server does not listen on {host}: there is no API key, so anybody could "
+            "run jobs.",
             param="LOCO_HOST",
             hint="Run `loco keys create NAME` first, or leave LOCO_HOST at 127.0.0.1.",
         )

@@ -37,8 +37,8 @@ SUBMISSION: tuple[type[LocoError], ...] = (
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="Sent again with the same body, it answers the same job instead of making"
-        " another. Each owner has their own. 1 to 255 characters.",
+        description="A request with the same key and body returns the same job instead of "
+        "making another. Keys are separate for each owner. 1 to 255 characters.",
         examples=["nightly-2026-11-22"],
         json_schema_extra={"minLength": 1, "maxLength": 255},
     ),
@@ -55,7 +55,7 @@ def accepted_with(noun: str) -> dict[int | str, dict[str, Any]]:
                     "schema": {"type": "string"},
                 },
                 "Idempotency-Replayed": {
-                    "description": f"`true` when the key had already made this {noun}.",
+                    "description": f"`true` if an earlier request with this key made this {noun}.",
                     "schema": {"type": "string"},
                 },
             }

@@ -30,15 +30,17 @@ _VERSIONS = 100
 
 
 class AdapterSummary(Contract):
-    """An adapter of the list."""
+    """An adapter in a list."""
 
     name: str = Field(description="Name of the adapter.")
     object: str = Field("adapter", description="Always `adapter`.")
     description: str | None = Field(None, description="What it is good at.")
     base_model: str | None = Field(None, description="Base model of the default profile.")
     model_name: str | None = Field(None, description="Name of the built model in Ollama.")
-    profiles: tuple[str, ...] = Field((), description="Profiles a job may name.")
-    error: ErrorBody | None = Field(None, description="Why its recipe cannot be used, if so.")
+    profiles: tuple[str, ...] = Field((), description="Profiles that a job may use.")
+    error: ErrorBody | None = Field(
+        None, description="Why its recipe cannot be used, if it cannot."
+    )
 
 
 class AdapterPage(Page[AdapterSummary]):
@@ -48,13 +50,14 @@ class AdapterPage(Page[AdapterSummary]):
 class AdapterDetail(AdapterSummary):
     """An adapter with its recipe."""
 
-    recipe: Recipe = Field(description="The recipe as it is written.")
+    recipe: Recipe = Field(description="The text of the recipe.")
     resolved: JobSpec | None = Field(
-        description="What a job of the profile would do, defaults filled in; none: see `error`."
+        description="What a job with this profile would do, with all defaults filled in. Null: see "
+        "`error`."
     )
     versions: tuple[Version, ...] = Field(
-        description="The newest 100 versions, newest first; `promoted` marks what serves. "
-        "GET /adapters/{name}/versions pages through all."
+        description="The newest 100 versions, newest first. `promoted` marks the one that "
+        "serves. GET /adapters/{name}/versions pages through all."
     )
 
 
@@ -65,7 +68,7 @@ class AdapterDetail(AdapterSummary):
     responses=responses(InvalidRequest),
 )
 def list_adapters(here: Here) -> AdapterPage:
-    """Every adapter that has a recipe; one whose recipe is wrong carries the error."""
+    """Every adapter that has a recipe. If a recipe is wrong, its entry has the error."""
     folder = here.settings.adapters_dir
     return AdapterPage(data=tuple(_summary(folder, name) for name in adapter_names(folder)))
 
@@ -83,7 +86,7 @@ def get_adapter(
         str, Query(max_length=LONGEST_NAME, description="Profile to resolve.", examples=["tiny"])
     ] = DEFAULT_PROFILE,
 ) -> AdapterDetail:
-    """The recipe, what it resolves to, and the models that were registered."""
+    """The recipe, what it resolves to, and the registered models."""
     folder = here.settings.adapters_dir
     recipe = load_recipe(folder, name)
     resolved, error = None, None

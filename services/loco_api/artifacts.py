@@ -43,7 +43,7 @@ _RANGE_HEADERS = {
         {"name": name, "in": "header", "description": text, "schema": {"type": "string"}}
         for name, text in {
             "Range": "One range of bytes, e.g. `bytes=0-1023`, `bytes=1024-` or `bytes=-100`.",
-            "If-Range": "Serve the range only if the ETag is still this one.",
+            "If-Range": "Send the range only if the ETag is still this one.",
         }.items()
     ]
 }
@@ -56,9 +56,9 @@ _RANGE_HEADERS = {
     responses=responses(NotFound, InvalidRequest),
 )
 def list_artifacts(job_id: JobId, here: Here, who: Who) -> ArtifactPage:
-    """The job's inputs and the files of every committed stage, with size and SHA-256.
+    """The job's inputs and the files of every finished stage, with size and SHA-256.
 
-    Rows that were uploaded are listed for the job's owner and admins only.
+    Only the job's owner and admins see uploaded rows.
     """
     job = here.ledger.job(job_id)
     return ArtifactPage(data=(*readable_inputs(job, who), *committed(job)))
@@ -71,7 +71,7 @@ def list_artifacts(job_id: JobId, here: Here, who: Who) -> ArtifactPage:
     response_class=Response,
     openapi_extra=_RANGE_HEADERS,
     responses={
-        200: {"description": "Content-Length and ETag are those of the file."},
+        200: {"description": "Content-Length and ETag describe the file."},
         **responses(NotFound, InvalidRequest, ArtifactChanged, RangeNotSatisfiable),
     },
 )
@@ -83,12 +83,12 @@ def list_artifacts(job_id: JobId, here: Here, who: Who) -> ArtifactPage:
     openapi_extra=_RANGE_HEADERS,
     responses={
         200: {"description": "The whole file.", **_BINARY},
-        206: {"description": "The asked range; Content-Range says which.", **_BINARY},
+        206: {"description": "The requested range. Content-Range says which.", **_BINARY},
         304: {"description": "The file is still the one named in If-None-Match."},
         **responses(NotFound, InvalidRequest, ArtifactChanged),
         416: {
             "model": ErrorAnswer,
-            "description": "The range lies outside the file; Content-Range says its size.",
+            "description": "The range is outside the file. Content-Range says the file's size.",
         },
     },
 )
@@ -98,7 +98,7 @@ def download_artifact(
     path: Annotated[
         str,
         Path(
-            description="`STAGE/NAME` or `inputs/NAME`, or `NAME` where only one has it.",
+            description="`STAGE/NAME` or `inputs/NAME`, or `NAME` if only one has that name.",
             examples=["export/gguf/unsloth.Q4_K_M.gguf"],
         ),
     ],
@@ -108,10 +108,10 @@ def download_artifact(
         str | None, Header(description="Answer 304 if the ETag is one of these.")
     ] = None,
 ) -> Response:
-    """The content of an artifact. `ETag` is its SHA-256 in quotes, and single ranges are served.
+    """The content of an artifact. `ETag` is its SHA-256 in quotes. Single ranges are supported.
 
-    A file that was changed after its stage committed it is refused with `artifact_changed`. Rows
-    that were uploaded are for the job's owner and admins: others are told that there are none.
+    A file that changed after its stage finished is refused with `artifact_changed`. Rows
+    that were uploaded are for the job's owner and admins: for others they do not exist.
     """
     job = here.ledger.job(job_id)
     artifact = find(job, path, readable_inputs(job, who))
@@ -139,7 +139,7 @@ def readable_inputs(job: Job, who: Caller) -> tuple[Artifact, ...]:
 
 
 def find(job: Job, path: str, inputs: Sequence[Artifact]) -> Artifact:
-    """The artifact a path names: `STAGE/NAME` or `inputs/NAME`, or `NAME` where only one has it.
+    """The artifact a path names: `STAGE/NAME` or `inputs/NAME`, or `NAME` if only one has that name.
 
     Args:
         job: the job.
@@ -185,7 +185,7 @@ def _gone(artifact: Artifact) -> NotFound:
     return NotFound(
         f"{artifact.full_name} is no longer on the server.",
         param="path",
-        hint="It was deleted from the adapters folder; run the job again.",
+        hint="Somebody deleted it from the adapters folder. Run the job again.",
     )
 
 
@@ -245,9 +245,9 @@ class ArtifactResponse(FileResponse):
     def _outside(self) -> RangeNotSatisfiable:
         size = self.headers["Content-Length"]
         error = RangeNotSatisfiable(
-            f"The range lies outside the file's {size} bytes.",
+            f"The range is outside the file's {size} bytes.",
             param="Range",
-            hint=f"Ask below {size}, or leave Range out.",
+            hint=f"Ask for bytes below {size}, or leave Range out.",
         )
         error.headers = {"Content-Range": f"bytes */{size}"}
         return error

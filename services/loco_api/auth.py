@@ -58,9 +58,10 @@ _PROXIED_PREFIXES = (
 
 _BEARER = HTTPBearer(
     scheme_name="apiKey",
-    bearerFormat="API key of `loco keys create`",
-    description="Needed on every route but /healthz, /readyz and /version once a key was made. The"
-    " scopes a route lists are those the key needs: `admin` includes `submit`, `submit` `read`.",
+    bearerFormat="API key from `loco keys create`",
+    description="Needed on every route except /healthz, /readyz and /version, once a key "
+    "exists. Each route lists the scopes that its key needs. `admin` includes "
+    "`submit`, and `submit` includes `read`.",
     auto_error=False,
 )
 
@@ -90,16 +91,16 @@ class Caller:
     def check_may_change(self, job: Job | SweepSummary) -> None:
         """Raises Forbidden unless the job or sweep is the caller's own, or the key an admin's."""
         if job.owner != self.owner and not self.scope.includes(Scope.ADMIN):
-            whose = f"is {job.owner!r}'s" if job.owner else "is of before there were owners"
-            able = "its owner or somebody with an admin key"
+            whose = f"is {job.owner!r}'s" if job.owner else "has no owner"
+            able = "its owner, or somebody with an admin key"
             if job.owner in (None, LOCAL):
                 able = "somebody with an admin key"
             if job.owner == LOCAL:  # made without a key
                 able += f", or for a key of `loco keys create NAME --owner {LOCAL}`"
             noun = job.object
-            again = " `POST /jobs/{id}/replay` runs it once more as your own."
+            again = " `POST /jobs/{id}/replay` runs it again as your own."
             raise Forbidden(
-                f"{noun.capitalize()} {job.id} {whose}; this key is of {self.owner!r}.",
+                f"{noun.capitalize()} {job.id} {whose}; this key belongs to {self.owner!r}.",
                 param=f"{noun}_id",
                 hint=f"Ask {able}.{again if noun == 'job' else ''}",
             )
@@ -149,7 +150,9 @@ class Authentication:
         except (Unauthorized, Forbidden) as error:
             await self._trail.refused(address, scope["path"], error.status)
             if wait := self._refusals.take(network_of(address)):
-                raise _too_many("refused requests of this address", self._refusals, wait) from error
+                raise _too_many(
+                    "refused requests from this address", self._refusals, wait
+                ) from error
             raise
         if caller.key_id and (wait := self._requests.take(caller.key_id)):
             raise _too_many("requests with this key", self._requests, wait)
@@ -273,10 +276,14 @@ def check_local(headers: Headers) -> None:
             shown = url.removeprefix("//")
             raise _foreign(f"{name} {shown!r:.100} is not this machine's loopback address.", name)
     if headers.get("sec-fetch-site", "none") == "cross-site":
-        raise _foreign("Sec-Fetch-Site: another site's page asks.", "Sec-Fetch-Site")
+        raise _foreign(
+            "Sec-Fetch-Site: the request comes from another site's page.", "Sec-Fetch-Site"
+        )
     for name in headers:
         if name in _PROXIED or name.startswith(_PROXIED_PREFIXES):
-            raise _foreign(f"{name}: a proxy passes this on, from who knows where.", name)
+            raise _foreign(
+                f"{name}: a proxy sent this request, so it may come from anywhere.", name
+            )
 
 
 def _foreign(message: str, header: str) -> Forbidden:
@@ -289,7 +296,7 @@ def _foreign(message: str, header: str) -> Forbidden:
 
 def _too_narrow(needed: Scope, given: Scope, why: str = "") -> Forbidden:
     return Forbidden(
-        f"This needs a key with scope {needed}{why}; yours has {given}.",
+        f"This needs a key with scope {needed}{why}. Yours has {given}.",
         param="Authorization",
         hint=f"Ask for one: `loco keys create NAME --scope {needed}` on the server.",
     )
@@ -297,10 +304,10 @@ def _too_narrow(needed: Scope, given: Scope, why: str = "") -> Forbidden:
 
 def _unauthorized(*, wrong: bool) -> Unauthorized:
     error = Unauthorized(
-        "The API key is not valid here." if wrong else "This server asks for an API key.",
+        "This API key is not valid here." if wrong else "This server needs an API key.",
         param="Authorization",
-        hint="Send `Authorization: Bearer KEY` (LOCO_API_KEY); `loco keys list` on the server says"
-        " which are left and when they expire, `loco keys create` makes one.",
+        hint="Send `Authorization: Bearer KEY` (LOCO_API_KEY); `loco keys list` on the server "
+        "shows the valid keys and when they expire. `loco keys create` makes one.",
     )
     error.headers = {"WWW-Authenticate": "Bearer" + (' error="invalid_token"' if wrong else "")}
     return error
@@ -308,7 +315,7 @@ def _unauthorized(*, wrong: bool) -> Unauthorized:
 
 def _too_many(what: str, rate: Rate, wait: int) -> TooManyRequests:
     error = TooManyRequests(
-        f"More than {rate.per_minute} {what} in a minute.", hint=f"Try again in {wait} s."
+        f"More than {rate.per_minute} {what} per minute.", hint=f"Try again in {wait} s."
     )
     error.headers = {"Retry-After": str(wait)}
     return error

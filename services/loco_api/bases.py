@@ -26,7 +26,7 @@ class BasePage(Page[BaseFit]):
     """The catalog of bases, smallest first."""
 
     device: Device | None = Field(
-        None, description="What `fits` speaks of; none: no worker says what it trains on."
+        None, description="The device that `fits` is about. Null: no worker reports a device."
     )
 
 
@@ -44,19 +44,20 @@ async def list_bases(
         Query(
             gt=0,
             le=10_000,
-            description="Memory of a GPU to plan for instead, 10^9 bytes, to a tenth.",
+            description="Memory of a GPU to check instead, 10^9 bytes, with one decimal.",
         ),
     ] = None,
     gpu_name: Annotated[
-        str | None, Query(max_length=LONGEST_NAME, description="Its name, like `RTX 3070`.")
+        str | None, Query(max_length=LONGEST_NAME, description="Name of that GPU, like `RTX 3070`.")
     ] = None,
 ) -> BasePage:
     """Every base of adapters/base_models.yaml, with its size, license and the smallest card for it."""
     if gpu_name is not None and gpu_memory is None:
         raise InvalidRequest(
-            "gpu_name needs gpu_memory: cards of one name come with different memories.",
+            "gpu_name needs gpu_memory: cards with the same name come with different "
+            "amounts of memory.",
             param="gpu_memory",
-            hint="Say how many GB it has, like gpu_memory=8.",
+            hint="Add the memory in GB, like gpu_memory=8.",
         )
     asked = (
         AskedDevice(

@@ -39,7 +39,8 @@ class BodyLimit:
             return
         error = BodyTooLarge(
             f"The body is larger than {BODY_LIMIT} bytes.",
-            hint="Put data into a file on the server and name it in the request (source jsonl).",
+            hint="Upload the data with `loco data push`, or put it into a file on the server, "
+            "and name that in the request.",
         )
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > BODY_LIMIT:

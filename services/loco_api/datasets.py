@@ -44,7 +44,7 @@ _BODY: dict[str, Any] = {
     }
 }
 _OFFSET = {
-    "description": "Bytes that have arrived.",
+    "description": "Bytes received so far.",
     "schema": {"type": "integer"},
 }
 
@@ -52,13 +52,13 @@ DataSetId = Annotated[
     str,
     Path(
         max_length=LONGEST_NAME,
-        description="ID of a data set, or a name: the newest of it.",
+        description="ID of a data set, or a name for the newest one of that name.",
         examples=["ds-0123456789abcdef"],
     ),
 ]
 UploadComplete = Annotated[
     Literal["?0", "?1"] | None,
-    Header(description="`?1`: this is all, or the last part; `?0`: more follows. None: `?1`."),
+    Header(description="`?1`: this is all, or the last part. `?0`: more follows. Default: `?1`."),
 ]
 
 
@@ -72,7 +72,7 @@ class DataSetPage(Page[DataSet]):
     operation_id="createDataset",
     summary="Upload a data set",
     dependencies=[SUBMIT, COUNTED],
-    response_description="The data set; `uploading` where `Upload-Complete: ?0` said that more follows.",
+    response_description="The data set. Status `uploading` if `Upload-Complete: ?0` said that more follows.",
     responses={
         201: {
             "headers": {
@@ -98,19 +98,22 @@ async def create_dataset(
     ] = "data",
     file_format: Annotated[
         Format | None,
-        Query(alias="format", description="Kind of file; none: as it looks."),
+        Query(alias="format", description="Kind of file. Default: detected."),
     ] = None,
     columns: Annotated[
         list[Annotated[str, Query(max_length=2 * LONGEST_NAME)]] | None,
         Query(
             alias="map",
             max_length=20,
-            description="FIELD=COLUMN, for columns with names of their own.",
+            description="FIELD=COLUMN, if the columns have other names.",
             examples=[["question=Frage", "answer=Antwort"]],
         ),
     ] = None,
     skip_bad: Annotated[
-        bool, Query(description="Leave out rows that cannot be used; else they refuse the file.")
+        bool,
+        Query(
+            description="Leave out rows that cannot be used. Otherwise one such row refuses the file."
+        ),
     ] = False,
     upload_complete: UploadComplete = None,
     upload_length: Annotated[
@@ -120,14 +123,14 @@ async def create_dataset(
         str | None,
         Header(
             max_length=1000,
-            description="`sha-256=:BASE64:` (RFC 9530) of the whole file, which is then checked.",
+            description="`sha-256=:BASE64:` (RFC 9530) of the whole file. The server checks it.",
         ),
     ] = None,
 ) -> DataSet:
-    """Takes a file of rows, looks through them, and names every row that cannot be used.
+    """Takes a file of rows, checks them, and names every row that cannot be used.
 
-    One request may bring it all: `curl --data-binary @rows.csv 'http://…/datasets?name=units'`. What may
-    break off begins with an empty body and `Upload-Complete: ?0`, and goes on with PATCH.
+    One request may send it all: `curl --data-binary @rows.csv 'http://…/datasets?name=units'`. To be able
+    to continue a broken upload, start with an empty body and `Upload-Complete: ?0`, then use PATCH.
     """
     complete = upload_complete != "?0"
     store = data_sets(here.settings)
@@ -163,9 +166,9 @@ async def create_dataset(
 @router.patch(
     "/datasets/{dataset_id}",
     operation_id="continueUpload",
-    summary="Go on with an upload",
+    summary="Continue an upload",
     dependencies=[SUBMIT],
-    response_description="The data set; `ready` after the last part.",
+    response_description="The data set. Status `ready` after the last part.",
     responses={
         200: {"headers": {"Upload-Offset": _OFFSET}},
         **responses(NotFound, Conflict, InvalidRequest, DataError, BodyTooLarge, DiskFull),
@@ -180,11 +183,12 @@ async def continue_upload(
     here: Here,
     who: Who,
     upload_offset: Annotated[
-        int, Header(ge=0, le=LARGEST_FILE, description="Where in the file the body begins.")
+        int,
+        Header(ge=0, le=LARGEST_FILE, description="Position in the file where the body starts."),
     ],
     upload_complete: UploadComplete = None,
 ) -> DataSet:
-    """Adds to an upload, at its end and nowhere else; only one request at a time does."""
+    """Adds to the end of an upload. Only one request at a time may do so."""
     store = data_sets(here.settings)
     complete = upload_complete != "?0"
     with hanging_up():
@@ -213,7 +217,7 @@ async def continue_upload(
                     "schema": {"type": "string"},
                 },
                 "Upload-Length": {
-                    "description": "Bytes of the whole file, where that is known.",
+                    "description": "Bytes of the whole file, if known.",
                     "schema": {"type": "integer"},
                 },
             }
@@ -222,7 +226,7 @@ async def continue_upload(
     },
 )
 def get_upload(dataset_id: DataSetId, here: Here, who: Who) -> Response:
-    """Where PATCH has to go on."""
+    """Where PATCH must continue."""
     record = data_sets(here.settings).get(dataset_id, who.owner, sees_all=sees(who) is None)
     headers = {
         "Upload-Offset": str(record.bytes),
@@ -244,14 +248,15 @@ def list_datasets(
     here: Here,
     who: Who,
     after: Annotated[
-        str | None, Query(max_length=LONGEST_NAME, description="Go on after the one of this ID.")
+        str | None,
+        Query(max_length=LONGEST_NAME, description="Continue after the data set with this ID."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Data sets a page.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Data sets per page.")] = 100,
     sha256: Annotated[
-        str | None, Query(pattern=SHA256_PATTERN, description="Only those of this content.")
+        str | None, Query(pattern=SHA256_PATTERN, description="Only data sets with this SHA-256.")
     ] = None,
 ) -> DataSetPage:
-    """Your data sets and uploads, newest first; with an admin key everybody's."""
+    """Your data sets and uploads, newest first. With an admin key: everybody's."""
     found = data_sets(here.settings).list(sees(who), sha256=sha256)
     if after is not None:
         place = next((n for n, d in enumerate(found) if d.id == after), None)
@@ -268,7 +273,7 @@ def list_datasets(
     responses=responses(NotFound, InvalidRequest),
 )
 def get_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSetDetail:
-    """A data set with its first rows, as a model would be trained on them."""
+    """A data set with its first rows, as training uses them."""
     return data_sets(here.settings).get(dataset_id, who.owner, sees_all=sees(who) is None)
 
 
@@ -280,7 +285,7 @@ def get_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSetDetail:
     responses=responses(NotFound, Conflict, InvalidRequest),
 )
 def delete_dataset(dataset_id: DataSetId, here: Here, who: Who) -> DataSet:
-    """Removes a data set, or an upload. Jobs keep the copy that was frozen when they were accepted."""
+    """Removes a data set or an upload. Accepted jobs keep their own copy."""
     record = data_sets(here.settings).get(dataset_id, who.owner, sees_all=sees(who) is None)
     who.detail = f"{record.name} {record.id}"
     delete(here.ledger, here.settings, record)
@@ -306,9 +311,9 @@ async def _received(
             part = await held.enter_async_context(part_of(store, dataset_id))
             if offset != part.offset:
                 error = Conflict(
-                    f"Upload-Offset is {offset:,}, and {part.offset:,} bytes have arrived.",
+                    f"Upload-Offset is {offset:,}, but the server has {part.offset:,} bytes.",
                     param="Upload-Offset",
-                    hint=f"Go on at {part.offset}; HEAD /datasets/{dataset_id} says so, too.",
+                    hint=f"Continue at {part.offset}. HEAD /datasets/{dataset_id} shows it too.",
                 )
                 error.headers["Upload-Offset"] = str(part.offset)
                 raise error
@@ -337,7 +342,7 @@ async def _append(part: Part, request: Request) -> None:
         await write()
         raise InvalidRequest(
             f"The upload broke off after {part.offset:,} bytes.",
-            hint="HEAD says how much has arrived; PATCH goes on there.",
+            hint="Ask with HEAD how much the server has, and continue there with PATCH.",
         ) from error
     await write()
 

@@ -34,7 +34,7 @@ def diff_jobs(
         ),
     ],
 ) -> JobDiff:
-    """Where recipe, data, environment and outputs of two jobs differ, their scores, and a verdict."""
+    """Shows where recipe, data, environment and outputs of two jobs differ, their scores, and a verdict."""
     first, second = here.ledger.job(job_id), _other(here, other)
     records = [
         read_records(job, here.ledger.outputs(job), here.settings.adapters_dir)

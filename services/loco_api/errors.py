@@ -51,8 +51,8 @@ class OpenAIError(Contract):
 
     message: str = Field(description="What is wrong, and what to do about it.")
     type: str = Field(description="`invalid_request_error`, `rate_limit_error` or `server_error`.")
-    param: str | None = Field(None, description="The field or header at fault, if one is.")
-    code: str | None = Field(None, description="Stable word for programs.")
+    param: str | None = Field(None, description="The field or header that caused it, if any.")
+    code: str | None = Field(None, description="Stable code for programs.")
 
 
 class OpenAIErrorAnswer(Contract):
@@ -181,11 +181,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         message, hint = f"No route {path!r:.200}.", "GET /openapi.json lists the routes."
     elif status == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
-        message = f"{request.method} is not possible on {path!r:.200}."
+        message = f"{path!r:.200} does not allow {request.method}."
         hint = f"Use {headers['Allow']}."
     elif status == HTTPStatus.BAD_REQUEST:
         status, message = InvalidRequest.status, "The body cannot be read as JSON."
-        hint = "Send one JSON object of ordinary depth and numbers, as UTF-8."
+        hint = "Send one JSON object as UTF-8, without very deep nesting or huge numbers."
     body = ErrorBody(code=_CODES.get(status, InvalidRequest.code), message=message, hint=hint)
     return answer(body, status, headers, path=path)
 
@@ -205,8 +205,8 @@ async def _on_fault(request: Request, _: Exception) -> Response:
     return answer(
         ErrorBody(
             code=LocoError.code,
-            message=f"{request.method} {request.url.path!r:.200} failed inside the API.",
-            hint="Its log has the traceback; please report it.",
+            message=f"{request.method} {request.url.path!r:.200} failed inside the server.",
+            hint="The server's log has the traceback. Please report it.",
         ),
         LocoError.status,
         path=request.url.path,
@@ -243,5 +243,5 @@ def invalid_request(error: RequestValidationError, known: tuple[str, ...] = ()) 
     return InvalidRequest(
         f"{name}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.80}).",
         param=name,
-        hint="GET /openapi.json says what is allowed.",
+        hint="GET /openapi.json lists what is allowed.",
     )

@@ -33,22 +33,24 @@ _EXAMPLE = (
     response_model=EventPage,
     responses={
         200: {
-            "description": "A page; or, with `Accept: text/event-stream`, the events as they"
-            " happen, a comment every 15 s of silence, until the job has ended or the key no longer opens.",
+            "description": "A page. With `Accept: text/event-stream`: the events as they "
+            "happen, and a comment after every 15 s of silence, until the job "
+            "ends or the key stops working.",
             "content": {
                 _SSE: {
                     "schema": {
                         "type": "string",
-                        "description": "`id` resumes (Last-Event-ID), `event` is the event's type,"
-                        " `data` the same JSON as in a page. A `snapshot` with the job in its data"
-                        " comes first where older events are no longer kept.",
+                        "description": "`id` is for Last-Event-ID, `event` is the event's type, "
+                        "`data` the same JSON as in a page. If older events are "
+                        "no longer kept, a `snapshot` with the job in its data "
+                        "comes first.",
                     },
                     "example": _EXAMPLE,
                 }
             },
         },
         204: {
-            "description": "Live only: the job has ended and no event follows. Do not reconnect."
+            "description": "Live only: the job has ended and no more events follow. Do not reconnect."
         },
         **responses(NotFound, InvalidRequest, TooManyStreams),
     },
@@ -66,12 +68,12 @@ async def list_events(
             json_schema_extra=_ID,
         ),
     ] = "0",
-    limit: Annotated[int, Query(ge=1, le=1000, description="Events a page.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Events per page.")] = 100,
     accept: Annotated[
         str, Header(description="`text/event-stream` asks for the live stream.")
     ] = "application/json",
     last_event_id: Annotated[
-        str | None, Header(description="Live only: go on after this ID. Goes before `after`.")
+        str | None, Header(description="Live only: continue after this ID. It overrides `after`.")
     ] = None,
 ) -> EventPage | Response:
     """What happened to a job, oldest first."""

@@ -37,7 +37,7 @@ class Health(Contract):
 
 
 class Check(Contract):
-    """One part the service leans on."""
+    """One part that the service needs."""
 
     status: Literal["ok", "down"] = Field(description="`ok` or `down`.")
     message: str = Field(description="What was found.")
@@ -45,23 +45,25 @@ class Check(Contract):
 
 
 class Checks(Contract):
-    """Every part the service leans on."""
+    """Every part that the service needs."""
 
-    redis: Check = Field(description="The ledger: without it no job is accepted.")
-    ollama: Check = Field(description="Where register and eval go: without it they wait and retry.")
+    redis: Check = Field(description="Redis holds all jobs. Without it the server accepts no job.")
+    ollama: Check = Field(
+        description="Ollama, for register and eval. Without it they wait and retry."
+    )
     worker_cpu: Check = Field(description="Runs prepare, register and eval.")
     worker_gpu: Check = Field(description="Runs train and export.")
 
 
 class Readiness(Contract):
-    """Whether jobs are accepted, and whether they will get to their end."""
+    """Whether the server accepts jobs, and whether they can finish."""
 
-    ready: bool = Field(description="Whether jobs are accepted.")
+    ready: bool = Field(description="Whether the server accepts jobs.")
     status: Literal["ok", "degraded", "down"] = Field(
-        description="`ok`; `degraded`: jobs are accepted and wait for a part that is down; `down`."
+        description="`ok`, `degraded` (jobs are accepted, but wait for a part that is down) or `down`."
     )
-    checks: Checks = Field(description="Each part by itself.")
-    error: ErrorBody | None = Field(None, description="Why jobs are not accepted, if so.")
+    checks: Checks = Field(description="The state of each part.")
+    error: ErrorBody | None = Field(None, description="Why jobs are not accepted, if they are not.")
 
 
 class ServiceVersion(Contract):
@@ -73,7 +75,7 @@ class ServiceVersion(Contract):
 
 @open_router.get("/healthz", operation_id="getHealth", summary="Is the process up?")
 async def get_health() -> Health:
-    """Answers as long as the process lives, whatever else is down."""
+    """Answers as long as the process runs, even if everything else is down."""
     return Health()
 
 
@@ -82,11 +84,14 @@ async def get_health() -> Health:
     operation_id="getReadiness",
     summary="Can it take jobs?",
     responses={
-        503: {"model": Readiness, "description": "Jobs cannot be accepted; `checks` says why."}
+        503: {
+            "model": Readiness,
+            "description": "The server cannot accept jobs. `checks` says why.",
+        }
     },
 )
 async def get_readiness(here: Here, response: Response) -> Readiness:
-    """200 while jobs are accepted. A part that is down shows in `checks`, with the way to mend it."""
+    """200 while the server accepts jobs. `checks` shows each part that is down, and the fix."""
     try:
         await run_in_threadpool(here.ledger.require_writes)
         workers = await run_in_threadpool(here.ledger.workers)
@@ -123,7 +128,7 @@ async def get_version() -> ServiceVersion:
     responses=responses(InvalidRequest),
 )
 def list_workers(here: Here) -> WorkerPage:
-    """The workers heard of in the last minute, and what each runs."""
+    """The workers that gave a sign of life in the last minute, and what each runs."""
     return WorkerPage(data=tuple(here.ledger.workers()))
 
 
@@ -156,6 +161,6 @@ def _worker(queue: Queue, workers: list[WorkerInfo], *, known: bool) -> Check:
         return Check(status="ok", message=f"{len(serving)} serving queue {queue}.")
     return Check(
         status="down",
-        message=f"No worker serves queue {queue}; {_STAGES[queue]} wait.",
+        message=f"No worker serves queue {queue}, so {_STAGES[queue]} wait.",
         hint=_START[queue],
     )

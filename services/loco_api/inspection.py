@@ -39,7 +39,7 @@ def inspect(path: Path, format: Format | None, mapping: Mapping[str, str]) -> In
         raise _too_much(path) from error
     if ended.returncode == inspection_child.FAULT:
         last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise LocoError(f"Looking through {path.name} failed: {' '.join(last):.300}")
+        raise LocoError(f"Checking {path.name} failed: {' '.join(last):.300}")
     if ended.returncode != 0:  # a signal: the kernel's, for memory or time
         raise _too_much(path)
     answer = json.loads(ended.stdout)

@@ -39,7 +39,7 @@ router = APIRouter(tags=["jobs"])
     operation_id="submitJob",
     summary="Submit a job",
     dependencies=[SUBMIT, COUNTED],
-    response_description="The accepted job; its stages run from now on.",
+    response_description="The accepted job. Its stages run from now on.",
     responses={
         **accepted_with("job"),
         **responses(*SUBMISSION),
@@ -74,10 +74,10 @@ def submit_job(
 def list_jobs(
     here: Here,
     after: Annotated[
-        str | None, Query(description="Go on after the job of this ID, the `last` of a page.")
+        str | None, Query(description="Continue after the job with this ID, the `last` of a page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Jobs a page.")] = 20,
-    status: Annotated[JobStatus | None, Query(description="Only jobs of this status.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs per page.")] = 20,
+    status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
     adapter: Annotated[str | None, Query(description="Only jobs of this adapter.")] = None,
 ) -> JobPage:
     """Jobs, newest first."""
@@ -93,7 +93,7 @@ def list_jobs(
 @router.get(
     "/jobs/ids",
     operation_id="listJobIds",
-    summary="IDs that a few characters may mean",
+    summary="Find IDs by a few characters",
     responses=responses(InvalidRequest),
 )
 def list_job_ids(
@@ -104,14 +104,14 @@ def list_job_ids(
         str,
         Query(
             max_length=128,
-            description="Only jobs whose ID, or the last part of it, begins so.",
+            description="Only jobs whose ID, or the last part of it, starts with this.",
             examples=["4f9a"],
         ),
     ] = "",
-    mine: Annotated[bool, Query(description="Only jobs of the owner of this key.")] = False,
-    limit: Annotated[int, Query(ge=1, le=100, description="So many at most.")] = 20,
+    mine: Annotated[bool, Query(description="Only jobs of this key's owner.")] = False,
+    limit: Annotated[int, Query(ge=1, le=100, description="Return at most this many.")] = 20,
 ) -> JobLinePage:
-    """Jobs in a line each, newest first: what `last`, a few characters of an ID, and a shell's Tab mean."""
+    """Jobs in one line each, newest first. For short IDs, `last` and completion in a shell."""
     found = here.ledger.lines(like=like, owner=who.owner if mine else None, limit=limit + 1)
     return JobLinePage(data=tuple(found[:limit]), has_more=len(found) > limit)
 
@@ -135,7 +135,7 @@ def get_job(job_id: JobId, here: Here) -> Job:
     responses=responses(NotFound, InvalidRequest),
 )
 def cancel_job(job_id: JobId, here: Here, who: Who) -> Job:
-    """Stops a job in any state. A running stage leaves a checkpoint; an ended job stays as it is."""
+    """Stops a job in any state. Running training saves a checkpoint. An ended job does not change."""
     who.check_may_change(here.ledger.job(job_id))
     return here.ledger.cancel(job_id)
 
@@ -148,7 +148,7 @@ def cancel_job(job_id: JobId, here: Here, who: Who) -> Job:
     responses=responses(NotFound, Conflict, InvalidRequest),
 )
 def retry_job(job_id: JobId, here: Here, who: Who) -> Job:
-    """A failed or cancelled job goes on from the stage that did not commit."""
+    """Continues a failed or cancelled job from the stage that did not finish."""
     who.check_may_change(here.ledger.job(job_id))
     job = here.ledger.retry(job_id)
     for task in job.stages:
@@ -161,9 +161,9 @@ def retry_job(job_id: JobId, here: Here, who: Who) -> Job:
     "/jobs/{job_id}/replay",
     status_code=202,
     operation_id="replayJob",
-    summary="Run a job once more",
+    summary="Run a job again",
     dependencies=[SUBMIT, COUNTED],
-    response_description="The accepted job; its stages run from now on.",
+    response_description="The accepted job. Its stages run from now on.",
     responses={
         **accepted_with("job"),
         **responses(
@@ -186,9 +186,9 @@ def replay_job(
     request: ReplayRequest | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Accepts a job with the spec and the frozen inputs of another; nothing is taken over from it.
+    """Accepts a job with the same spec and inputs as another. It reuses none of its results.
 
-    `GET /jobs/{id}/diff?with=NEW` says what came out otherwise.
+    `GET /jobs/{id}/diff?with=NEW` shows what differs.
     """
     job, created = replay(
         here.ledger,
@@ -208,7 +208,7 @@ def _in_line(here: Context, job: Job) -> Job:
     try:
         return job.model_copy(update={"waiting": waiting(here.ledger, job)})
     except RedisUnavailable as error:  # the job itself was read or accepted: that is what was asked
-        logger.warning("The line that job %s waits in cannot be read: %s", job.id, error)
+        logger.warning("Cannot read the line that job %s waits in: %s", job.id, error)
         return job
 
 

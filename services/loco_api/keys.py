@@ -32,7 +32,7 @@ class AuditPage(Page[AuditEvent]):
     responses=responses(InvalidRequest),
 )
 def list_keys(here: Here) -> KeyPage:
-    """Every key, never its text."""
+    """Every key, without its text."""
     return KeyPage(data=tuple(here.keys.list()))
 
 
@@ -41,17 +41,18 @@ def list_keys(here: Here) -> KeyPage:
     status_code=201,
     operation_id="createKey",
     summary="Make a key",
-    response_description="The key with its text, which is not shown again.",
+    response_description="The key with its text. It is not shown again.",
     dependencies=[ADMIN],
     responses=responses(InvalidRequest, BodyTooLarge),
 )
 def create_key(request: KeyRequest, response: Response, here: Here, who: Who) -> NewKey:
-    """Makes a key. The first one is made on the server's machine: `loco keys create`."""
+    """Makes a key. Make the first one on the server's machine: `loco keys create`."""
     if who.key_id is None:
         raise Forbidden(
-            "The first key closes the server, so it is made by whoever runs it.",
+            "The first key closes the server to everyone without a key. Only the person who "
+            "runs it can make it.",
             param="Authorization",
-            hint="`loco keys create NAME --scope admin` on the server's machine.",
+            hint="Run `loco keys create NAME --scope admin` on the server's machine.",
         )
     lifetime = lifetime_of(request.expires) if request.expires is not None else None
     info, text = here.keys.create(
@@ -75,7 +76,7 @@ def revoke_key(
     here: Here,
     who: Who,
 ) -> KeyInfo:
-    """Makes a key worthless, at once. Without any the server answers nobody."""
+    """Revokes a key at once. A server whose last key was revoked answers nobody."""
     info = here.keys.revoke(key_id)
     who.detail = f"{info.name}, {info.scope}, of {info.owner}"
     return info
@@ -94,16 +95,17 @@ async def list_audit(
     refused: Annotated[
         bool,
         Query(
-            description="What was refused (4xx), instead; without a valid key counted by address."
+            description="List refused requests (4xx) instead. Those without a valid key are counted by "
+            "address."
         ),
     ] = False,
     after: Annotated[
         str | None,
-        Query(pattern=ENTRY_ID, description="Go on after this entry, the last of a page."),
+        Query(pattern=ENTRY_ID, description="Continue after this entry, the last of a page."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Entries a page.")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Entries per page.")] = 100,
 ) -> AuditPage:
-    """Every change that was made or failed, newest first; or what was refused."""
+    """Every change that was made or failed, newest first. With `refused`: the refused requests."""
     trail: Trail = request.app.state.trail
     events, more = await trail.page(refused=refused, after=after, limit=limit)
     return AuditPage(data=tuple(events), has_more=more)

@@ -28,16 +28,21 @@ def get_log(
     here: Here,
     attempt: Annotated[
         int | None,
-        Query(ge=1, le=2**31, description="Which attempt that left a log; none: the newest."),
+        Query(
+            ge=1,
+            le=2**31,
+            description="Which attempt, counting those with a log. Default: the newest.",
+        ),
     ] = None,
     offset: Annotated[
-        int, Query(ge=0, le=2**53, description="Byte to begin at: `next_offset` of a page.")
+        int,
+        Query(ge=0, le=2**53, description="Byte to start at: `next_offset` of the page before."),
     ] = 0,
     limit: Annotated[
-        int, Query(ge=SHORTEST_PAGE, le=LONGEST_PAGE, description="Bytes of the log a page.")
+        int, Query(ge=SHORTEST_PAGE, le=LONGEST_PAGE, description="Bytes of the log per page.")
     ] = LONGEST_PAGE // 4,
 ) -> LogPage:
-    """A piece of the log, also of an attempt that runs: ask on at `next_offset` until `ended`, and `size` is reached."""
+    """A piece of the log, also of a running attempt. Ask again at `next_offset` until `ended` is true and `size` is reached."""
     return read_log(
         here.settings.adapters_dir,
         here.ledger.job(job_id),

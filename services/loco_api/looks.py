@@ -22,11 +22,11 @@ router = APIRouter(tags=["adapters"])
     operation_id="lookAtRows",
     summary="See rows as the model will",
     dependencies=[SUBMIT, COUNTED],
-    response_description="Each row's tokens, and those that are trained on.",
+    response_description="The tokens of each row, with the trained ones marked.",
     responses=responses(InvalidRequest, UnknownBaseModel, Unseen, BodyTooLarge, Busy),
 )
 async def look_at_rows(request: LookRequest, here: Here) -> Look:
-    """Tokenizes rows with the code that trains on them; needs the training environment here."""
+    """Tokenizes rows with the code that training uses. Needs the training environment on the server."""
     async with place(here.looks, _SECONDS, "A look at rows"):
         own = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(look, here.settings, request, limiter=own)

@@ -31,19 +31,19 @@ Builds LoRA adapters for small language models and puts them to work.
 """
 TAGS = [
     {"name": "jobs", "description": "Submit, watch, cancel and retry."},
-    {"name": "sweeps", "description": "Several trainings on one data set; the best goes on."},
-    {"name": "events", "description": "What happens to a job, live or page by page."},
-    {"name": "artifacts", "description": "The files a job committed."},
+    {"name": "sweeps", "description": "Several trainings on one data set. The best continues."},
+    {"name": "events", "description": "What happens to a job, live or in pages."},
+    {"name": "artifacts", "description": "The files a job made."},
     {
         "name": "adapters",
         "description": "The recipes of this server, and the versions built from them.",
     },
-    {"name": "datasets", "description": "Your own rows: upload them, look at them, delete them."},
-    {"name": "keys", "description": "API keys, and who did what with them: for admins."},
+    {"name": "datasets", "description": "Your own rows: upload, show and delete them."},
+    {"name": "keys", "description": "API keys, and who did what with them. For admins."},
     {
         "name": "openai",
-        "description": "OpenAI's API for its clients: files, fine-tuning jobs, models and chats. Errors are"
-        " of OpenAI's form.",
+        "description": "OpenAI's API for its clients: files, fine-tuning jobs, models and "
+        "chats. Errors have OpenAI's form.",
     },
     {"name": "service", "description": "Health, workers and version."},
 ]
@@ -97,7 +97,7 @@ def _spell_out_overrides(schemas: dict[str, Any]) -> None:
         overrides = schemas[f"{spec.__name__}Overrides"]
         for field in _FIXED:
             overrides["properties"].pop(field, None)
-        overrides["description"] = f"Fields of stage {stage} to set differently from the recipe."
+        overrides["description"] = f"Fields of stage {stage} to change from the recipe."
         for name in ("JobRequest", "PlanRequest", "SweepRequest"):
             fields = schemas[name]["properties"]
             fields[stage.value] = {

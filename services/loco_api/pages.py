@@ -28,17 +28,17 @@ class JobPage(Page[Job]):
     """Jobs, newest first. Its entries take at most about 1 MB: a page may hold fewer than `limit`."""
 
     unreadable: tuple[UnreadableJob, ...] = Field(
-        (), description="Jobs of this page whose records cannot be read; `limit` counts them, too."
+        (), description="Jobs of this page whose records cannot be read. `limit` counts them too."
     )
     last: str | None = Field(
         None,
-        description="ID of the last job of this page, readable or not: `after` of the next; none: the "
-        "page is empty.",
+        description="ID of the last job of this page, readable or not. Send it as `after` for "
+        "the next page. Null: the page is empty.",
     )
 
 
 class JobLinePage(Page[JobLine]):
-    """Jobs in a line each, newest first."""
+    """Jobs in one line each, newest first."""
 
 
 class EventPage(Page[JobEvent]):
@@ -50,4 +50,4 @@ class ArtifactPage(Page[Artifact]):
 
 
 class WorkerPage(Page[WorkerInfo]):
-    """Workers heard of in the last minute."""
+    """Workers that gave a sign of life in the last minute."""

@@ -20,7 +20,7 @@ async def place(limiter: anyio.CapacityLimiter, seconds: float, what: str) -> As
         await limiter.acquire_on_behalf_of(held)
     if wait.cancelled_caught:
         raise Busy(
-            f"{what}: others are in the way, and none of them ended within {seconds:g} s.",
+            f"{what}: other requests are running, and none ended within {seconds:g} s.",
             hint="Ask again in a moment.",
         )
     try:

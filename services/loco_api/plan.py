@@ -40,7 +40,7 @@ router = APIRouter(tags=["jobs"])
     operation_id="planJob",
     summary="Plan a job",
     dependencies=[SUBMIT, COUNTED],
-    response_description="The plan with its memory and time; nothing was started.",
+    response_description="The plan with its memory and time. Nothing was started.",
     responses=responses(
         UnknownAdapter,
         InvalidRequest,
@@ -53,7 +53,7 @@ router = APIRouter(tags=["jobs"])
     ),
 )
 async def plan_job(request: PlanRequest, here: Here) -> Preview:
-    """How a job would be trained, and the memory, disk and time it would take; it is not submitted."""
+    """How a job would train, and the memory, disk and time it would take. It is not submitted."""
     return await in_time(here, PLAN_SECONDS, lambda: preview(here.ledger, here.settings, request))
 
 

@@ -18,9 +18,13 @@ def refuse_unknown(request: Request) -> None:
     for name in request.query_params:
         if name not in known and f"{name.partition('[')[0]}[*]" not in known:
             near = get_close_matches(name, known, 1)
-            takes = f"This route takes {', '.join(known)}." if known else "This route takes none."
+            takes = (
+                f"This route takes {', '.join(known)}."
+                if known
+                else "This route takes no query parameters."
+            )
             raise InvalidRequest(
-                f"There is no query parameter {name!r} here.",
+                f"This route has no query parameter {name!r}.",
                 param=name,
                 hint=f"Did you mean {near[0]}?" if near else takes,
             )

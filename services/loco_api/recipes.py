@@ -29,7 +29,9 @@ from loco_api.pages import AdapterName, Page
 router = APIRouter(tags=["adapters"])
 
 _TAGGED = {
-    "headers": {"ETag": {"description": "Of recipe and files.", "schema": {"type": "string"}}}
+    "headers": {
+        "ETag": {"description": "ETag of the recipe with its files.", "schema": {"type": "string"}}
+    }
 }
 _BINARY = {
     "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -37,7 +39,7 @@ _BINARY = {
 
 
 class RecipePage(Page[RecipeVersion]):
-    """Recipes that were put, newest first."""
+    """Uploaded recipes, newest first."""
 
 
 @router.put(
@@ -45,7 +47,7 @@ class RecipePage(Page[RecipeVersion]):
     operation_id="putAdapter",
     summary="Put an adapter's recipe",
     dependencies=[ADMIN],
-    response_description="The recipe as it is now; 201 where the adapter is new.",
+    response_description="The recipe as it is now. 201 if the adapter is new.",
     responses={
         200: _TAGGED,
         201: {"model": RecipeText, "description": "The adapter is new.", **_TAGGED},
@@ -70,14 +72,15 @@ def put_adapter(
     if_match: Annotated[
         str | None,
         Header(
-            max_length=200, description="ETag of the recipe that is there; none: there is none."
+            max_length=200,
+            description="ETag of the server's recipe. Leave it out for a new adapter.",
         ),
     ] = None,
 ) -> RecipeText:
-    """Makes an adapter, or changes its recipe and data files: all at once, or nothing.
+    """Creates an adapter, or changes its recipe and data files: all at once, or nothing.
 
-    The recipe is looked at as one on disk: every profile resolves, every eval set reads. Jobs that
-    were accepted before keep what they took.
+    The server checks every profile and every eval set of the recipe. Jobs that it accepted before
+    keep their copies.
     """
     found, is_new = shelf.put(
         here.settings, name, asked, _content_in(here, who), by=who.name, if_match=if_match
@@ -95,7 +98,7 @@ def put_adapter(
     responses={200: _TAGGED, **responses(UnknownAdapter, InvalidRequest)},
 )
 def get_recipe(name: AdapterName, response: Response, here: Here) -> RecipeText:
-    """The text of adapter.yaml, and the data files beside it that it names."""
+    """The text of adapter.yaml, and the data files that it names."""
     found = shelf.recipe_text(here.settings, name)
     response.headers["ETag"] = f'"{found.etag}"'
     return found
@@ -104,16 +107,18 @@ def get_recipe(name: AdapterName, response: Response, here: Here) -> RecipeText:
 @router.get(
     "/adapters/{name}/recipes",
     operation_id="listRecipes",
-    summary="Recipes that were put",
+    summary="Uploaded recipes",
     responses=responses(UnknownAdapter, InvalidRequest),
 )
 def list_recipes(
     name: AdapterName,
     here: Here,
-    before: Annotated[int | None, Query(ge=1, le=10**9, description="Only older ones.")] = None,
-    limit: Annotated[int, Query(ge=1, le=50, description="Recipes a page.")] = 10,
+    before: Annotated[
+        int | None, Query(ge=1, le=10**9, description="Only recipes before this version.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=50, description="Recipes per page.")] = 10,
 ) -> RecipePage:
-    """Every recipe that was put for an adapter, newest first; the newest 200 are kept."""
+    """Every recipe uploaded for an adapter, newest first. The server keeps the newest 200."""
     found = shelf.versions(here.settings, name, before=before, limit=limit + 1)
     return RecipePage(data=tuple(found[:limit]), has_more=len(found) > limit)
 
@@ -132,7 +137,7 @@ def get_recipe_file(
     ],
     here: Here,
 ) -> FileResponse:
-    """A file beside the recipe that it names: training rows, or an eval set."""
+    """A data file that the recipe names: training rows or an eval set."""
     path = shelf.data_file(here.settings, name, file)
     return FileResponse(path, media_type="application/octet-stream", filename=file)
 

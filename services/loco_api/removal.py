@@ -28,12 +28,12 @@ router = APIRouter(tags=["jobs"])
     responses=responses(NotFound, InvalidRequest, UnsafePath, Busy),
 )
 async def look_at_removal(job_id: JobId, here: Here) -> Removal:
-    """Bytes that would become free, and what descends from the job. Nothing is deleted."""
+    """The bytes that would become free, and what needs the job. Nothing is deleted."""
 
     def looked() -> Removal:
         return look(here.ledger, here.settings.adapters_dir, here.ledger.job(job_id))
 
-    async with place(here.removals, _SECONDS, "Looking for what descends from a job"):
+    async with place(here.removals, _SECONDS, "Looking for what needs a job"):
         return await anyio.to_thread.run_sync(looked, limiter=anyio.CapacityLimiter(1))
 
 
@@ -45,10 +45,10 @@ async def look_at_removal(job_id: JobId, here: Here) -> Removal:
     responses=responses(NotFound, Conflict, Busy, InvalidRequest, UnsafePath),
 )
 def delete_job(job_id: JobId, here: Here, who: Who) -> Removal:
-    """Deletes an ended job, its log, its events and its files, but for what others need.
+    """Deletes an ended job with its log, events and files, except what others need.
 
-    A job that something descends from is refused with its names (409). Repeated within ten minutes the
-    answer is the same, later a 404.
+    If something needs the job, the answer is a 409 that names it. Repeated within ten minutes, the
+    request gets the same answer; later a 404.
     """
     job = _job(here, who, job_id)
     if isinstance(job, Removal):

@@ -72,7 +72,7 @@ class Streams:
         """
         if self._open >= LIMIT:
             raise TooManyStreams(
-                f"{LIMIT} event streams are open already.",
+                f"{LIMIT} event streams are already open.",
                 hint="Poll GET /jobs/{id}, or try again later.",
             )
         self._open += 1
@@ -167,7 +167,7 @@ class EventStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, patient_send)
         except TimeoutError:
-            log.info("an event stream was given up: its client took nothing for %g s", SEND_SECONDS)
+            log.info("closed an event stream: its client read nothing for %g s", SEND_SECONDS)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._content.aclose()
@@ -190,7 +190,7 @@ def checked_id(after: str, *, param: str) -> str:
     raise InvalidRequest(
         f"{param}: {after!r:.80} is not the ID of an event.",
         param=param,
-        hint="Send the `id` of an event as it came, or leave it out to start at the first.",
+        hint="Send the unchanged `id` of an event, or leave it out to start at the first.",
     )
 
 

@@ -36,7 +36,7 @@ class SweepPage(Page[SweepSummary]):
     operation_id="submitSweep",
     summary="Submit a sweep",
     dependencies=[SUBMIT, COUNTED],
-    response_description="The accepted sweep; its jobs run from now on.",
+    response_description="The accepted sweep. Its jobs run from now on.",
     responses={
         **accepted_with("sweep"),
         **responses(*SUBMISSION, QuotaExceeded),
@@ -49,9 +49,9 @@ def submit_a_sweep(
     who: Who,
     idempotency_key: IdempotencyKey = None,
 ) -> Sweep:
-    """Accepts a sweep: one prepare, a training for each point, and a job that goes on with the best.
+    """Accepts a sweep: one prepare, a training for each point, and a job that continues with the best.
 
-    Every point is resolved before the answer: a wrong value is refused with its field.
+    The server checks every point before it answers. It refuses a wrong value and names its field.
     """
     sweep, created = submit_sweep(
         here.ledger,
@@ -75,9 +75,9 @@ def submit_a_sweep(
 def list_sweeps(
     here: Here,
     after: Annotated[
-        str | None, Query(description="Continue after the sweep of this ID, the last of a page.")
+        str | None, Query(description="Continue after the sweep with this ID, the last of a page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Sweeps a page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Sweeps per page.")] = 20,
 ) -> SweepPage:
     """Sweeps, newest first, without their points."""
     page = here.ledger.sweeps.page(after=after, limit=limit)
@@ -103,6 +103,6 @@ def get_sweep(sweep_id: SweepId, here: Here) -> Sweep:
     responses=responses(NotFound, InvalidRequest),
 )
 def cancel_a_sweep(sweep_id: SweepId, here: Here, who: Who) -> Sweep:
-    """Cancels all its jobs, and takes no further step. A sweep that has ended stays as it is."""
+    """Cancels the sweep and all its jobs. An ended sweep does not change."""
     who.check_may_change(here.ledger.sweeps.sweep(sweep_id))
     return cancel_sweep(here.ledger, sweep_id)

@@ -87,7 +87,7 @@ class Trail:
         try:
             await run_in_threadpool(self._audit.record, **fields)
         except RedisUnavailable as error:
-            log.error("the audit trail lacks %s: %s", fields, error.message)
+            log.error("the audit trail has no entry for %s: %s", fields, error.message)
 
 
 def _target(path: str) -> str:

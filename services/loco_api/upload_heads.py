@@ -15,9 +15,10 @@ def length_of(request: Request, announced: int | None, *, complete: bool) -> int
     sent = int(declared) if complete and re.fullmatch("[0-9]{1,18}", declared) else None
     if announced is not None and sent is not None and announced != sent:
         raise InvalidRequest(
-            f"Upload-Length says {announced:,} bytes, Content-Length {sent:,}, and nothing follows.",
+            f"Upload-Length says {announced:,} bytes, but Content-Length says {sent:,}, and "
+            "this is the last part.",
             param="Upload-Length",
-            hint="Let them be equal, or say Upload-Complete: ?0.",
+            hint="Make them equal, or send Upload-Complete: ?0.",
         )
     return sent if announced is None else announced
 
@@ -29,7 +30,7 @@ def mapping_of(pairs: list[str]) -> dict[str, str]:
         field, equals, column = pair.partition("=")
         if not equals or not field.strip() or not column.strip() or field.strip() in mapping:
             raise InvalidRequest(
-                f"map: {pair!r:.120} is no FIELD=COLUMN, or names a field twice.",
+                f"map: {pair!r:.120} is not FIELD=COLUMN, or names a field twice.",
                 param="map",
                 hint="Write it like map=question=Frage.",
             )
@@ -46,5 +47,5 @@ def sha256_of(header: str | None) -> str | None:
         return base64.b64decode(found[1], validate=True).hex()
     except binascii.Error as error:
         raise InvalidRequest(
-            f"Repr-Digest: {found[1]} is no base64.", param="Repr-Digest", hint="See RFC 9530."
+            f"Repr-Digest: {found[1]} is not base64.", param="Repr-Digest", hint="See RFC 9530."
         ) from error

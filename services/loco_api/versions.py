@@ -42,31 +42,31 @@ class VersionPage(Page[Version]):
 
 
 class PromotedPage(Page[Pointer]):
-    """What every model's `latest` shall be, by model."""
+    """What every model's `latest` should be, by model."""
 
 
 class PromoteRequest(Contract):
-    """Which version shall serve."""
+    """Which version should serve."""
 
     version: int = Field(ge=1, description="Its number.")
-    force: bool = Field(False, description="Promote it although the gate refused it.")
-    reason: str = Field("", max_length=1000, description="Why, for the audit trail.")
+    force: bool = Field(False, description="Promote it even if the gate refused it.")
+    reason: str = Field("", max_length=1000, description="The reason, for the audit trail.")
 
 
 class RollbackRequest(Contract):
-    """Which model shall go back to what it was before."""
+    """Which model to roll back."""
 
     model: str | None = Field(
         None,
-        description="Name in Ollama, without tag; none: the recipe's, or the only one promoted.",
+        description="Name in Ollama, without tag. Null: the recipe's, or the only promoted one.",
     )
-    reason: str = Field("", max_length=1000, description="Why, for the audit trail.")
+    reason: str = Field("", max_length=1000, description="The reason, for the audit trail.")
 
 
 class RestoreRequest(Contract):
-    """How a version is made again."""
+    """How to create a version again."""
 
-    anew: bool = Field(False, description="Make it also where Ollama has it, unchanged.")
+    anew: bool = Field(False, description="Create it again even if Ollama has it unchanged.")
 
 
 @router.get(
@@ -79,12 +79,12 @@ def list_versions(
     name: AdapterName,
     here: Here,
     after: Annotated[
-        int | None, Query(ge=1, description="Go on after this version, the last of a page.")
+        int | None, Query(ge=1, description="Continue after this version, the last of a page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="Versions a page.")] = 20,
+    limit: Annotated[int, Query(ge=1, le=100, description="Versions per page.")] = 20,
     model: Model = None,
 ) -> VersionPage:
-    """The registered candidates, newest first, with lineage, scores, verdict and audit trail."""
+    """The registered versions, newest first, with lineage, scores, verdict and audit trail."""
     _check_adapter(here, name)
     versions, more = here.ledger.registry.versions(name, after=after, limit=limit, model=model)
     return VersionPage(data=tuple(versions), has_more=more)
@@ -102,7 +102,7 @@ def list_promoted(
         str | None, Query(description="Only models of this adapter.", examples=["math"])
     ] = None,
 ) -> PromotedPage:
-    """What serves, or shall: one entry a model, also of adapters whose recipe is gone."""
+    """The promoted version of every model, also of adapters whose recipe is gone."""
     if adapter is not None:
         _check_adapter(here, adapter)
     return PromotedPage(data=tuple(here.ledger.registry.pointers(adapter)))
@@ -113,7 +113,7 @@ def list_promoted(
     operation_id="promoteVersion",
     summary="Promote a version",
     dependencies=[SUBMIT],
-    response_description="The version, which `MODEL:latest` was seen to be.",
+    response_description="The version. `MODEL:latest` was seen to be it.",
     responses=responses(
         UnknownAdapter,
         NotFound,
@@ -127,7 +127,7 @@ def list_promoted(
     ),
 )
 def promote_version(name: AdapterName, request: PromoteRequest, here: Here, who: Who) -> Version:
-    """Has a version serve as `MODEL:latest`. What the gate refused takes `force`, and an admin key."""
+    """Makes a version serve as `MODEL:latest`. If the gate refused it, this needs `force` and an admin key."""
     who.detail = f"version {request.version}{', force' if request.force else ''}"
     if request.force:
         who.check_is_admin("force overrules the gate")
@@ -149,7 +149,7 @@ def promote_version(name: AdapterName, request: PromoteRequest, here: Here, who:
     operation_id="rollbackVersion",
     summary="Roll back",
     dependencies=[SUBMIT],
-    response_description="The version that serves again, which `MODEL:latest` was seen to be.",
+    response_description="The version that serves again. `MODEL:latest` was seen to be it.",
     responses=responses(
         UnknownAdapter,
         InvalidRequest,
@@ -163,7 +163,7 @@ def promote_version(name: AdapterName, request: PromoteRequest, here: Here, who:
 def rollback_version(
     name: AdapterName, here: Here, who: Who, request: RollbackRequest | None = None
 ) -> Version:
-    """Has what was promoted before the present version serve again; none is skipped."""
+    """Makes the version that was promoted before the current one serve again."""
     _check_adapter(here, name)
     asked = request or RollbackRequest()
     model = promotion.model_of(here.ledger, name, asked.model, _usual_model(here, name))
@@ -177,7 +177,7 @@ def rollback_version(
 @router.post(
     "/adapters/{name}/versions/{version}/restore",
     operation_id="restoreVersion",
-    summary="Make a version again in Ollama",
+    summary="Create a version in Ollama again",
     dependencies=[SUBMIT],
     responses=responses(
         UnknownAdapter,
@@ -198,10 +198,10 @@ def restore_version(
     who: Who,
     request: RestoreRequest | None = None,
 ) -> Restored:
-    """Creates the version's model in an Ollama that lacks it, from its GGUF, under the same name.
+    """Creates the version's model in Ollama again from its GGUF, under the same name.
 
-    It takes as long as the upload; asked again, it goes on. `latest` follows once the model was
-    seen to be what was registered, as far as `warnings` does not say otherwise.
+    It takes as long as the upload; a repeated request continues. `latest` follows once the checks
+    show that the model is what was registered. `warnings` lists what could not be checked.
     """
     _check_adapter(here, name)
     anew = request.anew if request else False

@@ -166,7 +166,7 @@ def _check(spec: ExportSpec, inputs: Inputs, exported: writing.Exported, emit: E
                     if spec.format is not None:
                         raise
                     misfit, lora = error.message, None
-                    emit.log(f"Only the merged model is kept: {misfit}")
+                    emit.log(f"Keeping only the merged model: {misfit}")
             prompts = reference.prompts(
                 said, template, exported.embedded, model, think=exported.think
             )
@@ -214,7 +214,7 @@ def _write_base(
     found = head.read(target)
     if found != checked.contents:
         raise ExportFailed(
-            f"The exported base is not like the exported model: {found}, {checked.contents}.",
+            f"The exported base does not match the exported model: {found}, {checked.contents}.",
             hint="The attempt's log has the converter's own words.",
         )
     _settled_digest(target)
@@ -280,9 +280,9 @@ def _compare(contents: "Contents", tensors: int, template: str) -> None:
     """Compares the GGUF read back with what was planned and with the training tokenizer."""
     faults = []
     if contents.tensors != tensors:
-        faults.append(f"it has {contents.tensors} tensors, {tensors} were planned")
+        faults.append(f"it has {contents.tensors} tensors instead of {tensors}")
     if contents.chat_template != template:
-        faults.append("its chat template is not the one of training")
+        faults.append("its chat template is not the one used in training")
     if contents.vocabulary != contents.embedding_rows:
         faults.append(
             f"its vocabulary has {contents.vocabulary} tokens for {contents.embedding_rows} "
@@ -290,7 +290,7 @@ def _compare(contents: "Contents", tensors: int, template: str) -> None:
         )
     if faults:
         raise ExportFailed(
-            f"The exported GGUF is not sound: {'; '.join(faults)}.",
+            f"The exported GGUF is damaged: {'; '.join(faults)}.",
             hint="The base model's tokenizer or architecture may be unknown to the converter.",
         )
 
@@ -299,8 +299,9 @@ def _require_answer(text: str | None) -> None:
     """An export that says nothing does not commit."""
     if not (text or "").strip():
         raise ExportFailed(
-            "The exported GGUF answers its first question with nothing.",
-            hint="Look at the training loss: the adapter may have been trained too hard.",
+            "The exported GGUF gives an empty answer to its first question.",
+            hint="Check the training loss. The learning rate or the number of epochs may be too "
+            "high.",
         )
 
 

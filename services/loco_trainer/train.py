@@ -200,8 +200,8 @@ def _plan(given: _Given, facts: _Facts) -> Plan:
         )
     way = ", ".join(described(plan, spec.step_rows))
     given.emit.log(
-        f"Plan: engine {facts.engine}, {way}; expected "
-        f"{plan.memory_gb:.1f} GB, {plan.step_seconds:.2f} s a step ({plan.why})."
+        f"Plan: engine {facts.engine}, {way}; expected {plan.memory_gb:.1f} GB, "
+        f"{plan.step_seconds:.2f} s per step ({plan.why})."
     )
     return plan
 
@@ -244,7 +244,7 @@ def _fit(given: _Given, facts: _Facts, plan: Plan, loaded: "Loaded") -> "tuple[F
         emit=emit,
     )
     if checkpoint := facts.checkpoint:
-        emit.log(f"Going on from step {checkpoints.step_of(checkpoint)} ({checkpoint}).")
+        emit.log(f"Continuing from step {checkpoints.step_of(checkpoint)} ({checkpoint}).")
         fit.resume(checkpoint)
     then = f", then {len(facts.pairs.pairs)} pairs," if facts.pairs else ""
     emit.log(
@@ -268,24 +268,25 @@ def _read(path: Path, template: Template, spec: TrainSpec, emit: Emitter) -> row
     data = rows.read(path, template, max_length=spec.max_length)
     if data.conversations is not None and len(data.rows) + data.dropped != data.conversations:
         emit.log(
-            f"{data.conversations} conversations became {len(data.rows) + data.dropped} rows: the "
-            "chat template writes earlier answers otherwise than they are asked for."
+            f"{data.conversations} conversations became {len(data.rows) + data.dropped} rows: "
+            "the chat template changes earlier answers in a chat."
         )
     if data.cut or data.lost:
         emit.log(
-            f"{data.cut} rows were cut at {spec.max_length} tokens within an answer; {data.lost} "
-            f"answers that begin beyond are left out, and {data.dropped} rows with them."
+            f"{data.cut} rows were cut at {spec.max_length} tokens inside an answer. "
+            f"{data.lost} answers that begin later were left out, and with them {data.dropped} "
+            "rows."
         )
     if data.cut > _MOST_CUT * len(data.rows):
         emit.log(
-            f"Warning: {data.cut / len(data.rows):.0%} of the rows have no end, and a model trained on "
-            f"them may not end its answers. Raise train.max_length ({spec.max_length}), or leave long "
-            "rows out of the data."
+            f"Warning: {data.cut / len(data.rows):.0%} of the rows have no end. A model trained "
+            f"on them may not end its answers. Raise train.max_length ({spec.max_length}), or "
+            "leave long rows out of the data."
         )
     if data.thinking:
         emit.log(
-            f"{data.thinking} conversations have thoughts: they train the model as it is asked with "
-            "thinking on; register and eval ask with thinking off."
+            f"{data.thinking} conversations have thoughts, so they train the model for use with "
+            "thinking on. Register and eval ask with thinking off."
         )
     return data
 
@@ -308,8 +309,9 @@ def _validation_rows(inputs: Inputs, template: Template, spec: TrainSpec) -> lis
         raise InvalidRequest(
             f"train.select: best needs validation rows, and {why}.",
             param="train.select",
-            hint="Set prepare.validation to some 32, with a source that has so many rows more than "
-            "prepare.examples, and a train.max_length they fit; or set train.select: last.",
+            hint="Set prepare.validation to about 32, with a source that has that many more "
+            "rows than prepare.examples, and a train.max_length that they fit. Or set "
+            "train.select: last.",
         )
     return fitting
 
@@ -325,16 +327,16 @@ def _pairs(inputs: Inputs, template: Template, spec: TrainSpec, emit: Emitter) -
     path = inputs.files.get(_PREFERENCE)
     if path is None:
         raise InvalidRequest(
-            "train.preference needs pairs of a right and a wrong answer, and prepare wrote none.",
+            "train.preference needs pairs of a right and a wrong answer, but prepare made none.",
             param="train.preference",
-            hint="Take prepare.source.kind: self and set prepare.source.pairs, or leave "
+            hint="Set prepare.source.kind: self and prepare.source.pairs, or leave "
             "train.preference out.",
         )
     found = pairs.read(path, template, max_length=spec.max_length)
     if found.left_out:
         emit.log(
-            f"{found.left_out} of {len(found.pairs) + found.left_out} pairs are left out: an answer "
-            f"ends beyond train.max_length ({spec.max_length} tokens)."
+            f"{found.left_out} of {len(found.pairs) + found.left_out} pairs were left out, "
+            f"because an answer ends after train.max_length ({spec.max_length} tokens)."
         )
     return found
 

@@ -153,7 +153,7 @@ def _verdicts(
         )
     taken_over = len(questions) - fresh
     if taken_over:
-        emit.log(f"{taken_over} of {len(questions)} answers were known from earlier runs")
+        emit.log(f"{taken_over} of {len(questions)} answers were reused from earlier runs")
     return [found[_place(question)] for question in questions]
 
 

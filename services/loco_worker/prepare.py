@@ -46,7 +46,7 @@ Conversation = list[dict[str, str]]
 #: Overlapping rows listed in the result; all are counted.
 OVERLAPS_LISTED = 1000
 #: Why rows are missing where the answers of the source itself are taken.
-_NO_MORE = "the source has no more usable ones"
+_NO_MORE = "the source has no more usable rows"
 
 
 def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> PrepareResult:
@@ -128,11 +128,11 @@ def _given(
     rows, rest = _divided(usable, records.size, spec)
     if not rows:
         raise DataError(
-            f"No row of {records.description} is usable: read {sieve.read}, "
-            f"dropped {sieve.in_words()}.",
+            f"{records.description} has no usable row: read {sieve.read}, left out "
+            f"{sieve.in_words()}.",
             param="prepare.source",
-            hint="Rows need a question and an answer, or chat turns; docs/recipes.md has the layouts. "
-            "Rows that overlap the eval set are always dropped.",
+            hint="Rows need a question and an answer, or chat turns; docs/recipes.md has the "
+            "layouts. Rows that overlap the eval set are always left out.",
         )
     if spec.validation_source is not None:
         held_out = open_source(spec.validation_source, inputs, spec.seed, between=emit.check_stop)
@@ -167,7 +167,8 @@ def _say(data: _Data, spec: PrepareSpec, sieve: Sieve, emit: Emitter) -> None:
         )
     emit.log(
         f"{len(data.rows)} rows of {data.description}, {len(data.validation)} for validation; "
-        f"read {sieve.read}, dropped {sieve.in_words()}; compared with {sieve.eval_items} eval items"
+        f"read {sieve.read}, left out {sieve.in_words()}; compared with {sieve.eval_items} eval "
+        "items"
     )
     for words in sieve.malformed:
         emit.log(f"dropped: {words}")

@@ -71,7 +71,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
     for warning in findings.warnings:
         emit.log(warning)
     emit.log(
-        f"{subject.model} holds {len(findings.checks) - len(findings.failed)} of "
+        f"{subject.model} passed {len(findings.checks) - len(findings.failed)} of "
         f"{len(findings.checks)} checks; it answers {subject.probe!r}: {served.answer!r}"
     )
     emit.progress(message=f"{subject.model} is ready", percent=100, last=True)
@@ -129,11 +129,11 @@ class _Evidence:
         path = self.write(digest, None)
         faults = "; ".join(f"{c.name}: {c.seen} (expected: {c.expected})" for c in self.failed)
         fixes = list(dict.fromkeys(c.fix for c in self.failed if c.fix))[:_FIXES_SHOWN]
-        kept = "The candidate is kept for a look. " if digest else ""
+        kept = "The candidate stays in Ollama, so you can look at it. " if digest else ""
         what = "in Ollama is not what was exported" if digest else "was not registered"
         raise RegistrationFailed(
             f"{self.subject.model} {what}: {faults}.",
-            hint=f"{' '.join(fixes)} `latest` was not moved. {kept}All checks are in {path}.",
+            hint=f"{' '.join(fixes)} `latest` did not move. {kept}All checks are in {path}.",
         )
 
 
@@ -150,7 +150,7 @@ def _takes_adapters(version: str, reference: ServingReference | None, findings: 
     findings.add(
         "adapters",
         why is None,
-        expected=f"a server that puts adapters on models of architecture {architecture or '?'}",
+        expected=f"a server that runs adapters on models of architecture {architecture or '?'}",
         seen=why or f"Ollama {version}",
         fix="Update Ollama, or set export.format to merged.",
     )
@@ -172,7 +172,7 @@ def _put_base(host: OllamaHost, base: ServedBase, inputs: Inputs, emit: Emitter)
 
     digest = require_base(host, base, inputs.models_dir, sent=sent, status=status)
     emit.check_stop()
-    emit.log(f"{base.model} is in {host.url}: adapters of it share its weights.")
+    emit.log(f"{base.model} is in {host.url}. All its adapters share its weights.")
     return digest
 
 
@@ -182,7 +182,7 @@ def _gguf(spec: RegisterSpec, inputs: Inputs, base: ServedBase | None) -> Path:
     if path is None or not path.is_file():
         have = ", ".join(n for n in sorted(inputs.files) if n.startswith("export/")) or "nothing"
         raise RegistrationFailed(
-            f"Stage export left no {name.partition('/')[2]}; it left: {have}.",
+            f"Stage export made no {name.partition('/')[2]}. It made: {have}.",
             hint="Set export.quantization and register.quantization to the same value.",
         )
     return path
@@ -245,7 +245,7 @@ def _is_exported(gguf: Path, subject: Subject, inputs: Inputs, findings: Finding
         expected=f"{gguf.name} as export wrote it: {exported.get('size')} bytes, "
         f"SHA-256 {exported['sha256']}",
         seen=f"{subject.size} bytes, SHA-256 {subject.blob.removeprefix('sha256:')}",
-        fix="The file was cut or changed after export: run stages export,register again.",
+        fix="The file was cut off or changed after export. Run stages export,register again.",
     )
     return same
 
@@ -295,8 +295,8 @@ def _create(
         seen == "created",
         expected=f"{model} created from {gguf.name}, {subject.size} bytes",
         seen=seen,
-        fix="Where Ollama finds the GGUF damaged, run stages export,register again; else its own log "
-        "says more, and `loco doctor` checks the server.",
+        fix="If Ollama says that the GGUF is damaged, run stages export,register again. "
+        "Otherwise look at Ollama's own log. `loco doctor` checks Ollama.",
     )
     emit.check_stop()
     return seen == "created"

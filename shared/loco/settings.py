@@ -33,64 +33,88 @@ class Timings(Contract):
     """Leases and patience, in seconds. Measured starting points: docs/adr/0002."""
 
     lease: float = Field(
-        60, gt=0, description="A stage not renewed so long is taken from its worker."
+        60,
+        gt=0,
+        description="After this long without a sign of life from its worker, a stage goes to another.",
     )
-    renew: float = Field(2, gt=0, description="Between two renewals.")
-    reap: float = Field(5, gt=0, description="Between two looks for expired leases.")
+    renew: float = Field(2, gt=0, description="Time between two signs of life of a running stage.")
+    reap: float = Field(
+        5, gt=0, description="Time between two searches for stages whose worker is gone."
+    )
     stale_child: float = Field(
-        40, gt=0, description="Child is stopped so long after the last renewal."
+        40,
+        gt=0,
+        description="A worker stops its stage program this long after its last sign of life reached "
+        "Redis.",
     )
     watchdog: float = Field(
-        45, gt=0, description="Child exits by itself without a tick for so long."
+        45, gt=0, description="A stage program exits by itself after this long without its worker."
     )
     stop_grace: float = Field(
-        15, gt=0, description="A stopping child gets so long, then is killed."
+        15, gt=0, description="Time a stage program has to stop before it is killed."
     )
-    rehint: float = Field(15, gt=0, description="A queued stage is hinted again after so long.")
-    crash_budget: int = Field(3, ge=1, description="Crashes without checkpoint progress.")
-    retry_backoff: float = Field(5, ge=0, description="First pause before a retry; doubles.")
-    retries: int = Field(3, ge=0, description="Retries of a failure that may pass.")
+    rehint: float = Field(
+        15, gt=0, description="After this long, the workers are told again about a waiting stage."
+    )
+    crash_budget: int = Field(
+        3, ge=1, description="How often a stage may crash without a new checkpoint before it fails."
+    )
+    retry_backoff: float = Field(
+        5, ge=0, description="First pause before a retry. It doubles each time."
+    )
+    retries: int = Field(
+        3, ge=0, description="How often to retry a failure that may go away by itself."
+    )
 
 
 class Settings(Contract):
     """Everything a process of locollm reads from its environment."""
 
     host: str = Field("127.0.0.1", description="Address the API listens on.")
-    port: int = Field(DEFAULT_PORT, ge=0, le=65535, description="Its port; 0: a free one.")
+    port: int = Field(
+        DEFAULT_PORT, ge=0, le=65535, description="Port of the API. 0: any free port."
+    )
     data_dir: Path = Field(Path(".loco"), description="Redis data, logs, base models, locks.")
-    adapters_dir: Path = Field(Path("adapters"), description="Recipes and what is built from them.")
+    adapters_dir: Path = Field(
+        Path("adapters"), description="Recipes, and what jobs build from them."
+    )
     dataset_dirs: tuple[Path, ...] = Field(
-        (), description="More folders a jsonl source may lie in."
+        (), description="More folders that a jsonl source may read from."
     )
     pass_env: tuple[str, ...] = Field(
-        (), description="More variables that services and stage programs inherit."
+        (), description="More environment variables for services and stage programs."
     )
-    redis_url: str | None = Field(None, description="None: `loco up` starts a server.")
+    redis_url: str | None = Field(None, description="The Redis server. None: `loco up` starts one.")
     namespace: str = Field("loco", description="Prefix of every Redis key.")
     ollama_host: str = Field(DEFAULT_OLLAMA, description="Base URL of Ollama (OLLAMA_HOST).")
     train_python: Path = Field(
         Path(".venv-train/bin/python"), description="Python of the training venv."
     )
     gpu: str | None = Field(
-        None, description="CUDA_VISIBLE_DEVICES of the trainer; none: as found."
+        None, description="CUDA_VISIBLE_DEVICES of the trainer. None: unchanged."
     )
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
-        (), description="Proxies whose X-Forwarded-For is believed: addresses or networks."
+        (), description="Proxies whose X-Forwarded-For is trusted: addresses or networks."
     )
-    requests_per_minute: int = Field(1200, ge=1, le=1_000_000, description="Of an API key.")
+    requests_per_minute: int = Field(
+        1200, ge=1, le=1_000_000, description="Requests per minute and API key."
+    )
     submits_per_minute: int = Field(
-        60, ge=1, le=1_000_000, description="Jobs, replays and plans of an API key."
+        60, ge=1, le=1_000_000, description="Jobs, replays and plans per minute and API key."
     )
     refusals_per_minute: int = Field(
-        10, ge=1, le=1_000_000, description="Answers 401 and 403 to an address; then 429."
+        10,
+        ge=1,
+        le=1_000_000,
+        description="Answers 401 and 403 per minute and address. After that: 429.",
     )
     dataset_mb: int = Field(
-        512, ge=1, le=2048, description="Megabytes (2^20 bytes) of an uploaded data set."
+        512, ge=1, le=2048, description="Largest uploaded data set, in megabytes (2^20 bytes)."
     )
     datasets_mb: int = Field(
-        4096, ge=1, le=10_000_000, description="Megabytes of the data sets of an owner."
+        4096, ge=1, le=10_000_000, description="Megabytes of data sets per owner."
     )
-    datasets: int = Field(200, ge=1, le=100_000, description="Data sets of an owner.")
+    datasets: int = Field(200, ge=1, le=100_000, description="Data sets per owner.")
     timings: Timings = Timings()
 
     @classmethod
@@ -134,7 +158,7 @@ class Settings(Contract):
             if field == "timings":
                 name = _timing_variable(rest[0], Timings.model_fields[rest[0]].annotation)
             raise InvalidRequest(
-                f"{name}: {first['msg']}", param=name, hint="Correct or unset the variable."
+                f"{name}: {first['msg']}", param=name, hint="Correct the variable, or unset it."
             ) from error
         return settings.model_copy(
             update={
@@ -220,9 +244,9 @@ def _env_file(file: Path) -> dict[str, str]:
             number = first + text[: len(text) - len(text.lstrip())].count("\n")
             line = f"line {number}"  # not its text: it may be a password
             raise InvalidRequest(
-                f"{ENV_FILE} cannot be read: {line} is no NAME=value.",
+                f"{ENV_FILE} cannot be read: {line} is not NAME=value.",
                 param=ENV_FILE,
-                hint=f"Correct {line}: close its quotes, or begin it with # if it is a comment.",
+                hint=f"Correct {line}: close its quotes, or start it with # if it is a comment.",
             )
     return {binding.key: binding.value or "" for binding in bindings if binding.key is not None}
 
@@ -232,7 +256,7 @@ def _readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        hint = f"Make {name} readable for this user, as UTF-8, or do without it."
+        hint = f"Make {name} readable for this user, as UTF-8, or remove it."
         raise InvalidRequest(f"{name} cannot be read: {error}", param=name, hint=hint) from error
 
 

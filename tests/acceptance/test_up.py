@@ -18,7 +18,7 @@ def test_a_job_runs_and_one_ctrl_c_stops_everything(start, alive, descendants, t
         evil = f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)"
         (tmp_path / f"{name}.py").write_text(evil)  # beside `loco up`: nobody's module
     up = start().wait_ready()
-    assert "our model host stands in at" in up.lines
+    assert "locollm's own model host replaces it at" in up.lines
     job = up.prepare(seed=1)
     assert job["status"] == "succeeded", job
     family = descendants(up.process.pid)
@@ -70,7 +70,7 @@ def test_two_run_side_by_side_but_not_on_one_folder(start) -> None:
     assert one.state()["redis_url"] != other.state()["redis_url"]
     same = start("one")
     assert same.process.wait(30) != 0
-    assert "Another `loco up` runs on" in same.lines
+    assert "Another `loco up` already uses" in same.lines
     assert "--data-dir" in same.lines
     assert one.process.poll() is None
 

@@ -74,8 +74,8 @@ def test_an_input_that_was_changed_is_refused(http_client, adapters_dir):
     copy.write_bytes(copy.read_bytes()[::-1])
     error = http_client.get(f"/jobs/{job['id']}/artifacts/inputs/adapter.yaml").json()["error"]
     assert error["code"] == "artifact_changed"
-    assert "not the file that the job was accepted with" in error["message"]
-    assert "Submit the job anew" in error["hint"]
+    assert "changed after the job was accepted" in error["message"]
+    assert "Submit the job again" in error["hint"]
 
 
 def test_an_input_that_leads_outside_the_folder_is_not_followed(http_client, adapters_dir):

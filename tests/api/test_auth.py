@@ -132,7 +132,7 @@ def run_to_the_end(settings: Settings, **changes: str) -> "subprocess.CompletedP
 def test_the_process_refuses_a_network_without_a_key(live_settings):
     ended = run_to_the_end(live_settings, LOCO_HOST="0.0.0.0")
     assert ended.returncode == 2
-    assert "Refusing to listen on 0.0.0.0" in ended.stderr
+    assert "The server does not listen on 0.0.0.0" in ended.stderr
     assert "loco keys create" in ended.stderr
     assert "Traceback" not in ended.stderr
 

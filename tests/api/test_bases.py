@@ -73,7 +73,7 @@ def test_a_base_whose_shape_nobody_knows_says_so(loco, live_api):
     entries = yaml.safe_load(catalog.read_text()) | {"mine": {**mine, "parameters_billion": 1.0}}
     catalog.write_text(yaml.safe_dump(entries))
     entry = next(e for e in loco.bases(gpu_memory=8)["data"] if e["name"] == "mine")
-    assert "not known before it is downloaded" in entry["error"]["message"]
+    assert "not known before its download" in entry["error"]["message"]
     assert entry["fits"] is None
 
 

@@ -133,7 +133,9 @@ def test_a_4_bit_base_that_is_not_here_is_said_to_be_taken_for_plain_nf4(ledger,
         asked = {"adapter": "math", "profile": "gold", "device": card}
         return preview(ledger, settings, PlanRequest.model_validate(asked)).notes
 
-    assert any("unsloth/Qwen3-4B-unsloth-bnb-4bit is not here yet" in note for note in notes(8))
+    assert any(
+        "unsloth/Qwen3-4B-unsloth-bnb-4bit is not downloaded yet" in note for note in notes(8)
+    )
     assert not notes(48)
 
 

@@ -187,7 +187,7 @@ def test_hostile_artifact_paths_are_not_found(http, job_id, path):
     [
         ("/jobs?metadata=x", "metadata", "This route takes adapter, after, limit, status."),
         ("/jobs?stats=failed", "stats", "Did you mean status?"),
-        ("/workers?verbose=1", "verbose", "This route takes none."),
+        ("/workers?verbose=1", "verbose", "This route takes no query parameters."),
         ("/adapters/math/versions?befor=3", "befor", "This route takes after, limit, model."),
     ],
 )

@@ -170,7 +170,7 @@ def test_nothing_is_taken_over_from_a_deleted_job(http, ended, ledger, hands, sp
         claim.task_id, claim.token, result={}, artifacts=(), fingerprint="f", reused_from=job["id"]
     )
     assert answer is CommitAnswer.GONE, "it runs by itself"
-    with pytest.raises(Conflict, match="was deleted meanwhile"):
+    with pytest.raises(Conflict, match="was deleted in the meantime"):
         ledger.submit(spec(stages=("export",), from_job=job["id"]))
 
 

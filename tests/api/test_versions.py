@@ -175,7 +175,7 @@ def test_rollback_goes_back_one_by_one_until_there_is_none(http, build, tags):
         assert answer.json()["version"] == expected
         assert tags.models[LATEST] == f"digest-{jobs[expected - 1]}"
     told = error(http.post("/adapters/math/rollback"), 409)
-    assert "Nothing was promoted as locollm-math-tiny before version 1" in told["message"]
+    assert "No version was promoted as locollm-math-tiny before version 1" in told["message"]
     assert tags.models[LATEST] == f"digest-{jobs[0]}"
 
 
@@ -210,7 +210,7 @@ def test_what_ollama_lacks_is_not_promoted(http, build, tags):
     assert (told["code"], told["param"]) == ("candidate_missing", "version")
     tags.models[f"{MODEL}:{first}"] = "another"
     told = error(http.post("/adapters/math/promote", json={"version": 1}), 409)
-    assert "not the model that was registered" in told["message"]
+    assert "not the registered model" in told["message"]
     assert build.ledger.registry.promoted(MODEL).candidate == f"{MODEL}:{second}"
 
 
@@ -233,7 +233,7 @@ def test_a_copy_that_lies_is_recorded_but_said(http, build, tags):
     told = error(http.post("/adapters/math/promote", json={"version": 1}), 500)
     assert told["code"] == "ollama_refused"
     assert told["message"].startswith(
-        "Version 1 is recorded as promoted, but Ollama does not follow"
+        "Version 1 is promoted, but Ollama does not serve it as latest yet"
     )
     assert build.ledger.registry.promoted(MODEL).version == 1
     assert build.ledger.registry.promoted(MODEL).served_at is None
@@ -306,10 +306,10 @@ class TestRestore:
         path = adapters_dir / build.ledger.registry.version("math", 1).gguf
         path.write_bytes(b"edited")
         told = error(http.post("/adapters/math/versions/1/restore"), 409)
-        assert "was changed" in told["message"]
+        assert "has changed" in told["message"]
         path.unlink()
         told = error(http.post("/adapters/math/versions/1/restore"), 404)
-        assert "is gone" in told["message"]
+        assert "is missing" in told["message"]
         assert "loco submit math" in told["hint"]
 
     @pytest.fixture
@@ -342,8 +342,8 @@ class TestRestore:
         if again:  # what is there by now is no more trusted
             told = error(http.post("/adapters/math/versions/1/restore"), 500)
         assert told["code"] == "registration_failed"
-        assert "prompt plain is rendered otherwise than in training, from char" in told["message"]
-        assert "Nothing was pointed at it." in told["hint"]
+        assert "prompt plain is rendered differently from training, from char" in told["message"]
+        assert "`latest` did not move." in told["hint"]
         assert LATEST not in tags.models
         version = build.ledger.registry.version("math", 1)
         assert version.digest == f"digest-{proven}"

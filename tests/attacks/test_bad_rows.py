@@ -32,7 +32,7 @@ BAD = {
     '{"question": "Q", "answer": NaN}': "NaN is no number",
     '{"question": "Q", "answer": "#### 1", "x": -Infinity}': "-Infinity is no number",
     f'{{"question": "Q", "answer": "#### 1", "x": {"[" * 100_000}{"]" * 100_000}}}': "nested too deep",
-    f'{{"question": "Q", "answer": "#### {"7" * 5000}"}}': "no number to end on",
+    f'{{"question": "Q", "answer": "#### {"7" * 5000}"}}': "no number at the end",
     '{"messages": [{"role": "\\ud800", "content": "a"}]}': "role",
     "[1, 2]": "not a JSON object",
 }

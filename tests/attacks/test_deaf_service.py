@@ -75,7 +75,7 @@ def test_a_server_that_computes_for_ever_is_killed_and_started_again(
     with socket.create_connection(("127.0.0.1", free_port)) as connection:
         connection.sendall(b"GET /deaf HTTP/1.0\r\n\r\n")
         said = _tend(service, lambda said: any("started again" in each for each in said))
-    assert said[0].startswith(f"runs but does not answer (process {old}): asked to end"), said
+    assert said[0].startswith(f"runs but does not answer (process {old}): asked to stop"), said
     assert said[1].startswith("was killed by SIGKILL"), said
     assert service.pid != old
     heard.clear()

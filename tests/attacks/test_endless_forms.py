@@ -35,7 +35,7 @@ def test_parts_of_one_name_count_one_by_one() -> None:
     ],
 )
 def test_bytes_outside_the_file_have_an_end(filler: bytes) -> None:
-    with pytest.raises(InvalidRequest, match="65,536 bytes beside the file"):
+    with pytest.raises(InvalidRequest, match="65,536 bytes besides the file"):
         form().feed(filler)
 
 

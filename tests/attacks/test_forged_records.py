@@ -112,7 +112,7 @@ def test_a_link_in_a_run_that_leads_out_is_not_followed(
         forged("training_data.jsonl", path, secret),
     )
     [artifact] = ledger.task(task).artifacts
-    with pytest.raises(NotFound, match="is gone"):
+    with pytest.raises(NotFound, match="is missing"):
         verified(settings.adapters_dir, artifact)
     publish_committed(ledger, settings, task)
     assert not (settings.adapters_dir / "math" / "training_data.jsonl").exists()
@@ -153,7 +153,7 @@ def test_an_attempt_neither_writes_nor_resumes_outside(
     (settings.adapters_dir / "math" / "runs").symlink_to(outside)
     claim = ledger.claim(Queue.CPU, worker_id="w", nonce="n")
     assert claim is not None
-    with pytest.raises(UnsafePath, match="leads out of"):
+    with pytest.raises(UnsafePath, match="leads outside"):
         attempt_folder(settings, claim)
     assert list(outside.iterdir()) == []
     (settings.adapters_dir / "math" / "runs").unlink()
@@ -244,9 +244,9 @@ def test_records_that_cannot_be_read_fill_pages_too(
 
 def test_an_artifact_names_a_path_below_its_folders(secret: Path) -> None:
     fields = {"stage": Stage.PREPARE, "size": 1, "sha256": "0" * 64, "media_type": "text/plain"}
-    with pytest.raises(ValueError, match="no path below a folder"):
+    with pytest.raises(ValueError, match="not a path inside a folder"):
         Artifact(name="a/../../b", path="math/f", **fields)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no path below a folder"):
+    with pytest.raises(ValueError, match="not a path inside a folder"):
         Artifact(name="b", path=str(secret), **fields)  # type: ignore[arg-type]
 
 

@@ -67,7 +67,7 @@ try:
     ledger.require_writes()
 except RedisUnavailable as error:
     said.append(error.code)
-tend(lambda: any("when there is room" in s for s in said if s))
+tend(lambda: any("when the disk has free space" in s for s in said if s))
 (disk / "filler").unlink(); filler.close()
 tend(lambda: own.pid != pids[0])
 ledger.require_writes()
@@ -97,7 +97,11 @@ def test_redis_waits_for_room_and_keeps_what_was_accepted(tmp_path: Path) -> Non
     full = next(s for s in said if s and s.startswith("disk_full"))
     assert f"The disk of {disk} is full: " in full
     assert "4000000 are needed" in full
-    order = ["when there is room", "there is room again", "started again on its data"]
+    order = [
+        "when the disk has free space",
+        "there is free space again",
+        "started again on its data",
+    ]
     places = [next(i for i, s in enumerate(said) if s and words in s) for words in order]
     assert places == sorted(places)
 
@@ -200,4 +204,4 @@ def test_not_ready_while_redis_takes_no_writes(live_api, read_only: str) -> None
     answer = httpx.get(f"{live_api.url}/readyz", trust_env=False, timeout=30)
     assert answer.status_code == 503
     assert answer.json()["ready"] is False
-    assert "takes no writes" in answer.json()["error"]["message"]
+    assert "does not accept writes" in answer.json()["error"]["message"]

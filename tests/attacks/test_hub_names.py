@@ -110,7 +110,7 @@ def test_no_name_and_no_card_reaches_a_file_of_the_server(
     assert "openai/gsm8k" in said["gsm8k"]["hint"]
     for name in ("team/absolute", "team/other"):
         assert "not one of its own" in said[name]["message"]
-    assert "programs of a hub are not run" in said["team/program"]["message"]
+    assert "does not run programs from a hub" in said["team/program"]["message"]
 
 
 @pytest.mark.parametrize(

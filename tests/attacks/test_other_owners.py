@@ -23,7 +23,7 @@ def test_a_job_is_changed_by_its_owner_and_admins_alone(login):
     for action in ("cancel", "retry"):
         told = ben.post(f"/jobs/{job['id']}/{action}")
         assert told.status_code == 403
-        assert "is 'anna''s; this key is of 'ben'" in told.json()["error"]["message"]
+        assert "is 'anna''s; this key belongs to 'ben'" in told.json()["error"]["message"]
     assert anna.get(f"/jobs/{job['id']}").json()["status"] == "queued"
     assert login("anna").post(f"/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
     assert root.post(f"/jobs/{job['id']}/retry").json()["status"] == "queued"
@@ -39,7 +39,7 @@ def test_a_sweep_is_cancelled_by_its_owner_and_admins_alone(login):
     assert ben.get(f"/jobs/{sweep['prepare_job']}").json()["owner"] == "anna"
     told = ben.post(f"/sweeps/{sweep['id']}/cancel")
     assert told.status_code == 403
-    assert "is 'anna''s; this key is of 'ben'" in told.json()["error"]["message"]
+    assert "is 'anna''s; this key belongs to 'ben'" in told.json()["error"]["message"]
     assert login("reader", Scope.READ).post(f"/sweeps/{sweep['id']}/cancel").status_code == 403
     assert ben.get(f"/sweeps/{sweep['id']}").json()["status"] == "running"
     assert root.post(f"/sweeps/{sweep['id']}/cancel").json()["status"] == "cancelled"

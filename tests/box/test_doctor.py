@@ -36,7 +36,7 @@ def test_a_large_gpu_is_fine():
 @pytest.mark.parametrize(
     ("seen", "fix"),
     [
-        (gpu("Tesla P40", (6, 1), (23_040, 23_000)), "Compute capability 7.5"),
+        (gpu("Tesla P40", (6, 1), (23_040, 23_000)), "locollm needs compute capability 7.5"),
         (gpu("GTX 1650", (7, 5), (4096, 4000)), "needs 6 GB"),
         (gpu("RTX 3090", (8, 6), (24_576, 24_000), cuda=(12, 4)), "driver 580"),
     ],
@@ -135,7 +135,7 @@ def locked(tmp_path, monkeypatch):
 def test_a_folder_that_may_not_be_entered_is_named(locked):
     found = disk("data", locked / "data")
     assert found.level is Level.PROBLEM
-    assert found.message == f"{locked / 'data'} is out of reach: Permission denied."
+    assert found.message == f"{locked / 'data'} cannot be reached: Permission denied."
     assert "LOCO_DATA_DIR" in str(found.fix)
 
 
@@ -306,9 +306,9 @@ def test_wrong_and_missing_packages_are_named():
     wanted = {n: Requirement(f"{n}{v}") for n, v in (("torch", "==2.13.0"), ("trl", ""), ("x", ""))}
     found = {"torch": {"version": "2.12.0"}, "trl": {"error": "ImportError: no"}}
     assert list(package_faults(wanted, found)) == [
-        "torch is 2.12.0, this release wants ==2.13.0.",
-        "trl does not import: ImportError: no",
-        "x does not import: not looked at",
+        "torch is 2.12.0, but this release needs ==2.13.0.",
+        "trl cannot be imported: ImportError: no",
+        "x cannot be imported: not checked",
     ]
     local = {"torch": {"version": "2.13.0+cpu"}}
     assert list(package_faults({"torch": wanted["torch"]}, local)) == []
@@ -322,7 +322,7 @@ def test_requirements_come_from_the_release_itself():
 
 def test_code_in_answers_can_be_graded():
     found = doctor.code_grading()
-    assert (found.level, found.message) == (Level.OK, "Code in answers can be graded here.")
+    assert (found.level, found.message) == (Level.OK, "This machine can grade code in answers.")
 
 
 def test_where_code_cannot_be_graded_what_lacks_is_named(monkeypatch):

@@ -108,7 +108,7 @@ class TestServer:
             time.sleep(0.02)
 
     def test_a_folder_takes_one_server(self, server: RedisServer, tmp_path: Path) -> None:
-        with pytest.raises(RedisUnavailable, match="Another Redis server runs on"):
+        with pytest.raises(RedisUnavailable, match="Another Redis server already uses"):
             redis_server.start(tmp_path / "redis")
 
     def test_a_folder_too_deep_for_a_socket_has_it_elsewhere(

@@ -102,7 +102,7 @@ def test_the_version_that_serves_answers_with_its_own_options(run, build, speake
     code, _, told = run("chat", "math", "x", "--version", "9")
     assert (code, "has no version 9" in told) == (2, True)
     code, _, told = run("chat", "math", "x", "--version", "1", "--job", job.id)
-    assert (code, "both name a version" in told) == (2, True)
+    assert (code, "both choose a version" in told) == (2, True)
     speaker.absent.add(f"{MODEL}:latest")
     code, _, told = run("chat", "math", "x")
     assert (code, "loco setup math --version 1" in told) == (2, True)

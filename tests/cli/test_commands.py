@@ -147,7 +147,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(started, client, hands):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert f"Job {job.id} goes on" in stderr
+    assert f"Job {job.id} continues" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
     assert client.job(job.id).status is JobStatus.RUNNING
@@ -255,7 +255,7 @@ def test_a_job_that_cannot_be_read_is_named_beside_the_others(loco, client, ledg
     assert done.returncode == 0, done.stderr
     assert whole.id in done.stdout
     assert broken.id not in done.stdout
-    assert f"{broken.id} is left out: " in done.stderr
+    assert f"{broken.id} is not shown: " in done.stderr
 
 
 def test_adapters_workers_version(loco, live_api):
@@ -298,7 +298,7 @@ def test_the_first_key_is_made_before_the_first_loco_up(loco):
         (["submit", "maths"], "Adapters here: analysis, code, math"),
         (["submit", "math", "--profile", "huge"], "Profiles: default, gold, strong, tiny"),
         (["submit", "math", "--set", "train.epoch=3"], "train.epoch: unknown field"),
-        (["submit", "math", "--set", "epochs"], "not FIELD=VALUE"),
+        (["submit", "math", "--set", "epochs"], "must be FIELD=VALUE"),
         (["submit", "math", "--stages", "prepare,bake"], "no stage 'bake'"),
         (["submit", "math", "--stages", "export"], "prepare, train"),
         (["submit", "math", "--priority", "1000"], "priority"),
@@ -365,7 +365,7 @@ def test_doctor_names_every_part_and_its_fix(loco, live_api):
     done = loco("doctor", LOCO_TRAIN_PYTHON=sys.executable)
     assert done.returncode == 1
     assert "ok      runtime venv     Python 3.11" in done.stdout
-    assert "problem training venv    torch does not import" in done.stdout
+    assert "problem training venv    torch cannot be imported" in done.stdout
     assert f"locollm 0.1.0 at {live_api.url}" in done.stdout
     assert "problem api, worker_gpu" in done.stdout
     missing = loco("doctor", LOCO_TRAIN_PYTHON="nowhere/python", LOCO_DATA_DIR="/proc/1/loco")

@@ -45,7 +45,7 @@ def test_submit_uploads_a_file_once_and_keeps_some_rows_to_measure_on(
     [
         (("--data", "nothing.jsonl"), "No data set 'nothing.jsonl'"),
         (("--map", "question=Frage"), "--map needs --data"),
-        (("--data", "units", "--set", "prepare.source={kind: arithmetic}"), "different rows"),
+        (("--data", "units", "--set", "prepare.source={kind: arithmetic}"), "both choose the rows"),
     ],
 )
 def test_what_cannot_be_meant_is_said(loco, words: tuple[str, ...], said: str) -> None:

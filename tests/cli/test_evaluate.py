@@ -64,7 +64,7 @@ def test_eval_without_a_registered_model_says_how_to_build_one(loco):
 def test_eval_sets_fields_of_eval_alone(loco):
     refused = loco("eval", "math", "--set", "train.epochs=5")
     assert refused.returncode == 2
-    assert "`loco eval` runs stage eval alone" in refused.stderr
+    assert "`loco eval` runs only stage eval" in refused.stderr
 
 
 def hands_wait(hands, stage: Stage):

@@ -69,7 +69,7 @@ def test_jobs_show_their_owner_and_the_trail_who_did_what(loco):
     (listed,) = json.loads(loco("keys", "list", "--json").stdout)
     assert listed["last_used_at"]
     last = loco("keys", "revoke", listed["id"]).stderr
-    assert "the last one: the server answers nobody" in last
+    assert "the last key, so the server now answers nobody" in last
     told = loco("keys", "audit").stdout
     for words in ("submitJob", "127.0.0.1", "createKey", "revokeKey", "laptop, submit, of anna"):
         assert words in told

@@ -15,13 +15,13 @@ def test_ended_jobs_are_deleted_and_the_needed_one_says_by_whom(run, client, han
     job = client.submit("math", **TINY)
     hands.commit(hands.claim(Stage.PREPARE), {}, {"training_data.jsonl": b"r" * 5000})
     code, _, told = run("rm", "last")
-    assert (code, "is running: only jobs that have ended" in told) == (2, True)
+    assert (code, "is running. Only ended jobs" in told) == (2, True)
     client.cancel(job.id)
     replayed = client.replay(job.id)
     client.cancel(replayed.id)
     code, out, _ = run("rm", job.id[-6:], "--dry-run")
     assert code == 0
-    assert out == f"Job {job.id} stays; it is needed by:\n  job {replayed.id} (replays it)\n"
+    assert out == f"Job {job.id} cannot be deleted. Needed by:\n  job {replayed.id} (replays it)\n"
     code, _, told = run("rm", job.id)
     assert (code, f"is needed by job {replayed.id} (replays it)" in told) == (2, True)
     code, out, _ = run("rm", replayed.id, "--dry-run")

@@ -51,7 +51,7 @@ def test_a_word_that_is_no_assignment_is_refused(word):
 
 
 def test_a_field_below_a_value_is_refused():
-    with pytest.raises(InvalidRequest, match="lora was set to a value"):
+    with pytest.raises(InvalidRequest, match="lora already has a value"):
         parse_assignments(["train.lora=8", "train.lora.r=8"])
 
 
@@ -61,7 +61,7 @@ def test_metadata_keeps_everything_after_the_first_equals_sign():
         "note": "a=b",
         "empty": "",
     }
-    with pytest.raises(InvalidRequest, match="not KEY=VALUE"):
+    with pytest.raises(InvalidRequest, match="must be KEY=VALUE"):
         parse_metadata(["owner"])
 
 

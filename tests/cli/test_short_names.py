@@ -22,7 +22,7 @@ def test_a_few_characters_and_last_name_a_job(run, client):
     assert client.job_id(first.id[-6:-1]) == first.id
     code, _, told = run("job", first.id[:6])
     assert code == 2
-    assert f"fits several jobs: {second.id} (math, queued), {first.id}" in told
+    assert f"matches several jobs: {second.id} (math, queued), {first.id}" in told
     assert "last six characters" in told
     code, _, told = run("cancel", "zzz")
     assert (code, "No job 'zzz'" in told) == (2, True)

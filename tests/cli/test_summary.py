@@ -124,7 +124,7 @@ def prepared(sampling: Sampling | None) -> Task:
 def test_prepare_says_what_became_of_the_answers_it_asked_for() -> None:
     assert outcome(prepared(SAMPLING)) == (
         "200 rows and 32 for validation (140 at try 1, 41 at try 2, 12 at try 3, 4 with a hint, 3 gold) and 50 pairs from "
-        "432 answers of qwen3:4b to 260 questions: 55.4 % right at the first try, 3 cut, 32 known before, 88 tokens/s"
+        "432 answers of qwen3:4b to 260 questions: 55.4 % right at the first try, 3 cut, 32 reused, 88 tokens/s"
     )
     nothing = {"known": 0, "unfinished": 0, "tokens_per_second": None, "pairs": 0, "hinted": 0}
     plain = SAMPLING.model_copy(update={**nothing, "gold": 0, "rows_by_tries": {1: 200}})
@@ -223,7 +223,7 @@ def trained(**fields: object) -> Task:
         (60, 60, 0.25, "steps, validation loss 0.910 → 0.250, 170 tokens/s"),
         (20, 20, 0.25, "steps, validation loss 0.910 → 0.250 at step 20 (best, kept), 170"),
         (60, 20, 0.5, "steps, validation loss 0.910 → 0.500 (lowest 0.250 at step 20), 170"),
-        (0, 0, 0.91, "validation loss 0.910, lower than after any step: the base is kept, 170"),
+        (0, 0, 0.91, "validation loss 0.910, lower than after any step, so the base is kept, 170"),
     ],
 )
 def test_train_says_which_adapter_is_kept(kept: int, best: int, loss: float, words: str) -> None:

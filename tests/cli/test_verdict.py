@@ -59,10 +59,10 @@ def became(**fields: Any) -> Promotion:
 def test_better() -> None:
     assert in_words(evaluated(Verdict.BETTER, 29, 50), became()) == (
         "Verdict: better. The adapter solved 50 of 100 problems it had never seen, its base 29: "
-        "21 more in a hundred. Other problems of the kind would give another figure: the true "
-        "difference lies between 11 more and 31 more in a hundred, by a method that is right in "
-        "95 of 100 measurements. Were adapter and base equally good, a difference at least this "
-        "large would come about by chance about once in 10,000 measurements. So "
+        "21 more in a hundred. Other problems of this kind would give another figure. The true "
+        "difference is between 11 more and 31 more in a hundred (the method is right in 95 of 100 "
+        "measurements). If adapter and base were equally good, chance alone would give a "
+        "difference this large about once in 10,000 measurements. So "
         "locollm-math-tiny now serves it."
     )
 
@@ -74,8 +74,8 @@ def test_unproven() -> None:
     words = in_words(result, became())
     assert words.startswith("Verdict: unproven. The adapter solved 44 of 100")
     assert "between 5.5 fewer and 13 more in a hundred" in words
-    assert "by chance in 50 of 100 measurements." in words
-    assert "Whether the adapter is better is not proven. 100 problems can only show" in words
+    assert "difference this large in 50 of 100 measurements." in words
+    assert "This does not prove that the adapter is better. 100 problems can only show" in words
     assert words.endswith(
         "a difference of 6 in a hundred or more. So locollm-math-tiny now serves it."
     )
@@ -103,7 +103,7 @@ def test_refused() -> None:
     assert "21 fewer in a hundred" in words
     assert "between 31 fewer and 11 fewer" in words
     assert words.endswith(
-        "Why it is refused: Significantly worse: held_out. So it does not serve: version 1 keeps "
+        "Why the gate refused it: Significantly worse: held_out. So it does not serve: version 1 keeps "
         f"serving as {MODEL}."
     )
     words = in_words(result, became(promoted=False, serving=None))
@@ -126,7 +126,7 @@ def test_problems_that_were_trained_on_are_not_called_unseen() -> None:
 def test_without_a_deciding_set_nothing_is_claimed() -> None:
     result = evaluated(Verdict.UNPROVEN, 29, 50, role="shown", reasons=("No primary set.",))
     assert in_words(result, became()) == (
-        "Verdict: unproven. No problems that decide were measured, so nothing is proven. No primary "
+        "Verdict: unproven. No primary problems were measured, so nothing is proven. No primary "
         "set. So locollm-math-tiny now serves it."
     )
     assert in_words(result.model_copy(update={"gate": None}), became()) == ""
@@ -143,4 +143,6 @@ def test_without_a_deciding_set_nothing_is_claimed() -> None:
     ],
 )
 def test_chances(p: float, words: str) -> None:
-    assert f"by chance {words}." in in_words(evaluated(Verdict.BETTER, 29, 50, p_value=p), became())
+    assert f"a difference this large {words}." in in_words(
+        evaluated(Verdict.BETTER, 29, 50, p_value=p), became()
+    )

@@ -65,7 +65,7 @@ def test_versions_as_a_table(run, build, tags):
     assert [row[0] for row in rows] == ["version", "3", "2", "1"]
     assert "not measured" in stdout
     (line,) = [line for line in stdout.splitlines() if first in line]
-    assert "Ollama does not follow yet" in line
+    assert "not yet in Ollama" in line
     assert "held_out 42 % → 57 %" in line
     assert "better" in line
     follow_all(build.ledger, tags.url)
@@ -133,7 +133,7 @@ def test_promote_and_rollback(run, build, tags):
     assert run("rollback", "math")[0] == 0
     code, _, stderr = run("rollback", "math", "--model", MODEL)
     assert code == 2
-    assert "Nothing was promoted" in stderr
+    assert "No version was promoted" in stderr
 
 
 def test_a_refused_version_takes_force(run, build, tags):
@@ -155,7 +155,7 @@ def stored(build, adapters_dir, job_id: str, number: int) -> None:
 def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
     run, build, tags, adapters_dir
 ):
-    assert "Nothing is promoted yet" in run("setup")[2]
+    assert "No version is promoted yet" in run("setup")[2]
     blob = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
     tiny = build.promoted(blob=blob)
     stored(build, adapters_dir, tiny.id, 1)
@@ -167,8 +167,8 @@ def test_setup_makes_every_promoted_model_again_and_says_which_it_cannot(
     assert code == 1
     lines = stdout.splitlines()
     assert f"{LATEST} (version 1) was made again. Its digest is" in stdout
-    assert any("locollm-math:latest (version 2) could not be made" in line for line in lines)
-    assert "is gone" in stdout
+    assert any("locollm-math:latest (version 2) could not be created" in line for line in lines)
+    assert "is missing" in stdout
     assert set(tags.models) == {LATEST, f"{MODEL}:{tiny.id}"}
     assert build.ledger.registry.promoted(MODEL).version == 1
     assert f"{LATEST} (version 1) is there." in run("setup")[1]
@@ -196,8 +196,8 @@ def test_setup_makes_models_of_adapters_without_a_recipe_too(run, build, tags, a
     code, stdout, _ = run("setup")
     assert code == 1
     assert f"{LATEST} (version 1) was made again." in stdout
-    assert "locollm-math:latest (version 2) could not be made" in stdout
-    assert "is gone" in stdout
+    assert "locollm-math:latest (version 2) could not be created" in stdout
+    assert "is missing" in stdout
     assert "  warning: Not proven: no readable serving_reference.json" in stdout
     assert LATEST in tags.models
 
@@ -252,7 +252,7 @@ class TestVerdicts:
         assert build.ledger.job(claim.job_id).promotion.promoted
         code, stdout, _ = run("job", claim.job_id)
         assert code == 0
-        assert f"version 2 serves as {MODEL}, but the gate refuses it now" in stdout
+        assert f"version 2 serves as {MODEL}, but the gate now refuses it" in stdout
         assert "now serves" not in stdout
         assert "held_out: measured as refused." in stdout
         assert "Try a lower rate." in stdout
@@ -281,7 +281,7 @@ def test_require_promoted_decides_the_exit_code(
         compared = 1 if verdict == "better" else None
         assert hands.ledger.job(job_id).status == "succeeded"
     stderr = capsys.readouterr().err
-    assert ("Ollama does not follow yet" in stderr) == (verdict == "better")
+    assert ("in Ollama does not show it yet" in stderr) == (verdict == "better")
 
 
 def test_require_promoted_is_not_met_by_a_refusal_of_what_serves(

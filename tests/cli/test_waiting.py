@@ -112,7 +112,7 @@ def test_the_line_is_told_with_times_where_earlier_runs_know_them(
     assert told.ends_in_seconds is None, "no training is known"
     fourth = client.submit("math", **TINY)
     assert (fourth.waiting.position, fourth.waiting.starts_in_seconds) == (2, 52.0)
-    assert "number 2 in line, begins in about 52 s" in run("job", fourth.id)[1]
+    assert "number 2 in line, starts in about 52 s" in run("job", fourth.id)[1]
     urgent = client.submit("math", priority=9, **TINY)
     assert urgent.waiting.position == 1
     assert client.job(fourth.id).waiting.position == 3

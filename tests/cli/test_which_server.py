@@ -87,7 +87,7 @@ def test_what_another_user_may_have_written_is_not_believed(elsewhere, tmp_path)
         default_server()
     (target / "up.json").unlink()
     os.mkfifo(target / "up.json")
-    with pytest.raises(InvalidRequest, match="it is no file"):
+    with pytest.raises(InvalidRequest, match="it is not a file"):
         default_server()
     (target / "up.json").unlink()
     (target / "up.json").write_bytes((data / "up.json").read_bytes())

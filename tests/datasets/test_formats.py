@@ -171,7 +171,7 @@ def test_a_cell_too_many_says_what_to_quote(tmp_path: Path) -> None:
         ("rows.jsonl", b'{"question": "a", "answer": "\xe4"}\n', "not UTF-8"),
         ("rows.csv", "question,answer\nGröße,b\n".encode("latin-1"), "not UTF-8"),
         ("rows.xlsx", b"PK\x03\x04rest", "Excel"),
-        ("rows.parquet", b"question,answer", "no Parquet"),
+        ("rows.parquet", b"question,answer", "not a Parquet"),
         ("rows.csv", "question,answer\n,x\n", "None of the 1 rows"),
     ],
 )
@@ -204,7 +204,7 @@ def test_pairs_do_not_mix_with_others(tmp_path: Path) -> None:
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     _, problem = read(jsonl(tmp_path, pair, {"question": "a", "answer": "b"}))
     assert isinstance(problem, Problem)
-    assert "no pair" in problem.what
+    assert "not a pair" in problem.what
 
 
 def test_what_an_eval_set_says_of_a_problem_stays(tmp_path: Path) -> None:

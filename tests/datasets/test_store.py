@@ -82,7 +82,7 @@ def test_what_jobs_still_read_counts_after_it_was_deleted(sets: DataSets, tmp_pa
     second, _ = pushed(few)
     few.delete(second)
     pushed(few)
-    with pytest.raises(QuotaExceeded, match="of them deleted, and still read by jobs"):
+    with pytest.raises(QuotaExceeded, match="of them deleted, but still read by jobs"):
         few.begin("more", "anna", length=len(ROWS))
     few.begin("more", "ben", length=len(ROWS))
     (tmp_path / frozen.path).unlink()
@@ -132,7 +132,7 @@ def test_a_name_means_the_newest_that_can_be_used(sets: DataSets) -> None:
 
 def test_a_job_cannot_read_half_an_upload(sets: DataSets) -> None:
     record = sets.begin("units", "anna", length=5)
-    with pytest.raises(Conflict, match="still uploaded"):
+    with pytest.raises(Conflict, match="still uploading"):
         sets.content(record)
 
 

@@ -70,7 +70,7 @@ def test_an_answer_that_the_grader_cannot_read_is_named(folder: Path) -> None:
     line = json.dumps({"id": "n", "question": "?", "answer": "many", "grader": "numeric"})
     problems.write_text(f"{problems.read_text()}{line}\n")
     (found,) = checks.check(folder, "units").problems
-    assert "line 11: answer: 'many' is no number" in found
+    assert "line 11: answer: 'many' is not a number" in found
 
 
 def test_without_a_training_environment_it_says_so(folder: Path, settings) -> None:
@@ -78,7 +78,7 @@ def test_without_a_training_environment_it_says_so(folder: Path, settings) -> No
     request = checks.request_of(found)
     assert isinstance(request, LookRequest)
     bare = settings.model_copy(update={"train_python": folder / "none"})
-    with pytest.raises(Unseen, match="No training environment"):
+    with pytest.raises(Unseen, match="no training environment"):
         looking.look(bare, request)
 
 

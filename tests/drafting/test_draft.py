@@ -81,7 +81,7 @@ def test_a_name_of_a_file_cannot_write_into_the_recipe(tmp_path: Path, adapters_
 
 def test_nothing_is_written_over_and_wrong_names_are_refused(drafted, tmp_path: Path) -> None:
     drafted(sums(10))
-    with pytest.raises(Conflict, match="is there already"):
+    with pytest.raises(Conflict, match="already exists"):
         drafted(sums(10))
     with pytest.raises(InvalidRequest, match="cannot be the name"):
         draft.place_of("../units", tmp_path)

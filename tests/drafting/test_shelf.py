@@ -47,14 +47,14 @@ def content(tmp_path: Path):
         (("epochs: 1", "epochs: -1"), {}, "Profile 'tiny': train.epochs"),
         (("epochs: 1", "epoch: 1"), {}, "Profile 'tiny'"),
         (("smollm2-135m-instruct", "gpt-9"), {}, "No base model 'gpt-9'"),
-        (("locollm-units", "locollm-math"), {}, "is the model of adapter 'math'"),
-        (("rows.jsonl", "../math/adapter.yaml"), {}, "neither put with the recipe nor"),
-        (("rows.jsonl", "/etc/passwd"), {}, "lies outside the folders"),
-        (("rows.jsonl", "more.jsonl"), {}, "'more.jsonl' is neither put"),
-        (SAME, {"extra.jsonl": "rows"}, "files.extra.jsonl: the recipe names no such file"),
+        (("locollm-units", "locollm-math"), {}, "is already the model of adapter 'math'"),
+        (("rows.jsonl", "../math/adapter.yaml"), {}, "was not sent with the recipe and"),
+        (("rows.jsonl", "/etc/passwd"), {}, "is outside the folders"),
+        (("rows.jsonl", "more.jsonl"), {}, "'more.jsonl' was not sent"),
+        (SAME, {"extra.jsonl": "rows"}, "files.extra.jsonl: the recipe does not name this file"),
         (SAME, {"problems.jsonl": "bad"}, "line 1: answer: missing"),
         (("name: units", "name: [units"), {}, "not valid YAML"),
-        (SAME, {"adapter.yaml": "rows"}, "stages write a file of that name"),
+        (SAME, {"adapter.yaml": "rows"}, "stages write a file with this name"),
         (SAME, {"training_data.jsonl": "rows"}, "stages write a file"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_folder_in_a_files_place_is_refused_and_bricks_nothing(
     first, _ = shelf.put(settings, "units", asked, content, by="me")
     (adapters_dir / "units" / "taken").mkdir()
     more = RecipePut(recipe=RECIPE.replace("rows.jsonl", "taken"), files={"taken": "rows"})
-    with pytest.raises(InvalidRequest, match="is no file") as refused:
+    with pytest.raises(InvalidRequest, match="is not a file") as refused:
         shelf.put(settings, "units", more, content, by="me", if_match=first.etag)
     assert refused.value.param == "files.taken"
     assert shelf.recipe_text(settings, "units").etag == first.etag
@@ -131,7 +131,7 @@ def test_a_recipe_whose_jobs_bring_the_rows_is_read_and_put_back(
         )
         checked = checks.check(folder, name, catalog=catalog)
         assert checked.problems == []
-        assert "The recipe names no prepare.source: each job brings its rows." in checked.notes
+        assert "The recipe has no prepare.source, so each job must bring its rows." in checked.notes
 
 
 def test_an_eval_set_that_the_recipe_does_not_name_travels_with_it(

@@ -236,7 +236,7 @@ def test_a_function_named_like_one_of_ours_is_the_answers_own() -> None:
         ({"entry": "lambda", "cases": [{"expected": 1}]}, "name of a function"),
         ({"asserts": ["f(2) == 4"]}, "assert 1 must end with an assert"),
         ({"asserts": ["assert f(2) == 4", "assert f("]}, "assert 2 is not Python"),
-        ({"asserts": ["assert 1 == 1"]}, "says nothing about the answer"),
+        ({"asserts": ["assert 1 == 1"]}, "does not test the answer"),
         ({"asserts": ["assert f()"], "seconds": 11}, "less than or equal to 10"),
         ({"asserts": ["assert f()"], "memory_mb": 16}, "greater than or equal to 64"),
         ({"asserts": ["assert f()"], "language": "ruby"}, "'python'"),
@@ -300,7 +300,7 @@ def test_no_process_and_no_folder_is_left(tmp_path: Path) -> None:
 
 def test_another_system_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.sys, "platform", "darwin")
-    with pytest.raises(SandboxUnavailable, match=r"lacks: Linux \(this is darwin\)"):
+    with pytest.raises(SandboxUnavailable, match=r"Missing: Linux \(this is darwin\)"):
         grade_code(fenced(RIGHT), ADD)
 
 

@@ -136,7 +136,7 @@ def test_without_seccomp_nothing_runs_and_what_lacks_is_named(
     """
     said = _under_filter(call, 1, then, argument)
     lacking = {22: "a seccomp filter", 38: "prctl(PR_SET_NO_NEW_PRIVS)"}[argument]
-    assert f"none was run. It lacks: {lacking} (Operation not permitted)" in said
+    assert f"no code was graded. Missing: {lacking} (Operation not permitted)" in said
     assert "seccomp" in said.partition("|")[2]
 
 

@@ -107,7 +107,7 @@ def test_a_refusal_says_the_figures_and_what_to_try():
 def test_a_failed_check_is_named_with_expected_seen_and_fix():
     result = decide(GateSpec(policy="always"), [BETTER], [BAD], None)
     assert result.verdict is Verdict.REFUSED
-    assert result.reasons == ("Deployment check rendered_prompt failed: expected 'a', saw 'b'.",)
+    assert result.reasons == ("Deployment check rendered_prompt failed: expected 'a', found 'b'.",)
     assert result.advice == ("Run export again.",)
 
 
@@ -132,11 +132,11 @@ class TestWhileAVersionServes:
         assert result.advice == ("Add `promoted` to eval.baselines.",)
 
     def test_what_could_not_be_compared_with_it_says_why_and_how_to_have_it_again(self):
-        why = "locollm-math:old is not in Ollama any more"
+        why = "locollm-math:old is no longer in Ollama"
         result = decide(GateSpec(), [BETTER], [GOOD], 3, not_compared=why, adapter="math")
         assert result.verdict is Verdict.REFUSED
         assert result.reasons[0] == f"It was not compared with version 3, which serves now: {why}."
-        assert "`loco setup math` makes version 3 again" in result.advice[0]
+        assert "`loco setup math` creates version 3 in Ollama again" in result.advice[0]
 
     def test_few_problems_take_no_place(self):
         few = [
@@ -145,7 +145,9 @@ class TestWhileAVersionServes:
         ]
         result = decide(GateSpec(), few, [GOOD], 3)
         assert result.verdict is Verdict.REFUSED
-        assert "on 99 problems; fewer than 100 take no version's place" in result.reasons[0]
+        assert (
+            "on only 99 problems. To replace a version it needs at least 100" in result.reasons[0]
+        )
         assert "eval.sets.NAME.count" in result.advice[0]
         assert decide(GateSpec(min_problems=99), few, [GOOD], 3).verdict is Verdict.BETTER
         assert decide(GateSpec(), few, [GOOD], None).verdict is Verdict.UNPROVEN, "the first one"
@@ -180,7 +182,7 @@ def test_what_register_did_not_prove_is_refused_before_it_is_measured():
     )
     nothing = refusal([])
     assert nothing is not None
-    assert "proved nothing" in nothing.reasons[0]
+    assert "without checks" in nothing.reasons[0]
 
 
 def test_a_verdict_says_on_how_many_primary_problems_it_stands():
@@ -239,7 +241,7 @@ class TestWhoseAnswersToTrainOn:
     def test_a_weak_base_with_own_answers_is_told_to_take_gold_ones(self):
         few = compared(19, won=10, lost=9)
         result = decide(GateSpec(), [few], [GOOD], None, own=True)
-        assert "solves 9.5 % of held_out by itself" in result.advice[0]
+        assert "solves only 9.5 % of held_out by itself" in result.advice[0]
         assert "profile `gold`" in result.advice[0]
 
     @pytest.mark.parametrize(
@@ -283,7 +285,7 @@ def test_few_problems_prove_no_gain_but_may_show_harm():
     few = compared(10, won=20, lost=0, total=99)
     result = decide(GateSpec(), [few], [GOOD], None)
     assert result.verdict is Verdict.UNPROVEN
-    assert "99 problems; fewer than 100" in result.reasons[-1]
+    assert "99 problems. Fewer than 100" in result.reasons[-1]
     assert decide(GateSpec(policy="better"), [few], [GOOD], None).verdict is Verdict.REFUSED
     harmed = compared(19, won=0, lost=15, total=20)
     assert verdict("not_worse", harmed) is Verdict.REFUSED

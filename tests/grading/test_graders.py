@@ -189,7 +189,7 @@ def test_code_is_run() -> None:
         ),
         (
             {"grader": {"kind": "choice", "options": ["a", "b"]}, "answer": "c"},
-            "answer: 'c' is none of the grader's options",
+            "answer: 'c' is not one of the grader's options",
         ),
         ({"grader": {"kind": "choice", "options": ["a", "b"]}}, "answer: missing or empty"),
         ({"grader": {"kind": "contains"}}, "grader: name at least one phrase"),
@@ -205,13 +205,13 @@ def test_code_is_run() -> None:
         ({"grader": {"kind": "regex", "pattern": "a" * 1001}}, "grader.pattern"),
         ({"grader": {"kind": "code"}}, "grader: needs `cases` or `asserts`"),
         ({"grader": {"kind": "code", "asserts": ["f("]}}, "grader.asserts: assert 1 is not"),
-        ({"grader": {"kind": "numeric"}, "answer": "abc"}, "answer: 'abc' is no number"),
+        ({"grader": {"kind": "numeric"}, "answer": "abc"}, "answer: 'abc' is not a number"),
         (
             {"grader": {"kind": "numeric", "tolerance": -1}, "answer": "1"},
             "grader.tolerance: Input should be greater",
         ),
         ({"grader": "numeric", "answer": "9" * 5000}, "answer: "),
-        ({"grader": "json", "answer": "{"}, "answer: '{' is no JSON"),
+        ({"grader": "json", "answer": "{"}, "answer: '{' is not JSON"),
         ({"grader": "json"}, "answer: missing or empty"),
         ({}, "answer: missing or empty"),
         ({"answer": "1", "system": ""}, "system: "),
@@ -278,7 +278,7 @@ def test_an_answer_too_long_to_read_is_wrong() -> None:
 def test_a_huge_number_is_no_answer() -> None:
     assert grade(item(answer="42"), "9" * 5000 + " 42").correct
     assert not grade(item(answer="42"), "9" * 5000).correct
-    assert grade(item("json", '{"a": 1}'), '{"a": ' + "9" * 5000 + "}").why == "holds no JSON"
+    assert grade(item("json", '{"a": 1}'), '{"a": ' + "9" * 5000 + "}").why == "contains no JSON"
     assert not grade(item("json", '{"a": 1}'), '{"a": 1e999}').correct
 
 
@@ -290,7 +290,7 @@ def test_a_phrase_of_nothing_but_marks_is_looked_up_as_written(
     options = {"kind": "contains", "whole_words": whole_words}
     wanted = item({**options, "all": [mark]})
     assert grade(wanted, f"So: {mark} x").correct
-    assert grade(wanted, "So: x").why == f"lacks {mark!r}"
+    assert grade(wanted, "So: x").why == f"does not contain {mark!r}"
     unwanted = item({**options, "all": ["x"], "none": [mark]})
     assert grade(unwanted, "So: x").correct
     assert grade(unwanted, f"{mark.strip()}\nx\n").why == f"has {mark!r}"
@@ -306,14 +306,14 @@ def test_a_phrase_of_nothing_but_marks_is_looked_up_as_written(
         ),
         (
             {"grader": {"kind": "choice", "options": {"A": "`x`", "B": "x"}}, "answer": "B"},
-            "grader.options: '`x`' and 'x' read the same",
+            "grader.options: '`x`' and 'x' are the same",
         ),
         (
             {"grader": {"kind": "words", "also": ["…", "b"]}, "answer": "a"},
-            "grader.also: '…' holds",
+            "grader.also: '…' has",
         ),
-        ({"grader": "words", "answer": "?!"}, "answer: '?!' holds no word"),
-        ({"answer": "**"}, "answer: '**' holds no word"),
+        ({"grader": "words", "answer": "?!"}, "answer: '?!' has no word"),
+        ({"answer": "**"}, "answer: '**' has no word"),
     ],
 )
 def test_what_would_be_found_in_any_answer_is_refused(

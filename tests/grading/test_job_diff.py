@@ -262,7 +262,7 @@ def test_other_inputs_and_rows_are_data(one: Made, two: Made) -> None:
         "prepare.dropped.overlap",
     }
     assert found.verdict is Sameness.DIFFERENT
-    assert "training_data.jsonl is not the same" in " ".join(found.reasons)
+    assert "training_data.jsonl differs" in " ".join(found.reasons)
 
 
 def test_what_was_asked_of_the_base_is_data(one: Made, two: Made) -> None:
@@ -289,7 +289,7 @@ def test_other_pairs_are_other_data(one: Made, two: Made) -> None:
         made.files[Stage.PREPARE]["preference_data.jsonl"] = content
     found = seen(one, two)
     assert found.verdict is Sameness.DIFFERENT
-    assert "preference_data.jsonl is not the same" in found.reasons[0]
+    assert "preference_data.jsonl differs" in found.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_other_words_with_the_same_verdicts_are_equivalent(one: Made, two: Made)
     found = seen(one, two)
     assert found.verdict is Sameness.EQUIVALENT
     assert fields(found.outputs) == {
-        "eval.held_out.answers": ("100 answers", "40 of them other words")
+        "eval.held_out.answers": ("100 answers", "40 of them in other words")
     }
 
 
@@ -397,14 +397,14 @@ def test_without_readable_answers_nothing_is_called_identical(one: Made, two: Ma
     two.files[Stage.EVAL]["eval.jsonl"] = b"{broken\n"
     found = seen(one, two)
     assert found.verdict is Sameness.EQUIVALENT
-    assert "The answers could not be read again." in found.reasons
+    assert "The answers could not be read." in found.reasons
 
 
 def test_a_stage_that_only_one_has_is_said(one: Made, two: Made) -> None:
     del two.files[Stage.EVAL]
     found = seen(one, two)
     assert found.verdict is Sameness.DIFFERENT
-    assert found.reasons == ("Only job one has committed eval.",)
+    assert found.reasons == ("Only job one has finished eval.",)
     assert fields(found.scores)["eval.held_out.candidate.accuracy"] == (0.6, None)
 
 

@@ -70,8 +70,8 @@ ENDED = (
 def test_worse_than_the_median_after_as_many_passes_is_stopped():
     reason = hopeless(point(4, "running", 2.0, 0.85), ENDED)
     assert reason == (
-        "Stopped early: its lowest validation loss in 1 pass is 0.8500, and the median of 3 others was "
-        "0.8000 then."
+        "Stopped early: its lowest validation loss in 1 pass is 0.8500. The median of 3 others was "
+        "0.8000 at that point."
     )
 
 

@@ -435,7 +435,7 @@ class TestPeople:
             target = rollback_target(ledger.registry, "math", MODEL)
             ledger.registry.rollback("math", MODEL, target, by="me", reason="worse")
             assert promoted(ledger) == expected
-        with pytest.raises(Conflict, match="Nothing was promoted as"):
+        with pytest.raises(Conflict, match="No version was promoted as"):
             rollback_target(ledger.registry, "math", MODEL)
         assert actions(ledger, 3) == ["registered", "promoted", "rolled_back"]
         assert actions(ledger, 1) == ["registered", "promoted", "replaced", "promoted"]
@@ -453,7 +453,7 @@ class TestPeople:
     def test_a_rollback_to_what_is_not_the_last_one_is_refused(self, ledger, build):
         for _ in range(3):
             build.promoted()
-        with pytest.raises(Conflict, match="promoted meanwhile"):
+        with pytest.raises(Conflict, match="promoted in the meantime"):
             ledger.registry.rollback("math", MODEL, 1, by="me", reason="")
         assert promoted(ledger) == 3
 

@@ -150,7 +150,7 @@ def test_what_ollama_stores_and_cannot_load_is_refused_here(
 ) -> None:
     model, lora = tiny_gguf.write(tmp_path / "m.gguf"), tiny_gguf.write_lora(tmp_path / "1.gguf")
     answer = put("x", model)
-    assert (answer.status_code, "is no GGUF LoRA" in answer.text) == (400, True)
+    assert (answer.status_code, "is not a GGUF LoRA" in answer.text) == (400, True)
     files = {"model": f"{base}:x", "files": {"m.gguf": own_host.upload(lora)}, "stream": False}
     answer = own_host.post("/api/create", files)
     assert (answer.status_code, "is a LoRA adapter" in answer.text) == (400, True)

@@ -140,7 +140,7 @@ def test_template_errors_are_refusals(template):
 def test_go_templates_that_cannot_be_rendered_are_refused():
     known.check_stored(stored("chatml"))
     known.check_stored(known.PROMPT_ONLY)
-    with pytest.raises(Refusal, match="leave `template` out"):
+    with pytest.raises(Refusal, match="Leave `template` out"):
         known.check_stored("{{ if .System }}{{ .System }}{{ end }}{{ .Prompt }}")
 
 

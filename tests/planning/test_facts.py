@@ -278,7 +278,7 @@ def test_what_a_generator_makes_is_as_long_as_the_plan_says(
 ) -> None:
     spec = given(source, examples=300)
     told, known = lengths_of(spec, History([]), Settings(adapters_dir=tmp_path))
-    assert known == "what this generator makes"
+    assert known == "what this generator produces"
     inputs = Inputs(
         job_id="x",
         adapter="math",

@@ -162,7 +162,7 @@ class TestBuildingOn:
         assert caught.value.param == "from_job"
 
     def test_a_hole_in_the_stages(self, ask: Submit) -> None:
-        with pytest.raises(StageGap, match="not consecutive"):
+        with pytest.raises(StageGap, match="do not follow each other"):
             ask(stages=("prepare", "export"))
 
 
@@ -197,7 +197,7 @@ class TestSourceFiles:
             path.mkdir()
         else:
             os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero
-        with pytest.raises(DataError, match="no regular file") as caught:
+        with pytest.raises(DataError, match="not a regular file") as caught:
             ask(prepare={"source": {"kind": "jsonl", "path": "thing"}})
         assert caught.value.param == "prepare.source.path"
         assert ledger.jobs()[0] == []
@@ -291,7 +291,7 @@ class TestFreezing:
         job = ask()
         assert job.spec.inputs["adapter.yaml"].sha256 == sha256_of(path)
         edits = iter(f"# edit {n}\n" for n in range(10))
-        with pytest.raises(Conflict, match="changes while it is read"):
+        with pytest.raises(Conflict, match="is changing right now"):
             ask()
 
 

@@ -136,7 +136,7 @@ def test_a_prepare_job_that_is_gone_ends_it(sweep: Sweeping, ledger: Ledger, han
     ended = show_sweep(ledger, started.id)
     assert ended.status is JobStatus.FAILED
     assert ended.error is not None
-    assert "is gone" in ended.error.message
+    assert "is missing" in ended.error.message
 
 
 def test_without_export_it_ends_with_its_best(
@@ -200,7 +200,7 @@ class TestGrid:
                 "export.quantization",
                 "only the best",
             ),
-            ({"grid": {"train": [{}, {}]}}, "train", "fields of train alone"),
+            ({"grid": {"train": [{}, {}]}}, "train", "only vary fields of train"),
             (
                 {"grid": {"train.lora": [{"r": 8}, {"r": 4}], "train.lora.r": [2]}},
                 "train.lora.r",
@@ -611,7 +611,7 @@ def test_a_record_that_cannot_be_read_costs_that_sweep_only(
     for _ in range(3):
         reaper(ledger).reap()
     assert all(p.job for p in show_sweep(ledger, sound.id).points)
-    assert caplog.text.count(f"{broken.id} takes no step") == 1
+    assert caplog.text.count(f"{broken.id} cannot continue") == 1
     assert [s.id for s in ledger.sweeps.page().sweeps] == [sound.id]
 
 
@@ -636,7 +636,7 @@ def test_a_recipe_edited_meanwhile_is_refused(
         return real(*arguments)
 
     monkeypatch.setattr(sweeps, "frozen_spec", edited)
-    with pytest.raises(Conflict, match="changes while it is read"):
+    with pytest.raises(Conflict, match="is changing right now"):
         sweep()
     assert ledger.sweeps.open() == []
 

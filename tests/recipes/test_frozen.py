@@ -106,7 +106,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, kind: str) -
 
 
 def test_a_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         freeze(Path("/dev/zero"), "zero", tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_a_file_that_may_not_be_read_is_refused() -> None:
         finally:
             if am_root:
                 os.seteuid(0)
-    assert "Let the server's user read" in str(caught.value.hint)
+    assert "Allow the server's user to read" in str(caught.value.hint)
 
 
 def test_a_store_that_cannot_be_written_is_said(rows: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_file_that_is_always_written_is_refused(
         return copy(source, target, size)
 
     monkeypatch.setattr(frozen, "_copy", copy_and_meet_a_writer)
-    with pytest.raises(DataError, match="changes while it is copied"):
+    with pytest.raises(DataError, match="is changing right now"):
         freeze(rows, "rows.jsonl", tmp_path)
     assert kept(tmp_path) == []
 

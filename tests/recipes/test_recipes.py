@@ -255,7 +255,7 @@ class TestEvalSets:
         assert caught.value.param == "eval.sets"
 
     def test_a_generator_has_no_end(self, ask: Resolve) -> None:
-        with pytest.raises(InvalidRequest, match="no end") as caught:
+        with pytest.raises(InvalidRequest, match="is endless") as caught:
             ask(profile="tiny", eval={"sets": {"held_out": {"count": "all"}}})
         assert caught.value.param == "eval.sets.held_out.count"
 
@@ -428,12 +428,12 @@ class TestRecipeFiles:
     ) -> None:
         rewrite(profiles={"mine": {"eval": {"base_model": {"name": "qwen3-4b"}}}})
         with pytest.raises(
-            InvalidRequest, match=r"profiles\.mine\.eval\.base_model follows"
+            InvalidRequest, match=r"profiles\.mine\.eval\.base_model cannot be set"
         ) as caught:
             ask(profile="mine")
         assert "at the top of the profile" in str(caught.value.hint)
         rewrite(export={"model_name": "mine"})
-        with pytest.raises(InvalidRequest, match=r"export\.model_name follows") as caught:
+        with pytest.raises(InvalidRequest, match=r"export\.model_name cannot be set") as caught:
             ask()
         assert "Set model_name at the top of the recipe" in str(caught.value.hint)
 
@@ -445,7 +445,7 @@ class TestRecipeFiles:
 
     @pytest.mark.parametrize("system", ["", " \n"])
     def test_an_empty_system_prompt_is_refused(self, adapters_dir: Path, system: str) -> None:
-        """It would be trained with, and left out where it is served."""
+        """Training would use it, but Ollama would leave it out."""
         path = adapters_dir / "base_models.yaml"
         entries = yaml.safe_load(path.read_text())
         entries["qwen3-4b"]["system"] = system
@@ -466,7 +466,7 @@ def test_without_sets_of_problems_only_who_asks_for_eval_is_refused(
 ) -> None:
     rewrite(eval={"sets": {}})
     assert ask().stages == tuple(s for s in Stage if s is not Stage.EVAL)
-    with pytest.raises(InvalidRequest, match="eval has nothing to ask"):
+    with pytest.raises(InvalidRequest, match="so eval has no questions"):
         ask(stages=[*Stage])
 
 
@@ -474,7 +474,7 @@ def test_a_recipe_without_a_source_says_who_brings_the_rows(
     ask: Resolve, rewrite: Callable[..., None], adapters_dir: Path
 ) -> None:
     rewrite(prepare={}, profiles={})
-    with pytest.raises(InvalidRequest, match="names none, so each job brings") as refused:
+    with pytest.raises(InvalidRequest, match="has none, so each job must bring") as refused:
         ask()
     assert refused.value.param == "prepare.source"
     assert resolve_recipe(adapters_dir, "math", "default").prepare.source == BROUGHT

@@ -41,7 +41,7 @@ def test_the_promoted_version_is_shown_and_the_newest_comes_first(tmp_path: Path
     assert document["adapters"]["math"]["version"] == 2
     assert document["adapters"]["code"]["version"] == 1, "the newest where nothing is promoted"
     assert registry.current(tmp_path, "math") == versions[2]
-    assert "edits are lost" in (tmp_path / "registry.yaml").read_text()
+    assert "Edits are lost" in (tmp_path / "registry.yaml").read_text()
 
 
 def test_fields_of_another_release_are_left_out(tmp_path: Path) -> None:

@@ -63,7 +63,5 @@ def test_a_folder_that_may_only_be_read_serves_what_it_holds(adapters_dir: Path)
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    words = (
-        f"The server may not write to its adapters folder {adapters_dir}: Read-only file system."
-    )
+    words = f"The server cannot write to its adapters folder {adapters_dir}: Read-only file system."
     assert ran.stdout.splitlines() == ["None", words, "read", "read", "read", words]

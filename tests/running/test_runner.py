@@ -422,7 +422,7 @@ def test_a_vanished_input_names_the_stage_to_run_again(bench: Bench) -> None:
     bench.runner.run_one(Queue.GPU)
     error = bench.ledger.job(job.id).error
     assert error is not None
-    assert "is gone" in error.message
+    assert "is missing" in error.message
     assert error.hint is not None
     assert "prepare" in error.hint
 

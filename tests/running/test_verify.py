@@ -143,7 +143,7 @@ def test_an_editor_that_writes_another_file_leaves_the_committed_one(
 def test_a_deleted_file_is_gone(tmp_path: Path, path: Path, artifact: Artifact) -> None:
     verified(tmp_path, artifact)
     path.unlink()
-    with pytest.raises(NotFound, match="is gone") as gone:
+    with pytest.raises(NotFound, match="is missing") as gone:
         verified(tmp_path, artifact)
     assert "Run stage prepare again" in str(gone.value.hint)
     assert not intact(tmp_path, [artifact])

@@ -204,7 +204,7 @@ def test_a_gguf_with_another_tokenizer_is_refused(smollm2_dir: Path, weights: Pa
         [prompt] = reference.prompts(said, template, embedded, model, think=False)
         assert prompt.tokens == len(model.served(prompt.rendered))
         tokenizer.add_tokens(["locollm"])
-        with pytest.raises(ExportFailed, match="they differ at token"):
+        with pytest.raises(ExportFailed, match="They differ at token"):
             reference.prompts(said, template, embedded, model, think=False)
 
 
@@ -303,7 +303,7 @@ def test_an_export_without_training_is_refused(
 def test_a_template_that_got_lost_is_refused() -> None:
     sound = gguf_head.Contents({"F16": 3}, "template", "llama", 10, 10)
     export._compare(sound, 3, "template")
-    with pytest.raises(ExportFailed, match="chat template is not the one of training"):
+    with pytest.raises(ExportFailed, match="chat template is not the one used in training"):
         export._compare(sound, 3, "another")
     short = gguf_head.Contents({"F16": 2}, "template", "llama", 10, 9)
     with pytest.raises(ExportFailed, match="2 tensors, 3 were planned; its vocabulary has 9"):

@@ -199,7 +199,7 @@ def test_rows_training_left_out_are_left_out(
     given = given.model_copy(update={"results": {Stage.TRAIN: {"validation": other}}})
     chosen = perplexity.choose(given, exported.template, size=10**8, emit=recorder)
     assert chosen._pairs == ()
-    assert "not the ones training measured" in recorder.of_type("log")[-1].message
+    assert "validation rows differ from those of training" in recorder.of_type("log")[-1].message
 
 
 @pytest.mark.slow

@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert resumed.resumed_from_step == 4
     assert losses(resumed) == losses(run[0])
     said = " ".join(event.message for event in recorder.of_type("log"))
-    assert "checkpoint-6 is passed over: optimizer.safetensors is damaged" in said
+    assert "Skipped checkpoint checkpoint-6: optimizer.safetensors is damaged" in said
 
 
 def test_a_checkpoint_of_another_version_is_passed_over(
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_version_is_passed_over(
     seal = left / "complete.json"
     known = json.loads(seal.read_text())
     seal.write_text(json.dumps({"files": known["files"]}))
-    assert checkpoints.fault(left) == "it is of another version of locollm"
+    assert checkpoints.fault(left) == "it comes from another version of locollm"
 
 
 def test_accumulation_is_the_same_as_a_larger_batch(
@@ -327,4 +327,4 @@ def test_rows_an_answer_and_lost_answers_are_said(
     train._read(path, template, spec, recorder)
     said = [event.message for event in recorder.of_type("log")]
     assert said[0].startswith("1 conversations became 2 rows")
-    assert said[1].startswith("0 rows were cut at 100 tokens within an answer; 1 answers")
+    assert said[1].startswith("0 rows were cut at 100 tokens inside an answer. 1 answers")

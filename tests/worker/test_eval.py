@@ -210,10 +210,9 @@ def test_baselines_are_the_base_instructed_exported_and_what_serves(
         promoted=wrong,
     )
     assert result.left_out == {
-        "instructed": "the recipe gives no eval.instruction",
-        "exported": "locollm-math-tiny:gone is not in Ollama any more",
-        "promoted": "locollm-math-tiny:old in Ollama is not what was promoted: "
-        "its digest is another one",
+        "instructed": "the recipe has no eval.instruction",
+        "exported": "locollm-math-tiny:gone is no longer in Ollama",
+        "promoted": "locollm-math-tiny:old in Ollama is not the promoted model: its digest differs",
     }
     with OllamaHost(model_host) as host:
         mine = {"version": 4, "candidate": candidate, "digest": host.digests()[candidate]}
@@ -245,7 +244,7 @@ def test_a_deleted_candidate_is_an_error_with_a_way_out(run: Callable[..., EvalR
 
 
 def test_eval_needs_a_registered_candidate(run: Callable[..., EvalResult]) -> None:
-    with pytest.raises(RegistrationFailed, match="No candidate"):
+    with pytest.raises(RegistrationFailed, match="There is no candidate"):
         run(results={})
 
 

@@ -41,7 +41,7 @@ def _documented(
     }
     schema = {
         "type": "object",
-        "description": "As OpenAI has it; Ollama reads the rest of it.",
+        "description": "As in OpenAI's API. Ollama reads the rest of it.",
         "required": required,
         "properties": properties,
     }
@@ -78,7 +78,7 @@ def _documented(
     ),
 )
 async def create_chat_completion(request: Request, here: Here) -> Response:
-    """Asks Ollama, and passes on what it answers, errors too."""
+    """Asks Ollama, and returns its answer or its error."""
     body = await _asked(request, here)
     most = body.pop("max_completion_tokens", None)
     if most is not None and body.get("max_tokens") is None:
@@ -100,7 +100,7 @@ async def create_chat_completion(request: Request, here: Here) -> Response:
     ),
 )
 async def create_embedding(request: Request, here: Here) -> Response:
-    """Asks Ollama, and passes on what it answers, errors too."""
+    """Asks Ollama, and returns its answer or its error."""
     return await _passed(request, "/v1/embeddings", await _asked(request, here))
 
 

@@ -53,13 +53,13 @@ class FileObject(Contract):
     id: str = Field(description="The data set's ID; the losses of a job are `JOB_ID-metrics`.")
     object: Literal["file"] = Field("file", description="Always `file`.")
     bytes: int = Field(description="Size.")
-    created_at: int = Field(description="When it came, seconds since 1970.")
+    created_at: int = Field(description="When it was uploaded, seconds since 1970.")
     filename: str = Field(description="Its name.")
     purpose: Literal["fine-tune", "fine-tune-results"] = Field(description="What it is for.")
     status: Literal["processed"] = Field(
         "processed", description="Always `processed`: a file with bad rows is refused at once."
     )
-    expires_at: int | None = Field(None, description="Always null: files stay.")
+    expires_at: int | None = Field(None, description="Always null: files do not expire.")
     status_details: str | None = Field(None, description="Always null.")
 
 
@@ -104,9 +104,9 @@ class FileList(OpenAIList[FileObject]):
     },
 )
 async def create_file(request: Request, here: Here, who: Who) -> FileObject:
-    """Takes a file of rows, streamed to disk and looked through row by row.
+    """Takes a file of rows, streams it to disk and checks every row.
 
-    Rows that cannot be used are named by line. The same rows under the same name are the same file.
+    The error names the line of each bad row. The same rows under the same name are the same file.
     """
     form = UploadForm(request.headers.get("content-type", ""))
     record = await _received(request, here, who.owner, form)
@@ -125,17 +125,19 @@ def list_files(
     here: Here,
     who: Who,
     purpose: Annotated[
-        str | None, Query(max_length=100, description="Only files for this; others there are none.")
+        str | None,
+        Query(max_length=100, description="Only files for this purpose. There are no others."),
     ] = None,
     after: Annotated[
-        str | None, Query(max_length=128, description="Go on after this ID, the last of a page.")
+        str | None, Query(max_length=128, description="Continue after this ID, the last of a page.")
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=10_000, description="Files a page.")] = 10_000,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="Files per page.")] = 10_000,
     order: Annotated[
-        Literal["asc", "desc"], Query(description="By time of upload: oldest or newest first.")
+        Literal["asc", "desc"],
+        Query(description="Order by time of upload: oldest or newest first."),
     ] = "desc",
 ) -> FileList:
-    """Your uploads; an admin sees everybody's."""
+    """Your uploads. An admin sees everybody's."""
     found = [d for d in data_sets(here.settings).list(sees(who)) if d.status == "ready"]
     if purpose not in (None, _PURPOSE):
         found = []
@@ -144,7 +146,7 @@ def list_files(
     if after is not None:
         ids = [d.id for d in found]
         if after not in ids:
-            raise InvalidRequest(f"No file {after!r} to go on after.", param="after")
+            raise InvalidRequest(f"There is no file {after!r} to continue after.", param="after")
         found = found[ids.index(after) + 1 :]
     data = tuple(_view(d) for d in found[:limit])
     return FileList(
@@ -192,7 +194,7 @@ def get_file(file_id: FileId, here: Here, who: Who) -> FileObject:
     },
 )
 def get_file_content(file_id: FileId, here: Here, who: Who) -> Response:
-    """The file as it was sent; of a job's losses a CSV file with a row a step."""
+    """The file as it was sent. For a job's losses: a CSV file with one row per step."""
     if file_id.endswith(METRICS):
         _, text = _losses(here, file_id)
         return Response(text, media_type="text/csv", headers=_HEADERS)
@@ -213,7 +215,7 @@ def get_file_content(file_id: FileId, here: Here, who: Who) -> Response:
     responses=responses(NotFound, InvalidRequest, Conflict, openai=True),
 )
 def delete_file(file_id: FileId, here: Here, who: Who) -> Deleted:
-    """Removes an upload. Jobs that ended keep their copy; one that still has to read it is a 409."""
+    """Removes an upload. Ended jobs keep their copy. If a job still has to read it, the answer is 409."""
     record = uploaded(here, who, file_id)
     delete_data_set(here.ledger, here.settings, record)
     return Deleted(id=file_id, object="file")
@@ -256,7 +258,7 @@ def _check_fields(form: UploadForm) -> None:
     purpose = form.fields.get("purpose")
     if purpose != _PURPOSE:
         raise InvalidRequest(
-            f"purpose: {purpose!r:.100} is not possible here."
+            f"purpose: {purpose!r:.100} is not supported here."
             if purpose is not None
             else "purpose: is missing.",
             param="purpose",

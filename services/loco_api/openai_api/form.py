@@ -67,7 +67,7 @@ class UploadForm:
         found, self._pieces = b"".join(self._pieces), []
         self._outside += len(piece) - len(found)
         if self._outside > _MOST_OUTSIDE:
-            raise _no_form(f"it has more than {_MOST_OUTSIDE:,} bytes beside the file")
+            raise _no_form(f"it has more than {_MOST_OUTSIDE:,} bytes besides the file")
         return found
 
     def finish(self) -> None:
@@ -84,7 +84,7 @@ class UploadForm:
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > _MOST_FIELDS + 1:
-            raise _no_form(f"it has more than {_MOST_FIELDS} parts beside the file")
+            raise _no_form(f"it has more than {_MOST_FIELDS} parts besides the file")
         self._headers, self._name, self._text = {}, None, b""
 
     def _on_header(self, data: bytes, start: int, end: int) -> None:

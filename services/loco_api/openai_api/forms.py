@@ -23,17 +23,19 @@ class OpenAIList(Contract, Generic[ItemT]):
     data: tuple[ItemT, ...] = Field(description="The entries.")
     has_more: bool = Field(False, description="Whether more follow after the last entry.")
     first_id: str | None = Field(None, description="ID of the first entry.")
-    last_id: str | None = Field(None, description="ID of the last entry: `after` of the next page.")
+    last_id: str | None = Field(
+        None, description="ID of the last entry. Send it as `after` for the next page."
+    )
 
 
 class Hyperparameters(Contract):
-    """How the adapter is trained; `auto`: as the recipe says."""
+    """How to train the adapter. `auto`: as the recipe says."""
 
     n_epochs: (
         Annotated[int, Field(ge=1, le=1000)] | Annotated[float, Field(gt=0, le=1000)] | Auto
     ) = Field("auto", description="Passes over the rows.")
     batch_size: Annotated[int, Field(ge=1, le=MOST_ROWS_A_STEP)] | Auto = Field(
-        "auto", description="Rows an optimizer step."
+        "auto", description="Rows per optimizer step."
     )
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = Field(
         "auto", description="Multiplies the standard learning rate of the base model."
@@ -43,14 +45,16 @@ class Hyperparameters(Contract):
 class Supervised(Contract):
     """Training on the answers of the rows."""
 
-    hyperparameters: Hyperparameters = Field(Hyperparameters(), description="How it is trained.")
+    hyperparameters: Hyperparameters = Field(
+        Hyperparameters(), description="Method and settings of the training."
+    )
 
 
 class DpoHyperparameters(Hyperparameters):
-    """How the adapter learns from pairs; `auto`: as train.preference has it by default."""
+    """How the adapter learns from pairs. `auto`: the defaults of train.preference."""
 
     beta: Annotated[float, Field(gt=0, le=10)] | Auto = Field(
-        "auto", description="Strength of the pull to the reference."
+        "auto", description="How strongly training stays close to the reference."
     )
 
 
@@ -58,7 +62,7 @@ class Dpo(Contract):
     """Training on pairs of a better and a worse answer."""
 
     hyperparameters: DpoHyperparameters = Field(
-        DpoHyperparameters(), description="How it is trained."
+        DpoHyperparameters(), description="Method and settings of the training."
     )
 
 
@@ -66,8 +70,8 @@ class Method(Contract):
     """How the model learns."""
 
     type: Literal["supervised", "dpo"] = Field(
-        description="`supervised`: from the answers of the rows. `dpo`: one pass over the better answers of "
-        "pairs, then direct preference optimization."
+        description="`supervised`: learn from the answers of the rows. `dpo`: one pass over the "
+        "better answers of pairs, then direct preference optimization."
     )
     supervised: Supervised | None = Field(None, description="Settings of `supervised`.")
     dpo: Dpo | None = Field(None, description="Settings of `dpo`.")
@@ -76,7 +80,7 @@ class Method(Contract):
     @classmethod
     def _says_what_there_is(cls, value: Any) -> Any:
         if value == "reinforcement":
-            raise ValueError("this server trains `supervised` and `dpo`")
+            raise ValueError("this server supports `supervised` and `dpo`")
         return value
 
 
@@ -92,12 +96,12 @@ class FineTuningRequest(Contract):
     validation_file: str | None = Field(
         None,
         max_length=LONGEST_NAME,
-        description="ID of a file to measure the loss on; none: it is not measured.",
+        description="ID of a file to measure the loss on. Null: the loss is not measured.",
     )
     hyperparameters: Hyperparameters | None = Field(
-        None, description="As those of `method`, which go before these."
+        None, description="The same as in `method`, which overrides them."
     )
-    method: Method | None = Field(None, description="How the model learns; none: `supervised`.")
+    method: Method | None = Field(None, description="How the model learns. Null: `supervised`.")
     suffix: str | None = Field(
         None,
         min_length=1,
@@ -105,28 +109,28 @@ class FineTuningRequest(Contract):
         description="Becomes part of the model's name.",
         examples=["support"],
     )
-    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Seed of every stage.")
+    seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="Seed for every stage.")
     metadata: Metadata | None = Field(None, description=METADATA)
     integrations: tuple[Any, ...] | None = Field(
-        None, max_length=100, description="None: this server reports to no other service."
+        None, max_length=100, description="Always null: this server reports to no other service."
     )
     adapter: str | None = Field(
         None,
         max_length=LONGEST_NAME,
-        description="Of this server: the adapter whose recipe says the rest, eval and gate too; "
-        "none: a plain recipe.",
+        description="Only on this server: the adapter whose recipe gives all other settings, "
+        "including eval and gate. Null: a plain recipe.",
     )
     profile: str = Field(
         DEFAULT_PROFILE,
         max_length=LONGEST_NAME,
-        description="Of this server: the profile of that recipe.",
+        description="Only on this server: the profile of that recipe.",
     )
 
     @field_validator("integrations")
     @classmethod
     def _reports_to_nobody(cls, value: Any) -> Any:
         if value:
-            raise ValueError("this server reports to no other service; leave it out")
+            raise ValueError("this server reports to no other service. Leave it out")
         return value
 
     @property
@@ -147,9 +151,9 @@ class FineTuningRequest(Contract):
 class JobError(Contract):
     """Why a fine-tuning job failed."""
 
-    code: str = Field(description="Stable word for programs.")
+    code: str = Field(description="Stable code for programs.")
     message: str = Field(description="What went wrong, and what to do about it.")
-    param: str | None = Field(None, description="The field at fault, if one is.")
+    param: str | None = Field(None, description="The field that caused it, if any.")
 
 
 JobState = Literal[
@@ -158,19 +162,19 @@ JobState = Literal[
 
 
 class FineTuningJob(Contract):
-    """A job of the ledger as OpenAI's clients see it; `GET /jobs/{id}` has all of it."""
+    """A job as OpenAI's clients see it. `GET /jobs/{id}` shows all of it."""
 
-    id: str = Field(description="The job's ID, the same as everywhere else here.")
+    id: str = Field(description="The job's ID, the same as in the rest of this API.")
     object: Literal["fine_tuning.job"] = Field(
         "fine_tuning.job", description="Always `fine_tuning.job`."
     )
     created_at: int = Field(description="When it was accepted, seconds since 1970.")
     error: JobError | None = Field(None, description="Why it failed.")
     fine_tuned_model: str | None = Field(
-        None, description="What `POST /v1/chat/completions` takes as `model`, once it succeeded."
+        None, description="The `model` for `POST /v1/chat/completions`, once the job has succeeded."
     )
     finished_at: int | None = Field(None, description="When it ended, seconds since 1970.")
-    hyperparameters: Hyperparameters = Field(description="Those it is trained with.")
+    hyperparameters: Hyperparameters = Field(description="The hyperparameters of the training.")
     model: str = Field(description="The base model.")
     organization_id: str = Field(description="The job's owner.")
     result_files: tuple[str, ...] = Field(
@@ -179,19 +183,23 @@ class FineTuningJob(Contract):
     status: JobState = Field(
         description="`validating_files` until the rows are prepared, then `queued` until training starts."
     )
-    trained_tokens: int | None = Field(None, description="Tokens of all epochs, once it trained.")
-    training_file: str = Field(
-        description="ID of the file; of a job that was made otherwise, its source in a word."
+    trained_tokens: int | None = Field(
+        None, description="Tokens of all epochs, once training has ended."
     )
-    validation_file: str | None = Field(None, description="ID of the validation file, if one.")
-    seed: int = Field(description="Seed of every stage.")
+    training_file: str = Field(
+        description="ID of the file. If the job was made another way: its source in a word."
+    )
+    validation_file: str | None = Field(None, description="ID of the validation file, if any.")
+    seed: int = Field(description="Seed for every stage.")
     estimated_finish: int | None = Field(
-        None, description="When training ends by its present speed; none: it does not run."
+        None, description="When training will end at its current speed. Null: it is not running."
     )
     integrations: tuple[str, ...] = Field((), description="Always empty.")
-    metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")
-    method: Method | None = Field(None, description="How it is trained.")
-    adapter: str = Field(description="Of this server: whose recipe it is.")
+    metadata: dict[str, str] = Field(
+        {}, description="Labels of your own, which the server only stores."
+    )
+    method: Method | None = Field(None, description="Method and settings of the training.")
+    adapter: str = Field(description="Only on this server: the adapter whose recipe it uses.")
 
 
 class FineTuningEvent(Contract):
@@ -207,7 +215,7 @@ class FineTuningEvent(Contract):
     type: Literal["message", "metrics"] = Field(
         description="`metrics`: `data` holds `step`, `total_steps`, `train_loss`, `valid_loss`."
     )
-    data: dict[str, Any] = Field({}, description="The same for programs.")
+    data: dict[str, Any] = Field({}, description="The same, for programs.")
 
 
 class CheckpointMetrics(Contract):
@@ -216,20 +224,22 @@ class CheckpointMetrics(Contract):
     step: int = Field(description="Optimizer steps done.")
     train_loss: float | None = Field(None, description="Loss of that step.")
     valid_loss: float | None = Field(None, description="Loss on the validation rows.")
-    full_valid_loss: float | None = Field(None, description="The same: all of them are measured.")
+    full_valid_loss: float | None = Field(
+        None, description="The same, because all validation rows are measured."
+    )
 
 
 class FineTuningCheckpoint(Contract):
-    """A model that a fine-tuning job left."""
+    """A model that a fine-tuning job made."""
 
     id: str = Field(description="ID of the checkpoint.")
     object: Literal["fine_tuning.job.checkpoint"] = Field(
         "fine_tuning.job.checkpoint", description="Always `fine_tuning.job.checkpoint`."
     )
     created_at: int = Field(description="When it was made, seconds since 1970.")
-    fine_tuned_model_checkpoint: str = Field(description="What chats take as `model`.")
+    fine_tuned_model_checkpoint: str = Field(description="The `model` for chats.")
     fine_tuning_job_id: str = Field(description="The job.")
-    metrics: CheckpointMetrics = Field(description="What was measured there.")
+    metrics: CheckpointMetrics = Field(description="Figures measured at this step.")
     step_number: int = Field(description="Optimizer steps done.")
 
 
@@ -239,10 +249,11 @@ class OpenAIModel(Contract):
     id: str = Field(description="Its name.")
     object: Literal["model"] = Field("model", description="Always `model`.")
     created: int = Field(
-        description="When it changed last in Ollama, seconds since 1970; 0: never."
+        description="When it last changed in Ollama, seconds since 1970. 0: never."
     )
     owned_by: str = Field(
-        description="`locollm`: built here. `base`: of the catalog, to be fine-tuned. `ollama`: another."
+        description="`locollm`: built here. `base`: a base model to fine-tune. `ollama`: another model "
+        "in Ollama."
     )
 
 
@@ -250,5 +261,5 @@ class Deleted(Contract):
     """What was deleted."""
 
     id: str = Field(description="Its ID.")
-    object: str = Field(description="What it was: `model` or `file`.")
+    object: str = Field(description="What was deleted: `model` or `file`.")
     deleted: Literal[True] = Field(True, description="Always true.")

@@ -52,14 +52,14 @@ _MOST_VALIDATED = 10_000
 FineTuningId = Annotated[
     str, Path(max_length=128, description="ID of a job.", examples=["20261122-143722-4f9a2c"])
 ]
-Limit = Annotated[int, Query(ge=1, le=100, description="Entries a page.")]
+Limit = Annotated[int, Query(ge=1, le=100, description="Entries per page.")]
 After = Annotated[
-    str | None, Query(max_length=128, description="Go on after this ID, the last of a page.")
+    str | None, Query(max_length=128, description="Continue after this ID, the last of a page.")
 ]
 
 
 class FineTuningJobList(OpenAIList[FineTuningJob]):
-    """Jobs, newest first: all of the ledger, also those that were not made over this API."""
+    """All jobs, newest first, including those that were not made over this API."""
 
 
 class FineTuningEventList(OpenAIList[FineTuningEvent]):
@@ -67,7 +67,7 @@ class FineTuningEventList(OpenAIList[FineTuningEvent]):
 
 
 class FineTuningCheckpointList(OpenAIList[FineTuningCheckpoint]):
-    """Models that a job left."""
+    """Models that a job made."""
 
 
 @router.post(
@@ -84,14 +84,14 @@ def create_job(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="Sent again with the same body, it answers the same job.",
+            description="A request with the same key and body returns the same job.",
             json_schema_extra={"minLength": 1, "maxLength": 255},
         ),
     ] = None,
 ) -> FineTuningJob:
     """Accepts a job and answers at once. Without `adapter` it runs with a plain recipe.
 
-    Eval and the gate follow where the recipe has sets of problems; without them it ends with a model in Ollama.
+    If the recipe has sets of problems, eval and the gate follow. Otherwise the job ends with a model in Ollama.
     """
     wanted = job_request(here, who, request)
     if idempotency_key is not None:
@@ -137,8 +137,8 @@ def list_jobs(
 ) -> FineTuningJobList:
     """Jobs, newest first.
 
-    With `metadata` an answer looks at the next 1,000 jobs at most; it may have fewer than `limit` then, or
-    none, and `has_more`: continue after its `last_id`.
+    With `metadata` each request searches at most the next 1,000 jobs. A page may then have fewer entries
+    than `limit`, or none, and still `has_more`: continue after its `last_id`.
     """
     del metadata  # documents what is read from the query itself
     wanted = {
@@ -180,7 +180,7 @@ def get_job(job_id: FineTuningId, here: Here) -> FineTuningJob:
     responses=responses(NotFound, InvalidRequest, openai=True),
 )
 def cancel_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
-    """Stops a job, a paused one too, for good."""
+    """Stops a job for good, even a paused one."""
     job = here.ledger.job(job_id)
     who.check_may_change(job)
     if job.is_terminal and not (job.status is JobStatus.CANCELLED and job.paused):
@@ -196,7 +196,7 @@ def cancel_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
     responses=responses(NotFound, InvalidRequest, openai=True),
 )
 def pause_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
-    """Stops a job with a checkpoint; its GPU is free then. A running stage takes seconds to hear of it."""
+    """Stops a job with a checkpoint, and frees its GPU. A running stage needs some seconds to stop."""
     job = here.ledger.job(job_id)
     who.check_may_change(job)
     if job.is_terminal or (job.cancel_requested and not job.paused):
@@ -212,7 +212,7 @@ def pause_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
     responses=responses(NotFound, InvalidRequest, Conflict, openai=True),
 )
 def resume_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
-    """Queues a paused job again; training continues from its checkpoint."""
+    """Queues a paused job again. Training continues from its checkpoint."""
     job = here.ledger.job(job_id)
     who.check_may_change(job)
     if not job.paused or job.status is not JobStatus.CANCELLED:
@@ -240,7 +240,7 @@ def resume_job(job_id: FineTuningId, here: Here, who: Who) -> FineTuningJob:
 def list_events(
     job_id: FineTuningId, here: Here, after: After = None, limit: Limit = 20
 ) -> FineTuningEventList:
-    """What happened, newest first; `GET /jobs/{id}/events` has it live."""
+    """What happened, newest first. `GET /jobs/{id}/events` shows it live."""
     events = here.ledger.latest_events(job_id, before=after, limit=limit + 1)
     data = tuple(event_view(event) for event in events[:limit])
     return FineTuningEventList(data=data, has_more=len(events) > limit, **_ends(data))
@@ -255,7 +255,7 @@ def list_events(
 def list_checkpoints(
     job_id: FineTuningId, here: Here, after: After = None, limit: Limit = 10
 ) -> FineTuningCheckpointList:
-    """The model a job left, once it succeeded: there is one, which `train.select` chose."""
+    """The model of a successful job. There is only one, which `train.select` chose."""
     found = checkpoints(here.ledger.job(job_id))
     data = found[:limit] if after is None else ()
     return FineTuningCheckpointList(data=data, **_ends(data))
@@ -272,17 +272,17 @@ def job_request(here: Context, who: Caller, asked: FineTuningRequest) -> JobRequ
     rows = rows_of(here, who, asked.training_file, "training_file")
     if rows.are_pairs is not asked.is_dpo:
         raise InvalidRequest(
-            "method dpo learns from pairs, and the rows of training_file are none."
+            "method dpo learns from pairs, but training_file has plain rows."
             if asked.is_dpo
-            else "The rows of training_file are pairs, which method dpo learns from.",
+            else "training_file has pairs. Only method dpo learns from pairs.",
             param="training_file",
-            hint="docs/openai.md has a row of each method.",
+            hint="docs/openai.md shows a row for each method.",
         )
     if asked.adapter is not None and asked.suffix is not None:
         raise InvalidRequest(
             "suffix and adapter cannot both be set: the adapter's recipe names its model.",
             param="suffix",
-            hint="Leave one of them out.",
+            hint="Give only one of them.",
         )
     prepare: dict[str, Any] = {"source": rows.source, "examples": rows.count, "validation": 0}
     if asked.validation_file is not None:
@@ -342,10 +342,10 @@ def _set(chosen: Hyperparameters, *, standard: float) -> dict[str, Any]:
         rate = chosen.learning_rate_multiplier * standard
         if rate > 1:
             raise InvalidRequest(
-                f"learning_rate_multiplier {chosen.learning_rate_multiplier:g} gives a learning rate of "
-                f"{rate:.3g}; 1 is the largest.",
+                f"learning_rate_multiplier {chosen.learning_rate_multiplier:g} gives a learning "
+                f"rate of {rate:.3g}. The largest is 1.",
                 param="learning_rate_multiplier",
-                hint=f"It multiplies {standard:g}; 0.1 to 10 is usual.",
+                hint=f"It multiplies {standard:g}. Usual values are 0.1 to 10.",
             )
         changes["learning_rate"] = rate
     return changes
@@ -366,7 +366,7 @@ def _base(here: Context, name: str) -> BaseModelSpec:
     raise UnknownBaseModel(
         f"No base model {name!r:.200}. Base models here: {', '.join(sorted(catalog))}.",
         param="model",
-        hint="Models that were fine-tuned are not fine-tuned again: name a base and send all rows.",
+        hint="A fine-tuned model cannot be fine-tuned again. Name a base model and send all rows.",
     )
 
 

@@ -44,7 +44,7 @@ class ModelList(OpenAIList[OpenAIModel]):
     responses=responses(InvalidRequest, OllamaUnavailable, OllamaRefused, openai=True),
 )
 def list_models(here: Here) -> ModelList:
-    """What Ollama serves, and the bases of the catalog: those are what `model` of a job may be."""
+    """What Ollama serves, and the base models of the catalog, which a job may take as `model`."""
     models = tuple(sorted(_models(here), key=lambda model: model.id))
     return ModelList(
         data=models,
@@ -60,7 +60,7 @@ def list_models(here: Here) -> ModelList:
     responses=responses(InvalidRequest, NotFound, OllamaUnavailable, OllamaRefused, openai=True),
 )
 def get_model(model: ModelName, here: Here) -> OpenAIModel:
-    """A model of the list."""
+    """One model of the list."""
     for found in _models(here):
         if found.id in (model, full_name(model)):
             return found.model_copy(update={"id": model})
@@ -77,16 +77,17 @@ def get_model(model: ModelName, here: Here) -> OpenAIModel:
     ),
 )
 def delete_model(model: ModelName, here: Here, who: Who) -> Deleted:
-    """Takes a candidate (`MODEL:JOB_ID`) out of Ollama, for its job's owner or an admin.
+    """Deletes a candidate (`MODEL:JOB_ID`) from Ollama. Only for its job's owner and admins.
 
-    Its version stays in the registry: `POST /adapters/{name}/versions/{n}/restore` makes it again.
+    Its version stays in the registry: `POST /adapters/{name}/versions/{n}/restore` creates it again.
     """
     named = _CANDIDATE.fullmatch(model)
     if named is None:
         raise InvalidRequest(
-            f"{model!r:.200} is not a fine-tuned model of this server: those are MODEL:JOB_ID.",
+            f"{model!r:.200} is not a fine-tuned model of this server. Their names look "
+            "like MODEL:JOB_ID.",
             param="model",
-            hint="Bases and `latest` are not deleted here; `ollama rm` deletes any model.",
+            hint="You cannot delete bases and `latest` here. `ollama rm` deletes any model.",
         )
     try:
         job = here.ledger.job(named["job"])
@@ -130,5 +131,5 @@ def _seconds(moment: datetime | None) -> int:
 
 def _no_model(name: str) -> NotFound:
     return NotFound(
-        f"No model {name!r:.200}.", param="model", hint="GET /v1/models lists what there is."
+        f"No model {name!r:.200}.", param="model", hint="GET /v1/models lists the models."
     )

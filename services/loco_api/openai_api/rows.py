@@ -59,9 +59,9 @@ def uploaded(here: Context, who: Caller, file_id: str, field: str = "file_id") -
         raise no_file(file_id, field) from None
     if record.status != "ready":
         raise Conflict(
-            f"File {file_id} is still uploaded: {record.bytes:,} bytes have arrived.",
+            f"File {file_id} is still uploading: {record.bytes:,} bytes so far.",
             param=field,
-            hint="Wait until it is whole.",
+            hint="Wait until the upload is complete.",
         )
     return record
 

@@ -61,11 +61,11 @@ class Upstream:
         """
         if key is not None and self._open[key] >= OF_A_KEY:
             raise Busy(
-                f"{OF_A_KEY} answers with this key are on their way already.",
+                f"{OF_A_KEY} answers with this key are already running.",
                 hint="Try again later.",
             )
         if self._open.total() >= AT_ONCE:
-            raise Busy(f"{AT_ONCE} answers are on their way already.", hint="Try again later.")
+            raise Busy(f"{AT_ONCE} answers are already running.", hint="Try again later.")
         self._open[key] += 1
         try:
             answer = await self._unless_gone(request, self._send(path, body))
@@ -142,7 +142,8 @@ class Upstream:
     def _unavailable(self, error: Exception) -> OllamaUnavailable:
         return OllamaUnavailable(
             f"No Ollama answers at {self._url}: {error or type(error).__name__}",
-            hint="`loco doctor` on the server says more; `loco up` starts a stand-in where none runs.",
+            hint="Run `loco doctor` on the server for details. `loco up` starts a stand-in if no "
+            "Ollama runs.",
         )
 
 

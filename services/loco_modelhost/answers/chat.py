@@ -71,4 +71,4 @@ def merged(events: list[Event]) -> Event:
 def _refuse_tools(model: Model) -> None:
     if "tools" not in model.capabilities:
         raise Refusal(400, f"{model.manifest.name} does not support tools")
-    raise Refusal(400, "this model host does not parse tool calls; leave `tools` out")
+    raise Refusal(400, "this model host does not parse tool calls: leave `tools` out")

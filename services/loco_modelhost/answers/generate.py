@@ -91,5 +91,5 @@ async def _tokens(answer: Answer, slot: Slot, prompt: str) -> list[int]:
 def _context(body: Body) -> list[int]:
     context = body.any("context") or []
     if not isinstance(context, list) or not all(type(token) is int for token in context):
-        raise Refusal(400, "context must be the list of numbers that an earlier answer had")
+        raise Refusal(400, "context must be the list of numbers from an earlier answer")
     return context

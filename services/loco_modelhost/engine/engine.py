@@ -119,7 +119,7 @@ class Engine:
         if not weights.put_on(self._context):
             llama_cpp.llama_free(self._context)
             weights.let_go()
-            raise EngineError("unable to load adapter: llama.cpp does not compute with it")
+            raise EngineError("unable to load adapter: llama.cpp does not apply it")
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = self._vocabulary
         self.facts = Facts(

@@ -133,7 +133,7 @@ class Process:
             code = await self._child.wait()
             self._end = self._given_up or _how(code, self._last_words)
         finally:
-            self._end = self._end or "the process of the model could not be started"
+            self._end = self._end or "the model's process could not start"
             if self._deadline:
                 self._deadline.cancel()
             self._started.set()
@@ -151,7 +151,7 @@ class Process:
                 if answers := self._waiting.get(answer["id"]):
                     answers.put_nowait(answer)
         except ValueError:  # no JSON, or a line without end
-            self._given_up = "the process of the model said what is no answer"
+            self._given_up = "the model's process sent an unreadable answer"
             self.end()
 
     async def _listen(self) -> None:

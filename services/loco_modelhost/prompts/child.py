@@ -61,7 +61,7 @@ def answer(line: bytes) -> dict[str, Any]:
         asked = json.loads(line)
         text = _WORK[asked["work"]](asked["arguments"])
         if len(text) > LONGEST_TEXT:
-            return {"status": 500, "error": f"more than {LONGEST_TEXT:,} characters came out"}
+            return {"status": 500, "error": f"the result has more than {LONGEST_TEXT:,} characters"}
         return {"text": text}
     except Refusal as refusal:
         return {"status": refusal.status, "error": refusal.message}

@@ -75,8 +75,8 @@ def check_stored(template: str) -> None:
         raise Refusal(
             400,
             "template error: this model host renders a GGUF's own chat template, "
-            f"{', '.join(_RENDERERS)} as Ollama has them and `{{{{ .Prompt }}}}`, no other Go "
-            "template; leave `template` out and embed the chat template in the GGUF "
+            f"{', '.join(_RENDERERS)} as Ollama has them and `{{{{ .Prompt }}}}`, but no other "
+            "Go template. Leave `template` out and embed the chat template in the GGUF "
             "(tokenizer.chat_template)",
         )
 

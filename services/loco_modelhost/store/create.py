@@ -40,10 +40,8 @@ NO_REGISTRY = (
 
 ONE_ADAPTER = "only one adapter is currently supported"
 #: Where Ollama stores what no model can be loaded of.
-NO_LORA = "supplied adapter is no GGUF LoRA (general.type adapter, adapter.type lora)"
-NO_MODEL = (
-    "supplied file is a LoRA adapter; name it in 'adapters', and the model it stands on in 'from'"
-)
+NO_LORA = "supplied adapter is not a GGUF LoRA (general.type adapter, adapter.type lora)"
+NO_MODEL = "supplied file is a LoRA adapter; name it in 'adapters', and its base model in 'from'"
 
 _ONLY_GGUF = "supplied file was not in GGUF format"
 
@@ -117,7 +115,7 @@ def _uploaded(store: Store, files: dict[str, str]) -> Generator[Event, None, tup
     yield {"status": "parsing GGUF"}
     heads = [(_read(store, digest), digest) for _, digest in sorted(files.items())]
     if len(heads) != 1:
-        raise Refusal(400, "this model host takes one GGUF file a model; merge a split one first")
+        raise Refusal(400, "this model host takes one GGUF file per model; merge a split one first")
     return heads[0]
 
 
@@ -256,4 +254,4 @@ def _refuse_quantization(wanted: str, present: str) -> None:
         )
     if present not in ("F16", "BF16", "F32"):
         raise Refusal(500, "quantization is only supported for F16, BF16 and F32 models")
-    raise Refusal(500, "this model host does not quantize; upload a GGUF that is quantized already")
+    raise Refusal(500, "this model host does not quantize; upload a quantized GGUF")

@@ -212,7 +212,7 @@ class GgufFile:
             if (
                 key in metadata
             ):  # llama.cpp refuses it too, and a copy with a key added would lose one
-                raise BrokenGguf(f"invalid GGUF: key {key!r:.100} stands there twice")
+                raise BrokenGguf(f"invalid GGUF: key {key!r:.100} appears twice")
             metadata[key] = cursor.value()
             spans[key] = (start, cursor.at)
         alignment = metadata.get("general.alignment", 32)

@@ -28,9 +28,9 @@ from loco_trainer.machine.disk import require_free
 Role = Literal["train", "merge", "config"]
 
 _OFFLINE_CHOICES = (
-    "Without a hub: use a profile whose base needs none (`--profile tiny`), put the model's folder "
-    "into the models folder and name it in adapters/base_models.yaml with `kind: folder`, copy a "
-    "Hugging Face cache here and set HF_HOME, or set HF_ENDPOINT to a mirror."
+    "Without a hub you can: use a profile whose base needs none (`--profile tiny`); put the "
+    "model's folder into the models folder and name it in adapters/base_models.yaml with `kind: "
+    "folder`; copy a Hugging Face cache here and set HF_HOME; or set HF_ENDPOINT to a mirror."
 )
 _SMALL_FILES = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _WHOLE = [*_SMALL_FILES, "*.safetensors"]
@@ -106,13 +106,17 @@ def _folder(source: str, models_dir: Path) -> Path:
     if missing:
         unread = plain.pickles(folder)
         raise UnknownBaseModel(
-            f"The base model folder {folder} lacks {_listed(missing)}."
-            + (f" {_listed(unread)} is not read: pickles run code." if unread else ""),
+            f"The base model folder {folder} has no {_listed(missing)}."
+            + (
+                f" {_listed(unread)} was not read, because pickle files can run code."
+                if unread
+                else ""
+            ),
             param="base_model",
             hint=(
                 "Convert the weights to safetensors (transformers' save_pretrained does)"
                 if unread
-                else "Copy what is missing there"
+                else "Copy the missing files there"
             )
             + f", or correct the path in adapters/base_models.yaml; relative ones start at {models_dir}.",
         )
@@ -129,12 +133,12 @@ def _snapshot(
     if role != "config":
         needed, here = _download_bytes(spec, source), _bytes_here(source, own_cache)
         require_free(models_dir, max(0, needed - here), f"downloading {source}")
-        rest = f", of which {here / 1e9:.1f} GB are here" if here else ""
+        rest = f", of which {here / 1e9:.1f} GB are already here" if here else ""
         emit.log(f"Downloading {source} (about {needed / 1e9:.1f} GB{rest}, once).")
     folder = _downloaded(source, role, own_cache)
     if role != "config" and missing_weights(folder):
         # the library returns what it has, without a word, when the hub is out of reach
-        raise _unreachable(source, own_cache, "did not give the rest")
+        raise _unreachable(source, own_cache, "did not send the rest")
     return folder
 
 
@@ -177,9 +181,9 @@ def _downloaded(source: str, role: Role, cache: Path) -> Path:
     except (OSError, RuntimeError) as error:
         if is_disk_full(error):
             raise DiskFull(
-                f"The disk of {cache} ran full while {source} was downloaded.",
-                hint="Free disk space, e.g. old folders in adapters/*/runs/, or point "
-                "LOCO_DATA_DIR at a larger disk; files that are whole are kept.",
+                f"The disk of {cache} became full while {source} was downloading.",
+                hint="Free disk space, e.g. delete old folders in adapters/*/runs/, or point "
+                "LOCO_DATA_DIR at a larger disk. Complete files are kept.",
             ) from error
         if isinstance(error, RuntimeError):
             raise
@@ -190,7 +194,7 @@ def _downloaded(source: str, role: Role, cache: Path) -> Path:
 def _unreachable(source: str, cache: Path, why: str) -> SourceUnreachable:
     begun = snapshot(cache, source)
     missing = missing_weights(begun) if begun else []
-    state = f"is only in part on this machine (without {_listed(missing)})"
+    state = f"is incomplete on this machine (missing: {_listed(missing)})"
     offline = "; HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else ""
     return SourceUnreachable(
         f"The base model {source} {state if missing else 'is not on this machine'}, and the hub "

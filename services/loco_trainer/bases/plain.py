@@ -31,11 +31,13 @@ def check(folder: Path) -> Path:
         target = Path(os.path.realpath(file))  # of links in a circle, too
         if not any(target.is_relative_to(place) for place in allowed):
             raise _refused(
-                folder, f"{file.relative_to(folder)} is a link to {target}, outside of it"
+                folder, f"{file.relative_to(folder)} is a link to {target}, outside the folder"
             )
     for file in sorted(folder.glob("*config*.json")):
         if file.is_file() and (where := _code_in(file)) is not None:
-            raise _refused(folder, f"{file.name} asks for a program of the model's own ({where})")
+            raise _refused(
+                folder, f"{file.name} needs a program that comes with the model ({where})"
+            )
     return folder
 
 
@@ -56,10 +58,10 @@ def refuse_code() -> None:
 
 def _no_code(class_name: str, module_path: Any, **_: Any) -> NoReturn:
     raise UnknownBaseModel(
-        f"The base model asks for a program of its own, {class_name} in {Path(module_path).name}; "
-        "programs of models are not run.",
+        f"The base model needs its own program, {class_name} in {Path(module_path).name}. "
+        "locollm does not run programs from models.",
         param="base_model",
-        hint="Choose a base model whose architecture and tokenizer transformers has itself.",
+        hint="Choose a base model whose architecture and tokenizer are part of transformers.",
     )
 
 
@@ -79,8 +81,9 @@ def _code_in(file: Path) -> str | None:
 
 def _refused(folder: Path, why: str) -> UnknownBaseModel:
     return UnknownBaseModel(
-        f"The base model in {folder} is refused: {why}.",
+        f"locollm does not load the base model in {folder}: {why}.",
         param="base_model",
-        hint="Take a base of plain safetensors and JSON files that transformers runs by itself; of one that "
-        "it knows, `auto_map` can be deleted from a copy of the folder.",
+        hint="Choose a base of plain safetensors and JSON files that transformers runs by "
+        "itself. If transformers knows the architecture, you can delete `auto_map` in a "
+        "copy of the folder.",
     )

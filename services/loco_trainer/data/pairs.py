@@ -74,7 +74,7 @@ def read(path: Path, template: Template, *, max_length: int) -> Pairs:
                 pairs.append(pair)
     if not pairs:
         raise DataError(
-            f"{path.name} has no pair to train on ({left_out} have an answer that ends beyond "
+            f"{path.name} has no pair to train on ({left_out} have an answer that ends after "
             f"{max_length} tokens).",
             param="train.max_length" if left_out else "train.preference",
             hint="Raise train.max_length, or lower prepare.source.num_predict."

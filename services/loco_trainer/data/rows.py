@@ -80,10 +80,10 @@ def read(path: Path, template: Template, *, max_length: int) -> Rows:
                     rows.append(kept)
     if not rows:
         raise DataError(
-            f"{path.name} has no row to train on ({dropped} are longer than {max_length} tokens "
-            "before their answer begins).",
+            f"{path.name} has no row to train on (in {dropped} rows the answer begins after "
+            f"{max_length} tokens).",
             param="train.max_length" if dropped else None,
-            hint="Raise train.max_length, or look at what prepare dropped and why.",
+            hint="Raise train.max_length, or check which rows prepare left out and why.",
         )
     return Rows(rows, cut, dropped, thinking, lost, conversations)
 
@@ -156,7 +156,7 @@ def _asked(messages: list[Message]) -> list[int]:
     ]
     if not asked:
         raise DataError(
-            "no user's turn comes before an answer, so the model would be trained on what it is "
+            "an answer has no user turn before it, so the model would learn something it is "
             "never asked.",
             hint="Put a turn of role user before the answer, or leave the row out.",
         )
@@ -197,16 +197,17 @@ def _row_of_last(messages: list[Message], template: Template) -> Row:
     text = template.text(messages, think=think)
     if not text.startswith(prompt):
         raise DataError(
-            "the base model's chat template renders the answer differently from a prompt's "
-            "continuation, so the model would be trained on what it is never asked.",
-            hint="Take a base model whose template has a generation prompt that its answers begin "
-            "with; some reasoning models' cannot be trained on answers without thoughts.",
+            "the base model's chat template renders the answer differently in training and in "
+            "use, so the model would learn something it is never asked.",
+            hint="Choose a base model whose answers begin with the template's generation "
+            "prompt. Some reasoning models cannot be trained on answers without thoughts.",
         )
     if not thoughts.are_kept(messages[-1], text[len(prompt) :]):
         raise DataError(
-            "the base model's chat template writes the answer otherwise: it takes `</think>` for the "
-            "end of thoughts.",
-            hint="Open the content with <think> where it has thoughts, or write `</think>` otherwise.",
+            "the base model's chat template changes the answer: it reads `</think>` as the end "
+            "of thoughts.",
+            hint="Start the content with <think> if it has thoughts, or write `</think>` "
+            "differently.",
         )
     before, ids = template.encode(prompt), template.encode(text)
     start = len(before)

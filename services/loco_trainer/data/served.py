@@ -94,9 +94,10 @@ def require_same(template: Template, text: str, messages: list[Message], *, thin
     for passed in ({}, {_SWITCH: True}, {_SWITCH: False, "reasoning_effort": "low"}):
         if template.prompt_by(text, messages, **passed) != prompt:
             raise ExportFailed(
-                "The chat template cannot be embedded so that every client gets the prompt of the "
-                f"training (it differs where a server passes {passed or 'nothing'}).",
-                hint="Take a base model whose template asks for thoughts by `enable_thinking` only.",
+                "The chat template cannot be embedded so that every client gets the prompt of "
+                f"training (it differs if a server passes {passed or 'nothing'}).",
+                hint="Choose a base model whose template controls thoughts only with "
+                "`enable_thinking`.",
             )
     return prompt
 
@@ -107,8 +108,8 @@ def _steering(text: str) -> list[str]:
         parsed = Environment(extensions=[loopcontrols]).parse(text)  # noqa: S701 (it makes no HTML)
     except TemplateError as error:
         raise ExportFailed(
-            f"The chat template is no Jinja template: {error}",
-            hint="Repair tokenizer.chat_template of the base model.",
+            f"The chat template is not a Jinja template: {error}",
+            hint="Fix tokenizer.chat_template of the base model.",
         ) from error
     return sorted(name for name in meta.find_undeclared_variables(parsed) if _STEERS.search(name))
 

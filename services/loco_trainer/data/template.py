@@ -61,7 +61,7 @@ class Template:
             raise DataError(
                 "The base model's tokenizer has no chat template.",
                 param="base_model",
-                hint="Take the instruct (chat) version of the model.",
+                hint="Choose the instruct (chat) version of the model.",
             ) from error
         marked = text if _MARK.search(text) else _marked_by_trl(text)
         tokenizer.chat_template = settled(text)
@@ -158,8 +158,8 @@ class Template:
         except _REFUSALS as error:
             raise DataError(
                 f"the base model's chat template refuses the conversation: {error}",
-                hint="Change the row's roles, or take a base model whose template has them; a "
-                "system prompt may come from the row or from the base model's `system`.",
+                hint="Change the row's roles, or choose a base model whose template has them. A "
+                "system prompt comes from the row or from the base model's `system`.",
             ) from error
 
 
@@ -182,10 +182,10 @@ def _dated(text: str) -> str:
     text = _CLOCK.sub(lambda call: json.dumps(DATE.strftime(call[2])), text)
     if "strftime_now(" in text:
         raise DataError(
-            "The base model's chat template asks the clock in a way that cannot be settled, so its "
-            "model would be served another date than it was trained with.",
+            "The base model's chat template uses the current date in a way that locollm cannot "
+            "fix, so the model would be served with another date than in training.",
             param="base_model",
-            hint="Write a fixed date in place of strftime_now(…) into its chat template.",
+            hint="Write a fixed date instead of strftime_now(…) in its chat template.",
         )
     if "date_string" in text and not text.startswith(_SETTLED_DATE):
         text = _SETTLED_DATE + text  # also where the server passes one: llama.cpp does, for Llama 3

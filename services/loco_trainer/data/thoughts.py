@@ -32,8 +32,8 @@ def as_read(messages: Sequence[Message], asked: list[int], template: Template) -
     """
     if any(map(_twice, messages)):
         raise DataError(
-            "an answer has thoughts in `content` and in `reasoning_content`.",
-            hint="Keep one of them.",
+            "an answer has thoughts both in `content` and in `reasoning_content`.",
+            hint="Keep only one of them.",
         )
     as_given = [_without_empty(message) for message in messages]
     thinking = [place for place in asked if thinks(as_given[place])]
@@ -47,7 +47,7 @@ def as_read(messages: Sequence[Message], asked: list[int], template: Template) -
         text = template.text(form[: last + 1], think=True)
         if text.startswith(prompt) and are_kept(form[last], text[len(prompt) :]):
             return form
-    raise _refused("leaves out of what is trained on, or writes otherwise.")
+    raise _refused("leaves out of training, or changes.")
 
 
 def are_kept(message: Message, written: str) -> bool:
@@ -62,7 +62,7 @@ def are_kept(message: Message, written: str) -> bool:
 def _refused(what: str) -> DataError:
     return DataError(
         f"the answer has thoughts (<think>…</think>), which the base model's chat template {what}",
-        hint="Leave the thoughts out of the row, or take a base model whose template has them "
+        hint="Leave the thoughts out of the row, or choose a base model whose template has them "
         "(Qwen3).",
     )
 

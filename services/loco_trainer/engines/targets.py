@@ -41,7 +41,8 @@ def check(spec: TrainSpec, base: Path) -> None:
     if lost := [layer for layer in layers if f"{layer}.weight" not in known]:
         raise TrainingFailed(
             f"{len(lost)} of the {len(layers)} layers to adapt, e.g. {lost[0]}, are stored in "
-            f"another form than {spec.base_model.name} is trained in: export could not merge them.",
+            f"another form than {spec.base_model.name} has in training, so export could not "
+            "merge them.",
             param=_FIELD,
             hint="Leave them out of train.lora.target_modules, or choose another base model.",
         )
@@ -58,11 +59,11 @@ def _check_order(model: Any, spec: TrainSpec) -> None:
         return
     if any(kind != (number % every == 0) for number, kind in enumerate(whole, start=1)):
         raise TrainingFailed(
-            f"{spec.base_model.name} has layers in an order that its own family does not have: as a "
-            f"GGUF every {every}th layer, and no other, would be taken for the other kind, and it would "
-            "answer otherwise than it was trained.",
+            f"{spec.base_model.name} has its layers in an unusual order for its family. A GGUF "
+            f"assumes that exactly every {every}th layer is of the other kind, so the model "
+            "would answer differently than trained.",
             param="base_model",
-            hint="Choose a base model whose layers are those of its family.",
+            hint="Choose a base model with the usual layer order of its family.",
         )
 
 
@@ -91,7 +92,7 @@ def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
         if not named:
             fault = f"{spec.base_model.name} has no layer {target}"
         elif named.difference(linear):
-            fault = f"{target} is no linear layer"
+            fault = f"{target} is not a linear layer"
         elif any(layers[name] is tied for name in named):
             fault = (
                 f"{target} shares its weights with the embedding, so an adapter cannot be merged"
@@ -101,7 +102,7 @@ def adapted_layers(model: Any, spec: TrainSpec) -> list[str]:
         raise TrainingFailed(
             f"{_FIELD}: {fault}.",
             param=_FIELD,
-            hint=f"Take all-linear, or some of {', '.join(known)}.",
+            hint=f"Use all-linear, or some of {', '.join(known)}.",
         )
     return [name for name in linear if any(_is(name, target) for target in asked)]
 

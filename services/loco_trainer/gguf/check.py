@@ -162,8 +162,10 @@ class GgufModel:
 
 def _no_fit(adapter: Path) -> ExportFailed:
     return ExportFailed(
-        f"llama.cpp cannot put {adapter.name} on the model: its layers have other names or shapes.",
-        hint="The attempt's log has llama.cpp's own words; `export.format: merged` needs no such file.",
+        f"llama.cpp cannot apply {adapter.name} to the model: its layers have other names "
+        "or shapes.",
+        hint="The attempt's log has llama.cpp's own words. `export.format: merged` does not need "
+        "this file.",
     )
 
 

@@ -81,7 +81,7 @@ def run(job: Job, say: Callable[..., None]) -> dict[str, Any]:
             raise
         raise DiskFull(
             f"The GGUF could not be written: {error.strerror}.",
-            hint="Free disk space, e.g. old folders in adapters/*/runs/.",
+            hint="Free disk space, e.g. delete old folders in adapters/*/runs/.",
         ) from error
 
 
@@ -295,8 +295,9 @@ class _Stream:
                 if not is_exhaustion(error):
                     raise
                 raise ExportFailed(
-                    "The machine has no RAM left to quantize with.",
-                    hint="Free memory of other programs (`loco plan` says what export takes).",
+                    "The machine has no RAM left for quantizing.",
+                    hint="Close other programs to free memory (`loco plan` shows what export "
+                    "needs).",
                 ) from error
             self._queued -= size
         self._report()

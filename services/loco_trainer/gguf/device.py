@@ -38,13 +38,14 @@ class StreamDevice:
                 name: str = torch.cuda.get_device_name()
             except RuntimeError as error:  # a full GPU has no room for this process's context
                 log(
-                    f"Quantizing on the CPU: the GPU cannot be used ({str(error).splitlines()[0]})."
+                    "Quantizing on the CPU, because the GPU cannot be used "
+                    f"({str(error).splitlines()[0]})."
                 )
                 return cls("cpu", "cpu", log, 0)
             if free >= _LEAST_BYTES:
                 log(f"Quantizing on {name} ({free / 1e9:.1f} GB free).")
                 return cls("cuda", name, log, free // 2)
-            log(f"Quantizing on the CPU: {name} has only {free / 1e9:.1f} GB free.")
+            log(f"Quantizing on the CPU, because {name} has only {free / 1e9:.1f} GB free.")
             return cls("cpu", "cpu", log, 0)
         log("Quantizing on the CPU.")
         return cls("cpu", "cpu", log, 0)
@@ -78,6 +79,6 @@ class StreamDevice:
 
     def give_up(self) -> None:
         """Goes on without the GPU: somebody else has taken its memory."""
-        self._log("The GPU has no memory left; going on with the CPU.")
-        self._device, self.name = "cpu", f"cpu, begun on {self.name}"
+        self._log("The GPU has no memory left. Continuing on the CPU.")
+        self._device, self.name = "cpu", f"cpu, started on {self.name}"
         torch.cuda.empty_cache()

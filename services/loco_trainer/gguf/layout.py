@@ -116,8 +116,8 @@ def plan(
         types = _quantized_types(model, target, packed, quantization)
     if types.keys() != infos.keys():
         raise ExportFailed(
-            f"llama.cpp spoke of {len(types)} tensors, the converter of {len(infos)}.",
-            hint="llama-cpp-python and the converter do not fit: run `make setup`.",
+            f"llama.cpp found {len(types)} tensors, but the converter found {len(infos)}.",
+            hint="llama-cpp-python and the converter do not match. Run `make setup`.",
         )
     final = {}
     for tensor, kind in types.items():
@@ -156,7 +156,7 @@ def converter_model(folder: Path, target: Path, name: str, outtype: str, load: L
     except NotImplementedError as error:
         raise ExportFailed(
             f"The GGUF converter does not know the architecture {architecture}.",
-            hint="Choose a base model whose architecture llama.cpp runs.",
+            hint="Choose a base model whose architecture llama.cpp supports.",
         ) from error
     kind = gguf.LlamaFileType[f"MOSTLY_{outtype.upper()}"]
     # layers that guess further tokens ahead know nothing of the adapter, and Ollama does not ask them

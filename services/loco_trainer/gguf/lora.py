@@ -96,7 +96,7 @@ def _converted(model: Any, layer: str, value: torch.Tensor) -> tuple[str, torch.
         raise NotCarried(f"{layer} is {len(found)} tensors in the GGUF of the base")
     weight, changed = found[0]
     if not str(weight).endswith(".weight") or changed.shape != value.shape:
-        raise NotCarried(f"{layer} has another form in the GGUF of the base ({weight})")
+        raise NotCarried(f"{layer} has another shape in the GGUF of the base ({weight})")
     return str(weight), changed
 
 

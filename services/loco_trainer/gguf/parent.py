@@ -90,10 +90,10 @@ def check_architecture(config: dict[str, Any]) -> None:
     named = [name for level in levels for name in (level.get("architectures") or [])[:1]]
     if named and not known.intersection(named):
         raise TrainingFailed(
-            f"The GGUF converter does not know the architecture {named[0]}: what is trained could "
-            "not be exported.",
+            f"The GGUF converter does not know the architecture {named[0]}, so the trained "
+            "model could not be exported.",
             param="base_model",
-            hint="Choose a base model whose architecture llama.cpp runs.",
+            hint="Choose a base model whose architecture llama.cpp supports.",
         )
 
 
@@ -110,8 +110,8 @@ def write(job: Job, emit: Emitter) -> Written:
     converter = _converter()
     if not (converter / "convert_hf_to_gguf.py").is_file():
         raise ExportFailed(
-            f"The GGUF converter is missing in {converter}.",
-            hint="Run `make setup`; it installs services/requirements/converter.txt there.",
+            f"The GGUF converter is missing: {converter}.",
+            hint="Run `make setup`. It installs services/requirements/converter.txt there.",
         )
     target = Path(job.target)
     log, description = target.with_suffix(".log"), target.with_suffix(".json")
@@ -152,7 +152,8 @@ def write(job: Job, emit: Emitter) -> Written:
         last = next((line for line in reversed(noise.splitlines()) if line.strip()), "no output")
         raise ExportFailed(
             f"Writing the GGUF ended with code {child.returncode}: {last}",
-            hint="The attempt's log has its whole output; code -9 is a machine without free RAM.",
+            hint="The attempt's log has the whole output. Code -9 means that the machine ran out "
+            "of RAM.",
         )
     return Written(**said["result"])
 

@@ -83,7 +83,7 @@ def choose(inputs: Inputs, template: Template, *, size: int, emit: Emitter) -> M
         encoded = [row for row in encoded if len(row.input_ids) <= lengths[len(known) - 1]]
     counts = [sum(label != rows.IGNORED for label in row.labels[1:]) for row in encoded]
     if counts != [row.tokens for row in known]:
-        emit.log("No perplexity: the validation rows are not the ones training measured.")
+        emit.log("Perplexity not measured: the validation rows differ from those of training.")
         return Measured(())
     chosen: list[tuple[rows.Row, ValidationRow]] = []
     tokens = answers = 0

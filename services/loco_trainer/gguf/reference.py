@@ -107,9 +107,10 @@ def prompts(
         if (seen := model.served(rendered)) != ids:
             place = next((n for n, (a, b) in enumerate(zip(ids, seen, strict=False)) if a != b), -1)
             raise ExportFailed(
-                f"The tokenizer in the GGUF makes {len(seen)} tokens of the prompt `{name}`, that of "
-                f"the training {len(ids)}; they differ at token {place}.",
-                hint="llama.cpp may not know this tokenizer (`tokenizer.ggml.pre`): take another base.",
+                f"The tokenizer in the GGUF makes {len(seen)} tokens of the prompt `{name}`, "
+                f"the tokenizer of training {len(ids)}. They differ at token {place}.",
+                hint="llama.cpp may not know this tokenizer (`tokenizer.ggml.pre`). Choose "
+                "another base model.",
             )
         found.append(
             ReferencePrompt(name=name, messages=tuple(messages), rendered=rendered, tokens=len(ids))

@@ -86,7 +86,7 @@ class Work:
             if isinstance(found, Exported):
                 return found
             wanted, reason = "merged", found
-            self.emit.log(f"The merged model is written instead: {reason}.")
+            self.emit.log(f"Writing the merged model instead: {reason}.")
         require_free(self.out_dir, self._size(base), f"export to {self.spec.quantization}")
         self.emit.check_stop()
         return self._merged(base, wanted, reason)
@@ -105,8 +105,8 @@ class Work:
         if seconds < MOST_ADAPTER_SECONDS:
             return "both", f"an adapter of {size / 1e6:.0f} MB takes about {seconds:.1f} s more"
         return "merged", (
-            f"an adapter of {size / 1e6:.0f} MB would take about {seconds:.0f} s more; "
-            "export.format both writes it"
+            f"an adapter of {size / 1e6:.0f} MB would take about {seconds:.0f} s more. Set "
+            "export.format to both to write it"
         )
 
     def _merged(self, base: Path, wanted: ExportFormat, reason: str | None) -> Exported:
@@ -125,7 +125,7 @@ class Work:
             f"Merged {exported.written.merged} adapted layers into {spec.base_model.merge}."
         )
         if why := exported.written.not_carried:
-            self.emit.log(f"There is no GGUF of the adapter alone: {why}.")
+            self.emit.log(f"There is no GGUF of only the adapter: {why}.")
             return replace(exported, format="merged", reason=why)
         return replace(exported, reason=reason, adapter=lora)
 
@@ -142,7 +142,7 @@ class Work:
             if known is None:
                 needed = self._size(base)
                 require_free(self.inputs.models_dir, needed, f"the base of {name}'s adapters")
-                self.emit.log(f"Writing the base that adapters of {name} are served on (once).")
+                self.emit.log(f"Writing the base that serves adapters of {name} (once).")
             self.emit.check_stop()
             job = replace(self._job(folder, part), lora=str(lora), merge=False, whole=not reused)
             exported = _run(job, embedding, "adapter", self.emit)
@@ -150,7 +150,7 @@ class Work:
                 return exported.written.not_carried
             if known is None:
                 known = served_base.keep(part, place, exported.written.tensors)
-        self.emit.log(f"{'Took' if reused else 'Wrote'} {place.name}, {known.size / 1e6:.0f} MB.")
+        self.emit.log(f"{'Reused' if reused else 'Wrote'} {place.name}, {known.size / 1e6:.0f} MB.")
         return replace(
             exported,
             gguf=place,
@@ -242,7 +242,7 @@ def adapter_folder(inputs: Inputs) -> Path:
     if path is None or not path.is_file():
         raise ExportFailed(
             f"There is no trained adapter to export ({path or 'none given'}).",
-            hint="Run stage train first, or name a job that has: `from_job`.",
+            hint="Run stage train first, or name a job with one: `from_job`.",
         )
     return path.parent
 

@@ -41,7 +41,7 @@ def fault(folder: Path) -> str | None:
     except (ValueError, KeyError):
         return f"its {_SEAL} is damaged"
     if seal.get("format") != _FORMAT:
-        return "it is of another version of locollm"
+        return "it comes from another version of locollm"
     for name, (size, digest) in digests.items():
         file = folder / name
         if not file.is_file():
@@ -62,7 +62,7 @@ def newest_whole(folders: Iterable[Path], emit: Emitter) -> Path | None:
         reason = fault(folder)
         if reason is None:
             return folder
-        emit.log(f"Checkpoint {folder.name} is passed over: {reason}.")
+        emit.log(f"Skipped checkpoint {folder.name}: {reason}.")
     return None
 
 

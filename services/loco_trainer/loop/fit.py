@@ -294,7 +294,9 @@ class Fit:
         )
 
     def _measure_again(self) -> None:
-        self._emit.log("The base is held otherwise now: the validation loss is measured again.")
+        self._emit.log(
+            "The base is now kept in memory in another form. Measuring the validation loss again."
+        )
         size = self._plan.micro_batch
         self._validation.measure_again(self._loaded, self._adapter, micro_batch=size)
         if self._pairs:
@@ -352,8 +354,8 @@ class Fit:
         if on_pairs:
             before, after = f"{self._plan.pairs} pairs", f"{plan.pairs} pairs"
         self._emit.log(
-            f"Out of memory at step {done + 1} with {before} a forward pass; going on from step "
-            f"{done} with {after}"
+            f"Out of memory at step {done + 1} with {before} per forward pass. Continuing from "
+            f"step {done} with {after}"
             + (", the base in 4 bits" if plan.precision != self._plan.precision else "")
             + (", activations computed again." if plan.gradient_checkpointing else ".")
         )

@@ -41,6 +41,6 @@ def diverged(message: str, *, field: str = "train.learning_rate") -> TrainingFai
     return TrainingFailed(
         message,
         param=field,
-        hint=f"Lower {field} (a tenth is a good try) or raise "
-        f"train.warmup_ratio, and look for odd rows in {data}.jsonl.",
+        hint=f"Lower {field} (try a tenth) or raise train.warmup_ratio, and look for odd rows "
+        f"in {data}.jsonl.",
     )

@@ -149,10 +149,12 @@ class Validation:
         last = self.log[-1]
         if best.step == 0:
             words = (
-                f"Warning: training made the validation loss worse at every measure, {best.loss:.4f} "
-                f"before and {last.loss:.4f} after step {last.step}. "
+                f"Warning: training made the validation loss worse every time: {best.loss:.4f} "
+                f"before training, {last.loss:.4f} after step {last.step}. "
             )
-            kept = "The adapter of step 0 is kept, which changes nothing: it is the base. "
+            kept = (
+                "The adapter of step 0 is kept. It changes nothing, so the model equals the base. "
+            )
             fix = "Try a lower train.learning_rate, fewer train.epochs or other rows."
         else:
             words = (
@@ -161,7 +163,7 @@ class Validation:
             )
             kept, fix = "That adapter is kept.", ""
         if self._weights is None:
-            kept = "The last adapter is kept; train.select: best would keep the one before. "
+            kept = "The last adapter is kept. train.select: best would keep the earlier one. "
         self._emit.log((words + kept + fix).strip())
         if self._weights is None:
             return step
@@ -244,8 +246,8 @@ class Validation:
             else:
                 self._rows, self._newest = [], []
                 self._emit.log(
-                    "Warning: not even one validation row fits in memory beside the training; "
-                    "no validation loss is measured from here on."
+                    "Warning: not even one validation row fits in memory during training. From "
+                    "now on the validation loss is not measured."
                 )
                 return None
 

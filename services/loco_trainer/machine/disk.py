@@ -27,6 +27,7 @@ def require_free(folder: Path, needed_bytes: int, purpose: str) -> None:
         raise DiskFull(
             f"{purpose[:1].upper()}{purpose[1:]} needs {wanted} bytes ({wanted / 1e9:.1f} GB) "
             f"under {existing}; {free} bytes ({free / 1e9:.1f} GB) are free.",
-            hint=f"Free {(wanted - free) / 1e9:.1f} GB, e.g. old folders in adapters/*/runs/, or "
-            "point LOCO_ADAPTERS_DIR and LOCO_DATA_DIR at a larger disk.",
+            hint=f"Free {(wanted - free) / 1e9:.1f} GB, e.g. delete old folders in "
+            "adapters/*/runs/, or point LOCO_ADAPTERS_DIR and LOCO_DATA_DIR at a larger "
+            "disk.",
         )

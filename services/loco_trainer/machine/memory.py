@@ -69,7 +69,7 @@ def out_of_memory(words: str) -> OutOfMemory:
     return OutOfMemory(
         f"Training ran out of memory: {words.splitlines()[0]}",
         param="train.max_length",
-        hint="Lower train.max_length, set train.load_in_4bit on a GPU, leave train.micro_batch and "
-        "train.gradient_checkpointing to the planner, free the GPU of other programs, or name a "
-        "smaller base model (`loco plan` shows what fits).",
+        hint="Lower train.max_length, set train.load_in_4bit on a GPU, leave train.micro_batch "
+        "and train.gradient_checkpointing unset, close other programs on the GPU, or "
+        "choose a smaller base model (`loco plan` shows what fits).",
     )

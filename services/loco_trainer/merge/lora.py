@@ -71,7 +71,7 @@ class Adapter:
             keys = list(tensors.keys())
             if strange := [key for key in keys if not key.endswith(_KEYS)]:
                 raise ExportFailed(
-                    f"The adapter has {strange[0]}, which belongs to no linear layer.",
+                    f"The adapter has {strange[0]}, which is not part of a linear layer.",
                     hint="Train it with stage train, on linear layers only.",
                 )
             for key in keys:
@@ -118,7 +118,7 @@ class Adapter:
         for name, stored in base.items():
             if stored.dtype not in TYPES:
                 raise ExportFailed(
-                    f"The base holds {name} as {stored.dtype}: merging into quantized weights "
+                    f"The base stores {name} as {stored.dtype}. Merging into quantized weights "
                     "loses precision.",
                     hint="`merge` in adapters/base_models.yaml must name 16-bit weights.",
                 )
@@ -126,7 +126,8 @@ class Adapter:
             shape = (len(pair.b), pair.a.shape[1])
             if shape != base[name].shape:
                 raise ExportFailed(
-                    f"The adapter's {name} is {list(shape)}, the base's {list(base[name].shape)}.",
+                    f"The adapter's {name} has shape {list(shape)}, the base's "
+                    f"{list(base[name].shape)}.",
                     hint="The adapter was trained on another base model.",
                 )
 
@@ -144,7 +145,7 @@ class Adapter:
         result = delta.add_(weight.float()).to(weight.dtype)
         if not bool(torch.isfinite(result).all()):
             raise ExportFailed(
-                f"Merged {name} has values that are no numbers, or too large for {weight.dtype}.",
+                f"Merged {name} has values that are not numbers, or too large for {weight.dtype}.",
                 hint="Train again with a lower learning rate.",
             )
         return result

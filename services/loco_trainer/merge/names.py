@@ -34,7 +34,7 @@ def hollow(base: Path) -> Any:
         raise TrainingFailed(
             f"transformers cannot build the base model: {error}",
             param="base_model",
-            hint="Choose a causal language model whose architecture transformers has itself.",
+            hint="Choose a causal language model whose architecture is part of transformers.",
         ) from error
 
 

@@ -12,7 +12,7 @@ from loco.recipes.base_files import missing_weights, tensor_entries
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 _MOST_READ = 2**30  # Linux reads at most 2 GiB a call
-_FETCH = "The base model's download is incomplete: remove it and fetch it again."
+_FETCH = "The base model's download is incomplete. Delete it and download it again."
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def index(base: Path) -> dict[str, Stored]:
         ExportFailed: a file of weights is missing, or a header is damaged.
     """
     if missing := missing_weights(base):
-        raise ExportFailed(f"The base lacks {', '.join(missing)}.", hint=_FETCH)
+        raise ExportFailed(f"The base has no {', '.join(missing)}.", hint=_FETCH)
     found: dict[str, Stored] = {}
     for shard in sorted(base.glob("*.safetensors")):
         try:

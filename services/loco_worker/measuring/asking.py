@@ -100,11 +100,11 @@ class Asking(pool.Pool[Question]):
         contestant = question.contestant
         raise OllamaRefused(
             f"Problem {question.item.id!r} of eval.sets.{question.set} is too long for "
-            f"{contestant.role} {contestant.model}: its prompt does not fit into eval.num_ctx, "
-            f"{self._options.get('num_ctx')} tokens. {error.message}",
+            f"{contestant.role} {contestant.model}: its prompt does not fit in eval.num_ctx "
+            f"({self._options.get('num_ctx')} tokens). {error.message}",
             param="eval.num_ctx",
-            hint="Raise eval.num_ctx (`--set eval.num_ctx=8192`) as far as the model goes, or take "
-            "the problem out of the set. What was answered before is kept.",
+            hint="Raise eval.num_ctx (`--set eval.num_ctx=8192`) as far as the model allows, or "
+            "remove the problem from the set. Earlier answers are kept.",
         ) from error
 
     def _expected(self, question: Question) -> tuple[int, int]:

@@ -79,26 +79,26 @@ def _candidate(inputs: Inputs, models: dict[str, str], host: OllamaHost) -> Cont
     name = registered.get("candidate")
     if not name:
         raise RegistrationFailed(
-            "No candidate to measure: the job has no committed stage register.",
-            hint="Run stage register in the same job, or name a job that did in from_job.",
+            "There is no candidate to measure: stage register of the job has not finished.",
+            hint="Run stage register in the same job, or name a job with one in from_job.",
         )
     version = inputs.candidate
     again = (
-        f"`loco setup {inputs.adapter} --version {version.version}` makes it again."
+        f"`loco setup {inputs.adapter} --version {version.version}` creates it again."
         if version
         else "Run stage register again."
     )
     if name not in models:
         raise RegistrationFailed(
             f"Ollama at {host.url} has no {name}.",
-            hint=f"Somebody deleted it, or OLLAMA_HOST changed: {again}",
+            hint=f"Somebody deleted it, or OLLAMA_HOST changed. {again}",
         )
     expected = version.digest if version else registered.get("digest")
     if expected and models[name] != expected:
         raise RegistrationFailed(
-            f"{name} in Ollama is not what was registered: its digest is {models[name][:19]}, "
+            f"{name} in Ollama is not the registered model: its digest is {models[name][:19]}, "
             f"not {expected[:19]}.",
-            hint=f"Somebody wrote another model under that name: {again}",
+            hint=f"Somebody created another model with that name. {again}",
         )
     return Contestant(CANDIDATE, name, models[name])
 
@@ -116,14 +116,14 @@ def _why_not(
 ) -> str | None:
     """Why a baseline can't be measured; None: it can."""
     if known.role == Baseline.INSTRUCTED and not spec.instruction:
-        return "the recipe gives no eval.instruction"
+        return "the recipe has no eval.instruction"
     if known.role == Baseline.EXPORTED and not known.model:
-        return "the base was not exported too: set export.base"
+        return "the base was not exported: set export.base"
     if known.role == Baseline.PROMOTED:
         if inputs.promoted is None:
             return "no other version serves yet"
         if known.digest and known.digest != inputs.promoted.digest:
-            return f"{known.model} in Ollama is not what was promoted: its digest is another one"
+            return f"{known.model} in Ollama is not the promoted model: its digest differs"
         if known.model == candidate.model:
             return "it is the candidate itself"
-    return None if known.digest else f"{known.model} is not in Ollama any more"
+    return None if known.digest else f"{known.model} is no longer in Ollama"

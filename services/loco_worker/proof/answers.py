@@ -21,8 +21,9 @@ COMPARED = 200
 SHARED = 1 / 3
 
 _FIX = (
-    "The served weights are not the exported ones, or the server computes otherwise: compare "
-    "`ollama run` with the answers in export/serving_reference.json; run stages export,register again."
+    "Ollama serves other weights than the exported ones, or computes differently. Compare "
+    "`ollama run` with the answers in export/serving_reference.json, and run stages "
+    "export,register again."
 )
 
 
@@ -67,7 +68,8 @@ def probe(host: OllamaHost, subject: Subject, findings: Findings) -> Answer:
         ended and said,
         expected=f"an answer to {subject.probe!r} that ends within {limit} tokens",
         seen=f"{quoted(answer.text) if said else 'nothing'}{how}",
-        fix="Raise register.num_predict, or look at the training: it forgot to stop, or ran too hot.",
+        fix="Raise register.num_predict, or check the training: the model did not learn to "
+        "stop, or the learning rate was too high.",
     )
     return answer
 
@@ -79,15 +81,15 @@ def ends_with_stop(asked: list[Asked], findings: Findings) -> None:
     if rows and not any(a.prompt.ended for a in rows):
         limit = max(a.prompt.num_predict or a.prompt.answer_tokens for a in rows)
         findings.warnings.append(
-            f"The exported model itself does not end its answers: none of {len(rows)} to validation "
-            f"questions ended within {limit} tokens. It serves as it was exported, and eval counts "
-            "such answers as `unfinished`. Train with answers that end, or raise "
-            "register.num_predict where they are longer."
+            f"The exported model itself does not end its answers: none of {len(rows)} to "
+            f"validation questions ended within {limit} tokens. It serves as exported, and eval "
+            "counts such answers as `unfinished`. Train with answers that end, or raise "
+            "register.num_predict if they are longer."
         )
     if not ended:
         findings.warnings.append(
-            "No answer of the exported GGUF ended within its limit, so that answers end was seen "
-            "of the probe only."
+            "No answer of the exported GGUF ended within its limit, so only the probe shows "
+            "that answers end."
         )
         return
     stopped = [a for a in ended if a.answer.done_reason == "stop"]
@@ -103,7 +105,7 @@ def ends_with_stop(asked: list[Asked], findings: Findings) -> None:
         len(stopped) >= needed and not cut,
         expected=f"at least {needed} of the {len(ended)} answers that ended in the reference",
         seen=f"{len(stopped)} ended{f'; not {others}' if others else ''}",
-        fix="A stop string is missing, or the end token is not the training's. " + _FIX,
+        fix="A stop string is missing, or the end token differs from training. " + _FIX,
     )
 
 
@@ -122,7 +124,7 @@ def no_thinking(asked: list[Asked], probed: Answer, findings: Findings) -> None:
         not faults,
         expected=f"{len(answers)} answers without thoughts",
         seen="; ".join(faults[:3]) or "none thinks",
-        fix="The chat template lets the client turn thinking on: run stages export,register again.",
+        fix="The chat template lets the client turn thinking on. Run stages export,register again.",
     )
 
 
@@ -134,8 +136,8 @@ def greedy_answers(asked: list[Asked], findings: Findings) -> None:
     compared = _of_rows(asked)
     if not compared:
         findings.warnings.append(
-            "The reference holds no answers of the exported GGUF to validation questions: that the "
-            "base serves in its place would not be noticed by its answers."
+            "The reference has no answers of the exported GGUF to validation questions, so the "
+            "answers would not show if the base served in its place."
         )
         compared = [a for a in asked if a.prompt.answer is not None]
     if not compared:
@@ -151,8 +153,8 @@ def greedy_answers(asked: list[Asked], findings: Findings) -> None:
     findings.add(
         "greedy_answers",
         average >= SHARED,
-        expected=f"of {len(compared)} answers {SHARED:.0%} of the text on average as the exported "
-        "GGUF's run directly, from the start",
+        expected=f"of {len(compared)} answers {SHARED:.0%} of the text on average as the "
+        "exported GGUF's run directly, from the start",
         seen="; ".join([f"{same} the same, {average:.0%} on average", *apart[:3]]),
         fix=_FIX,
     )

@@ -15,8 +15,8 @@ Think = bool | None
 _WORDS = {None: "unset", False: "false", True: "true"}
 
 _FIX = (
-    "Run stages export,register again; where it stays, the server renders the embedded chat template "
-    "otherwise than transformers: report it with register.json."
+    "Run stages export,register again. If it stays, the server renders the embedded chat "
+    "template differently from transformers: report it with register.json."
 )
 
 
@@ -47,8 +47,9 @@ def rendered_prompt(
             text = host.rendered(subject.model, prompt.messages, think=think)
             if text is None:
                 findings.warnings.append(
-                    "The server cannot show the prompts it renders (`_debug_render_only`), so only "
-                    "their token counts were compared. Update Ollama to have the text compared."
+                    "The server cannot show the prompts it renders (`_debug_render_only`), so "
+                    "only their token counts were compared. Update Ollama to compare the text "
+                    "too."
                 )
                 return
             if not same_prompt(text, prompt.rendered, beginning):
@@ -73,8 +74,8 @@ def prompt_tokens(version: str, asked: list[Asked], findings: Findings) -> None:
     whole = counts_whole_prompts(version)
     if not whole:
         findings.warnings.append(
-            f"Ollama {version} leaves cached tokens out of `prompt_eval_count`: fewer tokens than "
-            "in training were let pass. Update it."
+            f"Ollama {version} leaves cached tokens out of `prompt_eval_count`, so fewer tokens "
+            "than in training were accepted. Update it."
         )
     faults = [
         f"{a.prompt.name}: {a.answer.prompt_tokens} instead of {a.prompt.tokens}"
@@ -87,8 +88,8 @@ def prompt_tokens(version: str, asked: list[Asked], findings: Findings) -> None:
         not faults,
         expected=f"the training's token counts: {', '.join(str(a.prompt.tokens) for a in asked)}",
         seen="; ".join(faults[:5]) or "the same",
-        fix="One more or less is mostly a BOS token doubled or lost; many: another tokenizer or a "
-        "system prompt left out. " + _FIX,
+        fix="One token more or less is usually a doubled or missing BOS token. Many: another "
+        "tokenizer, or a missing system prompt. " + _FIX,
     )
 
 

@@ -102,8 +102,8 @@ def _reference(reference: ServingReference | None, findings: Findings) -> None:
     )
     if not there:
         findings.warnings.append(
-            "Not proven: without export's reference the served prompts, tokens and answers were not "
-            "compared with those of the training. Run stages export,register again."
+            "Not proven: without export's reference, the served prompts, tokens and answers "
+            "were not compared with those of training. Run stages export,register again."
         )
 
 
@@ -127,8 +127,8 @@ class _Steps:
                 False,
                 expected="an answer of the server",
                 seen=error.message,
-                fix="The server's own log says more. A GGUF that is damaged or needs more memory "
-                "than there is does not load.",
+                fix="The server's own log says more. A GGUF does not load if it is damaged or "
+                "needs too much memory.",
             )
 
     def answered(self, done: int, total: int) -> None:

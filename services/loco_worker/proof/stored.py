@@ -25,8 +25,8 @@ _ADAPTER_ROOM = 10**6
 _SIZE_TOLERANCE = 0.02
 _SMALL = 4 * 10**6
 
-_AGAIN = "Delete the candidate (`ollama rm`) and retry the job; it starts with stage register."
-_UPDATE = "Update Ollama; `loco doctor` shows its version."
+_AGAIN = "Delete the candidate (`ollama rm`) and retry the job. It starts with stage register."
+_UPDATE = "Update Ollama. `loco doctor` shows its version."
 
 
 def listed(models: Mapping[str, str], subject: Subject, findings: Findings) -> bool:
@@ -76,7 +76,7 @@ def digest_new(
         expected=f"weights made of {subject.blob}, about {subject.size} bytes"
         + (f", not those of {', '.join(others)}" if others else ""),
         seen="; ".join([*seen, *shared]),
-        fix=f"The server took weights it had before. {_AGAIN}",
+        fix=f"The server used weights that it had before. {_AGAIN}",
     )
 
 
@@ -112,7 +112,7 @@ def _adapter_new(
         if models.get(name) == models[subject.model]
     ]
     if sizes.get(base.model) and abs(size - subject.size) > _ADAPTER_ROOM:
-        faults.append(f"it takes {size} bytes more than its base")
+        faults.append(f"it is {size} bytes larger than its base")
     findings.add(
         "digest_new",
         not faults,
@@ -120,7 +120,7 @@ def _adapter_new(
         f"of {base.model}",
         seen="; ".join(faults)
         or f"weights sha256:{there}, adapter sha256:{adapter[1] if adapter else '?'}, {size} bytes",
-        fix=f"The server put something else together. {_AGAIN}",
+        fix=f"The server built another model. {_AGAIN}",
     )
 
 
@@ -149,13 +149,14 @@ def exported_base(model: str) -> str:
 def template(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:
     """There is a chat template, and it is the one of the GGUF where the server shows that."""
     text = str(shown.get("template", ""))
-    fix = "Run stages export,register again: export embeds the template of the training."
+    fix = "Run stages export,register again: export embeds the chat template of training."
     if not text.strip() or text.strip() == BARE_TEMPLATE:
         findings.add(
             "template",
             False,
             expected="a chat template",
-            seen=f"no chat template ({quoted(text)}): it would not answer but continue",
+            seen=f"no chat template ({quoted(text)}): it would continue the text instead of "
+            "answering",
             fix=fix,
         )
         return
@@ -163,8 +164,8 @@ def template(shown: Shown, reference: ServingReference | None, findings: Finding
         findings.add("template", True, expected="a chat template", seen=quoted(text), fix=fix)
         if reference is not None:
             findings.warnings.append(
-                "The server renders prompts with a template of its own instead of the one that "
-                "export embedded; only the rendered prompts show whether they are the same."
+                "The server renders prompts with its own template instead of the exported one. "
+                "Only the rendered prompts show whether they are the same."
             )
         return
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -195,7 +196,7 @@ def capabilities(shown: Shown, reference: ServingReference | None, findings: Fin
     """It completes, and is taken for a thinking model only where its template says so."""
     named = shown.get("capabilities")
     if not named:
-        findings.warnings.append(f"The server names no capabilities of a model. {_UPDATE}")
+        findings.warnings.append(f"The server does not list the capabilities of a model. {_UPDATE}")
         return
     may_think = reference is None or reference.thinks
     findings.add(
@@ -215,14 +216,16 @@ def context_length(
     architecture = str(info.get("general.architecture", ""))
     knows = info.get(f"{architecture}.context_length")
     if not isinstance(knows, int):
-        findings.warnings.append(f"The server does not say how long a context is. {_UPDATE}")
+        findings.warnings.append(
+            f"The server does not say how long the context of a model is. {_UPDATE}"
+        )
         return
     asked = int(subject.parameters.get("num_ctx", 0))
     same = reference is None or (reference.architecture, reference.context_length) == (
         architecture,
         knows,
     )
-    expected = f"{asked} tokens of num_ctx at least"
+    expected = f"at least {asked} tokens for num_ctx"
     if reference is not None:
         expected = f"{reference.architecture}, {reference.context_length} tokens, {expected}"
     findings.add(
@@ -255,7 +258,7 @@ def tensors(shown: Shown, reference: ServingReference, findings: Findings) -> No
         for what, names in (
             ("missing", missing),
             ("too many", added),
-            ("of another shape", reshaped),
+            ("with another shape", reshaped),
         )
         if names
     ]
@@ -265,7 +268,7 @@ def tensors(shown: Shown, reference: ServingReference, findings: Findings) -> No
         "tensors",
         not faults,
         expected=f"{len(wanted)} tensors, {reference.parameter_count} weights",
-        seen="; ".join(faults) or f"{len(there)} tensors of the same names and shapes",
+        seen="; ".join(faults) or f"{len(there)} tensors with the same names and shapes",
         fix=f"Another model serves. {_AGAIN}",
     )
     retyped = [name for name in both if wanted[name][0].upper() != there[name][0].upper()]
@@ -273,7 +276,7 @@ def tensors(shown: Shown, reference: ServingReference, findings: Findings) -> No
         name = retyped[0]
         findings.warnings.append(
             f"The server stores {len(retyped)} tensors in another type than export wrote, e.g. "
-            f"{name} in {there[name][0]} instead of {wanted[name][0]}: it quantized them again."
+            f"{name} in {there[name][0]} instead of {wanted[name][0]}. It quantized them again."
         )
 
 
@@ -290,7 +293,7 @@ def vocabulary(shown: Shown, reference: ServingReference, findings: Findings) ->
     if len(tokens) != reference.vocabulary:
         faults.append(f"{len(tokens)} tokens")
     elif digest != reference.vocabulary_sha256:
-        faults.append(f"{len(tokens)} tokens, of which some differ: SHA-256 {digest}")
+        faults.append(f"{len(tokens)} tokens, some of them different: SHA-256 {digest}")
     if rows is not None and len(tokens) != rows:
         faults.append(f"{len(tokens)} tokens for {rows} embedding rows")
     findings.add(
@@ -298,7 +301,7 @@ def vocabulary(shown: Shown, reference: ServingReference, findings: Findings) ->
         not faults,
         expected=f"{reference.vocabulary} tokens, SHA-256 {reference.vocabulary_sha256}",
         seen="; ".join(faults) or "the same",
-        fix=f"Another tokenizer serves than export wrote. {_AGAIN}",
+        fix=f"The served tokenizer is not the exported one. {_AGAIN}",
     )
 
 

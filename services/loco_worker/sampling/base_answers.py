@@ -56,7 +56,7 @@ def own_answers(
         raise InvalidRequest(
             "Source self asks a base model, and prepare.base_model names none.",
             param="prepare.base_model",
-            hint="In a recipe it follows from base_model; a spec by hand must hold it.",
+            hint="In a recipe it follows from base_model. A spec written by hand must contain it.",
         )
     records = open_source(
         source.questions, inputs, spec.seed, questions=True, between=emit.check_stop
@@ -108,7 +108,7 @@ def _unload(host: OllamaHost, model: str, emit: Emitter) -> None:
     try:
         host.unload(model)
     except LocoError as error:
-        emit.log(f"{model} stays in the server's memory: {error.message}")
+        emit.log(f"{model} stays in Ollama's memory: {error.message}")
 
 
 def _say(
@@ -120,21 +120,23 @@ def _say(
 ) -> None:
     emit.log(in_words(sampling))
     if sampling.known:
-        emit.log(f"{sampling.known} of {sampling.asked} answers were known from earlier runs")
+        emit.log(f"{sampling.known} of {sampling.asked} answers were reused from earlier runs")
     too_long = sum(asked.too_long for asked in collection.asked)
     if too_long:
-        emit.log(f"{too_long} questions do not fit prepare.source.num_ctx, {source.num_ctx} tokens")
+        emit.log(
+            f"{too_long} questions do not fit in prepare.source.num_ctx ({source.num_ctx} tokens)"
+        )
     if sampling.hinted or sampling.gold:
         emit.log(
             f"rows with a hint: {sampling.hinted}, with the source's own answer: {sampling.gold}"
         )
     if len(collection.pairs) < source.pairs:
         emit.log(
-            f"{len(collection.pairs)} pairs instead of {source.pairs}: too few questions have right "
-            "and wrong answers"
+            f"{len(collection.pairs)} pairs instead of {source.pairs}: too few questions have "
+            "both right and wrong answers"
         )
     if 0 < len(collection.rows) < spec.examples and source.fallback == "drop":
-        emit.log("`--set prepare.source.fallback=gold` fills up with the source's own answers")
+        emit.log("`--set prepare.source.fallback=gold` adds the source's own answers")
     for line in sampling.advice:
         emit.log(line)
 
@@ -142,14 +144,16 @@ def _say(
 def _nothing(description: str, sieve: Sieve, sampling: Sampling) -> DataError:
     if not sampling.questions:
         return DataError(
-            f"No question of {description} can be asked: read {sieve.read}, dropped {sieve.in_words()}.",
+            f"{description} has no usable question: read {sieve.read}, left out "
+            f"{sieve.in_words()}.",
             param="prepare.source.questions",
-            hint="Questions need a right answer: one that ends in `#### N` or a number, or a `grader` "
-            "(docs/eval.md). Those that overlap an eval set are always dropped.",
+            hint="Questions need a right answer: one that ends in `#### N` or a number, or a "
+            "`grader` (docs/eval.md). Questions that overlap an eval set are always left "
+            "out.",
         )
     return DataError(
-        f"No row came of {description}: {in_words(sampling)}.",
+        f"{description} gave no row: {in_words(sampling)}.",
         param="prepare.source",
         hint=" ".join(sampling.advice)
-        or "prepare.source.fallback=gold takes the source's own answers instead.",
+        or "Set prepare.source.fallback=gold to use the source's own answers instead.",
     )

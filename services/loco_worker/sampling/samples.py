@@ -174,7 +174,7 @@ class Sampler:
         right, why = graded.correct, graded.why
         if answer.done_reason == _TOO_LONG:
             what = "question and hint do" if sample.hint else "the question does"
-            right, why = False, f"{what} not fit prepare.source.num_ctx"
+            right, why = False, f"{what} not fit in prepare.source.num_ctx"
         elif answer.done_reason != "stop":
             right, why = False, "cut at num_predict"
         elif right and sample.hint and speaks_of_hint(text, sample.asked.row.question):

@@ -39,7 +39,7 @@ class Asked:
     @property
     def item(self) -> EvalItem:
         """The question with its right answer and grader."""
-        assert self.row.item is not None, "sources are opened for their questions here"
+        assert self.row.item is not None, "only the questions of a source are read here"
         return self.row.item
 
     @property

@@ -75,7 +75,8 @@ def _sample(name: str, wanted: ItemSource, items: list[EvalItem], where: str) ->
         return items
     if len(items) < wanted.count:
         raise DataError(
-            f"eval.sets.{name}: {wanted.count} problems were asked for, {where} has {len(items)}.",
+            f"eval.sets.{name}: the recipe wants {wanted.count} problems, but {where} has "
+            f"{len(items)}.",
             param=f"eval.sets.{name}.count",
             hint=f"Ask for {len(items)} or fewer, or for `all`.",
         )
@@ -105,7 +106,7 @@ def _generated(
             if fruitless == FRUITLESS:
                 raise DataError(
                     f"Source {source.kind} gives only {len(chosen)} different held-out "
-                    f"problems, {wanted.count} were asked for.",
+                    f"problems, but the recipe wants {wanted.count}.",
                     param=f"eval.sets.{name}.count",
                     hint=f"Ask for {len(chosen)} or fewer.",
                 )

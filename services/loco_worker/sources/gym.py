@@ -73,7 +73,7 @@ def _stream(name: str, seed: int) -> Iterator[GymProblem]:
             raise InvalidRequest(
                 f"reasoning-gym's task {name!r} does not run with its defaults: {error}",
                 param="prepare.source.tasks",
-                hint="Take another task, or write its problems to a file for source jsonl.",
+                hint="Choose another task, or write its problems to a file for source jsonl.",
             ) from error
         for index in range(BATCH):
             item = items[index]

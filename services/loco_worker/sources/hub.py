@@ -30,7 +30,10 @@ _FORMATS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", 
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 #: Columns of rows and problems; what others hold is not looked at.
 _USED = {"conversations", "messages", *EvalItem.model_fields, *multiple_choice.COLUMNS}
-_PLAIN = "Take a data set of json, jsonl, csv, parquet, arrow or text files, or convert it to a jsonl file."
+_PLAIN = (
+    "Choose a data set of json, jsonl, csv, parquet, arrow or text files, or convert this one "
+    "to a jsonl file."
+)
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,9 @@ def _told(name: str, error: Exception, param: str) -> LocoError | None:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return SourceUnreachable(
-            f"The hub has no data set {name!r} that may be read from here: {error}",
+            f"The hub has no data set {name!r}, or you may not read it: {error}",
             param=f"{param}.dataset",
-            hint=f"Check the id; private ones need HF_TOKEN. {OFFLINE_CHOICES}",
+            hint=f"Check the ID. Private data sets need HF_TOKEN. {OFFLINE_CHOICES}",
         )
     if isinstance(cause, OSError | HfHubHTTPError):
         # ConnectionError, timeouts and the hub's offline mode are all OSErrors
@@ -135,7 +138,8 @@ def _told(name: str, error: Exception, param: str) -> LocoError | None:
         )
     if isinstance(error, RuntimeError) and "scripts are no longer supported" in str(error):
         return InvalidRequest(
-            f"Data set {name!r} is a program, and programs of a hub are not run: {error}",
+            f"Data set {name!r} is a program, and locollm does not run programs from a hub: "
+            f"{error}",
             param=f"{param}.dataset",
             hint=_PLAIN,
         )
@@ -154,7 +158,7 @@ def _check_files(name: str, builder: Any, param: str) -> None:
     reader = type(builder).__module__.rpartition(".")[2]
     if reader not in _READERS:
         raise InvalidRequest(
-            f"Data set {name!r} is of the kind {reader}, which is not read here.",
+            f"Data set {name!r} is of the kind {reader}, which locollm does not read.",
             param=f"{param}.dataset",
             hint=_PLAIN,
         )
@@ -167,7 +171,7 @@ def _check_files(name: str, builder: Any, param: str) -> None:
         if not own or "::" in url or not suffixes or suffixes[-1] not in _FORMATS:
             raise InvalidRequest(
                 f"Data set {name!r} names the file {url!r:.300}, which is "
-                + ("no plain data." if own else "not one of its own."),
+                + ("not plain data." if own else "not one of its own files."),
                 param=f"{param}.dataset",
                 hint=_PLAIN,
             )
@@ -178,10 +182,11 @@ def _check_fetched(name: str, builder: Any, param: str) -> None:
     size = max(_fetched(name, builder.config.data_files), builder.info.dataset_size or 0)
     if size > LARGEST_FETCH:
         raise InvalidRequest(
-            f"Data set {name!r} has {size:,} bytes in this configuration, and {LARGEST_FETCH:,} are fetched "
-            "at most.",
+            f"Data set {name!r} has {size:,} bytes in this configuration. The limit is "
+            f"{LARGEST_FETCH:,}.",
             param=f"{param}.dataset",
-            hint="Take a smaller configuration, or convert the part that is needed to a jsonl file.",
+            hint="Choose a smaller configuration, or convert the part that you need to a jsonl "
+            "file.",
         )
 
 
@@ -210,10 +215,10 @@ def _check_read(name: str, size: int, param: str) -> None:
     """Refuses a split that is larger than a file of rows may be: rows are read into memory."""
     if size > (most := largest(param)):
         raise InvalidRequest(
-            f"This split of data set {name!r} has {size:,} bytes in the columns that are read, and {param} may "
-            f"name {most:,} at most.",
+            f"This split of data set {name!r} has {size:,} bytes in the needed columns. The "
+            f"limit for {param} is {most:,}.",
             param=f"{param}.split",
-            hint='Take a part of it, e.g. "split": "train[:100000]".',
+            hint='Use a part of it, e.g. "split": "train[:100000]".',
         )
 
 

@@ -103,7 +103,7 @@ def _item(value: dict[str, Any]) -> EvalItem:
     try:
         return EvalItem.model_validate(value)
     except ValidationError as error:
-        raise Malformed(f"no right answer to grade by: {error}") from error
+        raise Malformed(f"no right answer to grade with: {error}") from error
 
 
 def _number_at_end(text: str) -> str:
@@ -116,5 +116,5 @@ def _number_at_end(text: str) -> str:
     match = _LAST_NUMBER.search(text[max(0, end - 2 * LONGEST_NUMBER) : end])
     number = parse(match[0]) if match else None
     if number is None:
-        raise Malformed("its last answer ends on no number")
+        raise Malformed("its last answer does not end with a number")
     return number.text.replace(",", "")

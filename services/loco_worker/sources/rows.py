@@ -121,7 +121,7 @@ def training_answer(answer: str) -> str:
     reasoning, written = _parted(text, _HASHES) or _parted(text, _CLOSING) or ("", text)
     number = parse(written)
     if number is None:
-        raise Malformed("no number to end on")
+        raise Malformed("no number at the end")
     closing = f"The answer is {number.text.replace(',', '')}"
     return f"{reasoning}\n{closing}" if reasoning else closing
 

@@ -199,7 +199,7 @@ def _value_record(number: int, value: Any, reader: Reader) -> Record:
         except Malformed as error:
             raise Malformed(f"row {number}: {error}") from error
         except UnicodeEncodeError as error:
-            raise Malformed(f"row {number}: half a surrogate pair is no character") from error
+            raise Malformed(f"row {number}: half a surrogate pair is not a character") from error
         return row
 
     return read
@@ -225,7 +225,7 @@ def table_records(
         raise DataError(
             f"{description}: {error.message}",
             param="prepare.source",
-            hint="Take another data set or configuration, or convert it to a jsonl file.",
+            hint="Choose another data set or configuration, or convert it to a jsonl file.",
         ) from error
     values = list(table)
     records = (_value_record(number, value, reader) for number, value in enumerate(values, start=1))

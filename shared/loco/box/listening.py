@@ -16,9 +16,10 @@ def checked_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             raise Conflict(
-                f"Cannot listen at {host} port {port}: {error.strerror}.",
+                f"Cannot listen on {host} port {port}: {error.strerror}.",
                 param="LOCO_PORT",
-                hint="Something else listens there; choose another with --port (0: any free one).",
+                hint="Another program may use that port. Choose one with --port (0: any free "
+                "port).",
             ) from error
         chosen: int = probe.getsockname()[1]
         return chosen

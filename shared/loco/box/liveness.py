@@ -74,7 +74,7 @@ class Watch:
                 answer = self._ask(self._pid)
             except Exception as error:  # noqa: BLE001 (whatever it is, nobody can tell now: asked again)
                 if (text := f"{type(error).__name__}: {error}") != said:
-                    logger.warning("process %d could not be asked: %s", self._pid, text)
+                    logger.warning("process %d could not be checked: %s", self._pid, text)
                 said, answer = text, None
             if answer is not None:
                 self._failures = 0 if answer else self._failures + 1

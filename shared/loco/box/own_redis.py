@@ -57,7 +57,7 @@ class OwnRedis:
         self._again_at = time.monotonic() + _PAUSE_SECONDS
         ended = f"ended ({self._server.process.returncode}); "
         if not room:
-            return self._once(ended + "it starts again when there is room on the disk"), False
+            return self._once(ended + "it starts again when the disk has free space"), False
         try:
             self._server = redis_server.start(self._folder)
         except RedisUnavailable as error:

@@ -29,7 +29,8 @@ def private_folder(folder: Path) -> Path:
         found = folder.stat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         raise InvalidRequest(
-            f"{folder} is {_what(found)}, not a folder of this user (uid {os.getuid()}).",
+            f"{folder} is {_what(found)}, not a folder that belongs to this user (uid "
+            f"{os.getuid()}).",
             param="LOCO_DATA_DIR",
             hint="Choose another with --data-dir, or `chown` it to the user who runs locollm.",
         )
@@ -82,6 +83,8 @@ def _tree(path: Path) -> Iterator[Path]:
 def _what(found: os.stat_result) -> str:
     if stat.S_ISLNK(found.st_mode):
         return (
-            f"a link of uid {found.st_uid}" if found.st_uid != os.getuid() else "a link to nothing"
+            f"a link that belongs to uid {found.st_uid}"
+            if found.st_uid != os.getuid()
+            else "a link to nothing"
         )
     return f"of uid {found.st_uid}" if stat.S_ISDIR(found.st_mode) else "a file"

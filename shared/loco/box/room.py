@@ -37,6 +37,6 @@ class Room:
         if self._lacking == before:
             return None
         if self._lacking is None:
-            return "there is room again, everything goes on"
+            return "there is free space again, everything continues"
         full = disk_full(self._lacking, needed=self._needed)
-        return f"{full.code}: {full.message} Waiting for room. {full.hint}"
+        return f"{full.code}: {full.message} Waiting for free space. {full.hint}"

@@ -102,7 +102,7 @@ class Service:
         """
         if self.running:
             return self._tend_deaf()
-        assert self._process is not None, "started once before it is tended"
+        assert self._process is not None, "start the service before watching it"
         now = time.monotonic()
         if self._start_at is None:
             if now - self._started_at > _HEALTHY_SECONDS:
@@ -129,8 +129,8 @@ class Service:
         self._kill_at = now + self.stop_seconds
         self.terminate()
         return (
-            f"runs but does not answer (process {self.pid}): asked to end, "
-            f"killed in {self.stop_seconds:.0f} s if it is deaf to that, too"
+            f"runs but does not answer (process {self.pid}): asked to stop, will be killed in "
+            f"{self.stop_seconds:.0f} s"
         )
 
     def terminate(self) -> None:

@@ -116,7 +116,7 @@ class Stack:
             pass
         if not self._started.is_set():
             self._thread.join()
-            raise self._error or LocoError("The stack was stopped while it started.")
+            raise self._error or LocoError("`loco up` was stopped while it started.")
 
     def wait_ready(self, seconds: float = 120) -> bool:
         """Waits until /readyz says that every part answers.
@@ -168,13 +168,13 @@ class Stack:
             raise InvalidRequest(
                 f"No training environment: {given.train_python} is missing.",
                 param="LOCO_TRAIN_PYTHON",
-                hint=f"`make setup` in the checkout builds it (looked for .venv-train in "
-                f"{', '.join(map(str, homes()))}); or set LOCO_TRAIN_PYTHON to its Python.",
+                hint="Run `make setup` in the checkout (looked for .venv-train in "
+                f"{', '.join(map(str, homes()))}), or set LOCO_TRAIN_PYTHON to its Python.",
             )
         self._say("up", f"recipes in {given.adapters_dir}, data in {given.data_dir}")
         mended = take_from_others(given.data_dir, _OURS)
         if mended:
-            self._say("data", f"took the rights of other users to {len(mended)} files and folders")
+            self._say("data", f"removed other users' access to {len(mended)} files and folders")
         self._lock = _take_lock(given.data_dir)
         port = checked_port(given.host, given.port)
         self.server = f"http://{reachable(given.host)}:{port}"
@@ -230,7 +230,7 @@ class Stack:
             if event:
                 self._say("disk", event)
             if self._stopping.wait(_TEND_SECONDS):
-                raise LocoError("The stack was stopped while it waited for room on the disk.")
+                raise LocoError("`loco up` was stopped while it waited for free disk space.")
 
     def _start_redis(self) -> None:
         if self._given.redis_url:
@@ -241,12 +241,12 @@ class Stack:
             except RedisUnavailable as error:
                 raise RedisUnavailable(
                     error.message,
-                    hint="LOCO_REDIS_URL names it: start it, or unset LOCO_REDIS_URL and "
-                    "`loco up` brings a server of its own.",
+                    hint="LOCO_REDIS_URL points to it. Start it, or unset LOCO_REDIS_URL: then "
+                    "`loco up` starts its own server.",
                 ) from error
             finally:
                 ledger.close()
-            self._say("redis", "answers, as LOCO_REDIS_URL says")
+            self._say("redis", "answers at LOCO_REDIS_URL")
             if words := unguarded(self.redis_url):
                 self._say("redis", " ".join(words))
             return
@@ -265,12 +265,13 @@ class Stack:
         address = urlsplit(host)
         loopback = address.hostname in (_LOOPBACK, "localhost", "::1")
         if given and not loopback:
-            self._say("ollama", f"none answers at {host}; register and eval will wait for it")
+            self._say("ollama", f"no answer at {host}; register and eval will wait for it")
             return []
         port = address.port if given and address.port else checked_port(_LOOPBACK, 0)
         self.ollama_host = f"http://{_LOOPBACK}:{port}"
         self._say(
-            "ollama", f"none answers at {host}: our model host stands in at {self.ollama_host}"
+            "ollama",
+            f"no answer at {host}; locollm's own model host replaces it at {self.ollama_host}",
         )
         command: list[str | Path] = [
             self._given.train_python,
@@ -390,7 +391,7 @@ def _take_lock(data_dir: Path) -> int:
     descriptor = try_lock(data_dir / LOCK)
     if descriptor is None:
         raise Conflict(
-            f"Another `loco up` runs on {data_dir}.",
+            f"Another `loco up` already uses {data_dir}.",
             hint="Use it (`loco jobs`), stop it, or give this one its own --data-dir and --port.",
         )
     return descriptor

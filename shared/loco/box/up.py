@@ -32,7 +32,7 @@ def run_up(settings: Settings) -> int:
     def on_signal(number: int, _frame: FrameType | None) -> None:
         again = stack.stopping
         stack.request_stop(now=again)
-        text = "killing everything" if again else "stopping; running stages leave a checkpoint"
+        text = "killing everything" if again else "stopping; running training saves a checkpoint"
         say("up", f"{signal.Signals(number).name}: {text}")
 
     for number in before:

@@ -49,7 +49,8 @@ def adapters(context: typer.Context, as_json: JsonOption = False) -> None:
             Text(error["message"], style="red") if error else adapter.get("description") or "",
         )
     show(rows) if found else note(
-        "No adapters yet. `loco new NAME --data rows.csv` drafts one, `loco adapters push` sends it."
+        "No adapters yet. Draft one with `loco new NAME --data rows.csv`, then send it with "
+        "`loco adapters push`."
     )
 
 
@@ -60,10 +61,10 @@ def push(
     *,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Folder of the adapter; none: ./adapters/NAME or ./NAME."),
+        typer.Option("--from", help="Folder of the adapter. Default: ./adapters/NAME or ./NAME."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also over a recipe that is newer on the server.")
+        bool, typer.Option("--force", help="Replace the server's recipe even if it is newer.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +77,7 @@ def push(
         return
     files = ", ".join(found.files) or "no files"
     show(f"{name} is on {loco.server}: recipe {found.version} with {files}.")
-    note(f"Build it with `loco submit {name} --wait`, or rehearse: add --profile tiny.")
+    note(f"Build it with `loco submit {name} --wait`. Add --profile tiny to rehearse first.")
 
 
 @app.command()
@@ -85,18 +86,20 @@ def pull(
     name: NameArgument,
     *,
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write to; none: ./adapters/NAME or ./NAME.")
+        Path | None, typer.Option(help="Folder to write to. Default: ./adapters/NAME or ./NAME.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over files that are here.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files that are already here.")
+    ] = False,
 ) -> None:
     """Bring a recipe and the data files it names from the server."""
     check_name(name)
     folder = to or place_of(name, Path.cwd())
     if (folder / RECIPE).exists() and not force:
         raise Conflict(
-            f"{folder / RECIPE} is here already.",
+            f"{folder / RECIPE} already exists.",
             param="--to",
-            hint="Pull into another folder (--to DIR), or write over it with --force.",
+            hint="Pull into another folder (--to DIR), or overwrite it with --force.",
         )
     with client(context) as loco:
         found = loco.recipe(name)
@@ -118,10 +121,10 @@ def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> Recip
         now = loco.recipe(name)
         if not force and known != now.etag:
             raise Conflict(
-                f"Adapter {name!r} on {loco.server} has a recipe that this folder does not know.",
+                f"Adapter {name!r} on {loco.server} has a newer recipe than this folder.",
                 param="name",
-                hint=f"Look at it with `loco adapters pull {name} --to DIR`; then push with --force, "
-                "or choose another name.",
+                hint=f"Look at it with `loco adapters pull {name} --to DIR`. Then push with "
+                "--force, or choose another name.",
             )
         known = now.etag
     try:
@@ -129,9 +132,10 @@ def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> Recip
         found = loco.put_adapter(name, text, files=uploaded, if_match=known)
     except Forbidden as error:
         raise Forbidden(
-            f"To put a recipe on {loco.server} takes an admin key. {error.message}",
+            f"You need an admin key to put a recipe on {loco.server}. {error.message}",
             param=error.param,
-            hint="Ask whoever runs the server: `loco keys create NAME --scope admin` there, or let them push it.",
+            hint="Ask the person who runs the server to make one (`loco keys create NAME --scope "
+            "admin`), or to push the recipe.",
         ) from error
     _remember(folder, loco, found)
     return found
@@ -140,7 +144,10 @@ def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> Recip
 def _checked(file: str) -> str:
     """A server may name no file that lies elsewhere."""
     if re.fullmatch(FILE_PATTERN, file) is None or file == RECIPE:
-        raise InvalidRequest(f"The server calls a data file {file!r:.200}; it is left alone.")
+        raise InvalidRequest(
+            f"The server names a data file {file!r:.200}, which is not a safe name. The file "
+            "was not written."
+        )
     return file
 
 

@@ -28,13 +28,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen at (LOCO_HOST).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (LOCO_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API (LOCO_PORT).")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Redis data, logs, base models (LOCO_DATA_DIR).")
     ] = None,
     adapters_dir: Annotated[
-        Path | None, typer.Option(help="Recipes and what is built (LOCO_ADAPTERS_DIR).")
+        Path | None, typer.Option(help="Recipes and what jobs build (LOCO_ADAPTERS_DIR).")
     ] = None,
 ) -> int:
     """Run everything on this machine in this terminal, until Ctrl-C."""
@@ -61,11 +61,13 @@ def workers(context: typer.Context, as_json: JsonOption = False) -> None:
     for worker in found:
         runs = worker.task_id or "nothing"
         rows.add_row(worker.id, worker.queue, worker.device, worker.host, str(worker.pid), runs)
-    show(rows) if found else note("No workers: jobs wait. Start them with `loco up`.")
+    show(rows) if found else note(
+        "No workers are running, so jobs wait. Start them with `loco up`."
+    )
 
 
 def doctor(context: typer.Context) -> int:
-    """Check this machine (GPU, disk, Redis, Ollama, venvs) and the server; say how to mend it."""
+    """Check this machine (GPU, disk, Redis, Ollama, venvs) and the server. Each problem comes with its fix."""
     if is_client_alone():
         raise on_the_server()
     problems = 0
@@ -74,7 +76,7 @@ def doctor(context: typer.Context) -> int:
         for finding in examine(up.applied_to(settings) if up else settings, loco):
             problems += finding.level is Level.PROBLEM
             show(_found(finding))
-    note("Everything that must work does." if not problems else f"{problems} to mend.")
+    note("Everything works." if not problems else f"{problems} to fix.")
     return 1 if problems else 0
 
 

@@ -19,17 +19,19 @@ def bases(
     context: typer.Context,
     *,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="For a GPU of so many GB instead of the worker's.")
+        float | None,
+        typer.Option(help="Check a GPU with this much memory (GB) instead of the worker's."),
     ] = None,
-    gpu_name: Annotated[str | None, typer.Option(help='Its name, like "RTX 3070".')] = None,
+    gpu_name: Annotated[str | None, typer.Option(help='Name of that GPU, like "RTX 3070".')] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """List the base models and which of them fit this card."""
     if gpu_name is not None and gpu_memory is None:
         raise InvalidRequest(
-            "--gpu-name needs --gpu-memory: cards of one name come with different memories.",
+            "--gpu-name needs --gpu-memory: cards with the same name come with different "
+            "amounts of memory.",
             param="--gpu-memory",
-            hint="Say how many GB it has, like --gpu-memory 8.",
+            hint="Add the memory in GB, like --gpu-memory 8.",
         )
     with client(context) as loco:
         found = loco.bases(gpu_memory=gpu_memory, gpu_name=gpu_name)
@@ -42,11 +44,14 @@ def bases(
         rows.add_row(*_row(BaseFit.model_validate(entry)))
     show(rows)
     if device is None:
-        note("No worker says what it trains on: start it with `loco up`, or give --gpu-memory.")
+        note(
+            "No worker reports a device to train on. Start one with `loco up`, or give "
+            "--gpu-memory."
+        )
     else:
         note(
-            f"Fits: {device['name']}, {device['memory_gb']:.4g} GB. Computed for a recipe's defaults; "
-            "`loco plan ADAPTER --base-model NAME` says it for yours."
+            f"Fits: {device['name']}, {device['memory_gb']:.4g} GB. Computed for a recipe with "
+            "default settings. For yours: `loco plan ADAPTER --base-model NAME`."
         )
 
 

@@ -56,33 +56,39 @@ def chat(
     context: typer.Context,
     adapter: AdapterArgument,
     question: Annotated[
-        str | None, typer.Argument(help="Asked once; none: a conversation, or what a pipe brings.")
+        str | None,
+        typer.Argument(
+            help="A question to ask once. Without it: a conversation, or the text from a pipe."
+        ),
     ] = None,
     *,
     version: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="This version; none: the one that serves.",
+            help="Version to talk to. Default: the one that serves.",
             autocompletion=completion.versions,
         ),
     ] = None,
     job: Annotated[
         str | None,
         typer.Option(
-            help="The version that this job registered.", autocompletion=completion.ended_jobs
+            help="Talk to the version that this job registered.",
+            autocompletion=completion.ended_jobs,
         ),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Talk to its base model instead.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Talk to the base model instead.")] = False,
     side_by_side: Annotated[
-        bool, typer.Option("--side-by-side", help="Ask the base, too, and show both answers.")
+        bool, typer.Option("--side-by-side", help="Ask the base model too, and show both answers.")
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Talk to an adapter's model: the version that serves, another one, its base, or both."""
     if version is not None and job is not None:
         raise InvalidRequest(
-            "--version and --job both name a version.", param="--job", hint="Leave one of them out."
+            "--version and --job both choose a version.",
+            param="--job",
+            hint="Give only one of them.",
         )
     if question is None and not sys.stdin.isatty():
         question = _piped()
@@ -109,10 +115,10 @@ def _piped() -> str:
     text = sys.stdin.read(_LONGEST + 1)
     if len(text) > _LONGEST or not text.strip():
         raise InvalidRequest(
-            f"The pipe brings {'too long a' if text.strip() else 'no'} question: 1 to {_LONGEST:,} "
-            "characters.",
+            f"The pipe brought {'too long a' if text.strip() else 'no'} question. It must have "
+            f"1 to {_LONGEST:,} characters.",
             param="question",
-            hint='Give a question: loco chat NAME "…", or echo … | loco chat NAME.',
+            hint='Ask like this: loco chat NAME "…", or echo … | loco chat NAME.',
         )
     return text.strip()
 
@@ -148,8 +154,8 @@ def _serving(loco: Client, adapter: str) -> int:
         if built is None:
             hint = f"Build one: `loco submit {adapter} --wait`."
         else:
-            hint = f"Talk to the newest: `loco chat {adapter} --version {built.version}`."
-        raise NotFound(f"No version of {adapter!r} serves.", param="adapter", hint=hint)
+            hint = f"Talk to the newest version: `loco chat {adapter} --version {built.version}`."
+        raise NotFound(f"No version of {adapter!r} is serving.", param="adapter", hint=hint)
     if len(pointers) == 1:
         return next(iter(pointers.values())).version
     own = loco.adapter(adapter).get("model_name")
@@ -157,9 +163,9 @@ def _serving(loco: Client, adapter: str) -> int:
         return pointers[own].version
     named = ", ".join(f"{p.model} (--version {p.version})" for p in pointers.values())
     raise InvalidRequest(
-        f"Several models of {adapter!r} serve: {named}.",
+        f"Several models of {adapter!r} are serving: {named}.",
         param="--version",
-        hint="Choose one by its version.",
+        hint="Choose one with --version.",
     )
 
 
@@ -183,8 +189,8 @@ def _sides(chosen: Version, *, base: bool, side_by_side: bool) -> list[Side]:
 def _absent(error: NotFound, adapter: str, chosen: Version) -> NotFound:
     """What Ollama does not hold, with how it comes there."""
     hint = (
-        f"`loco setup {adapter} --version {chosen.version}` makes the version again, "
-        f"`ollama pull {chosen.base_ollama}` on the server brings the base."
+        f"`loco setup {adapter} --version {chosen.version}` creates the version again. `ollama "
+        f"pull {chosen.base_ollama}` on the server fetches the base."
     )
     return NotFound(error.message, param=error.param, hint=hint)
 
@@ -215,7 +221,7 @@ def _converse(loco: Client, sides: list[Side]) -> None:
     """Question after question, until Ctrl-D, Ctrl-C or /bye. Ctrl-C in an answer ends the answer."""
     import readline  # noqa: F401, PLC0415 (arrow keys and history in `input`)
 
-    note(f"{' | '.join(side.title for side in sides)}. Ctrl-D or /bye ends.")
+    note(f"{' | '.join(side.title for side in sides)}. Ctrl-D or /bye ends the chat.")
     while True:
         try:
             question = input("> ").strip()
@@ -230,7 +236,7 @@ def _converse(loco: Client, sides: list[Side]) -> None:
             _ask(loco, sides, question)
         except KeyboardInterrupt:
             sys.stdout.write("\n")
-            note("Stopped. Ctrl-C once more ends the conversation.")
+            note("Stopped. Press Ctrl-C again to end the conversation.")
         except NotFound:
             raise
         except LocoError as error:

@@ -29,13 +29,13 @@ def check(
     *,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="Its folder; none: ./adapters/NAME or ./NAME."),
+        typer.Option("--from", help="Folder of the adapter. Default: ./adapters/NAME or ./NAME."),
     ] = None,
     profile: Annotated[
         str, typer.Option("--profile", help="Profile of the recipe.")
     ] = DEFAULT_PROFILE,
 ) -> int:
-    """Check recipe, rows and eval set, and show rows as the model will see them. Exit 1: problems."""
+    """Check recipe, rows and eval set, and show rows as the model will see them. Exit code 1: problems found."""
     settings = Settings.from_environment()
     catalog = settings.adapters_dir / CATALOG
     found = checks.check(
@@ -57,8 +57,8 @@ def check(
         if unseen.hint:
             note(f"         {unseen.hint}")
     note(
-        f"{len(found.rows)} rows can be trained on, {found.items} questions measure the result; "
-        f"{len(found.problems) or 'nothing'} to fix."
+        f"{len(found.rows)} rows can be used for training, {found.items} questions measure the "
+        f"result; {len(found.problems) or 'nothing'} to fix."
     )
     return 1 if found.problems else 0
 
@@ -103,14 +103,17 @@ def _count(found: Checked, seen: Look) -> None:
         if row.problem is not None:
             found.problems.append(f"line {row.line}: {row.problem}")
     for words, which in (
-        ("are cut within their answer", [row for row in rows if row.cut]),
-        ("are left out: their answer begins beyond it", [row for row in rows if row.dropped]),
+        ("are cut off inside the answer", [row for row in rows if row.cut]),
+        (
+            "are left out, because the answer begins after that",
+            [row for row in rows if row.dropped],
+        ),
     ):
         if which:
             share = 100 * len(which) / len(rows)
             found.problems.append(
                 f"train.max_length is {longest}: {len(which)} of {len(rows)} rows ({share:.0f} %) "
-                f"{words} (lines {lines(which)}). Raise it, or shorten them."
+                f"{words} (lines {lines(which)}). Raise it, or shorten the rows."
             )
     show(
         f"{seen.base_model}: {len(rows)} rows looked at, longest {max(r.tokens for r in rows)} tokens, "

@@ -32,7 +32,8 @@ def diff(
     context: typer.Context,
     first: Annotated[str, typer.Argument(metavar="JOB1", help=JOB, autocompletion=completion.jobs)],
     second: Annotated[
-        str, typer.Argument(metavar="JOB2", help="Another one.", autocompletion=completion.jobs)
+        str,
+        typer.Argument(metavar="JOB2", help="ID of the other job.", autocompletion=completion.jobs),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -45,24 +46,27 @@ def replay(
     context: typer.Context,
     job_id: JobArgument,
     new: Annotated[
-        str | None, typer.Argument(metavar="[NEW]", help="With --compare: its replay.")
+        str | None,
+        typer.Argument(metavar="[NEW]", help="With --compare: the replay to compare with."),
     ] = None,
     *,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Only compare JOB with NEW, which has ended.")
+        bool,
+        typer.Option("--compare", help="Only compare JOB with NEW, an ended replay. Runs nothing."),
     ] = False,
     promote: Annotated[
-        bool, typer.Option("--promote", help="Let the gate promote it as it would have the job.")
+        bool,
+        typer.Option("--promote", help="Let the gate promote the replay, as it would the job."),
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Show progress, then what differs.")
+        bool, typer.Option("--wait/--no-wait", help="Show progress, then the differences.")
     ] = True,
     as_json: JsonOption = False,
 ) -> int:
-    """Run a job once more, same spec and inputs, and say what differs. Exit code 1: it does."""
+    """Run a job again with the same spec and inputs, and show what differs. Exit code 1: something does."""
     if compare != (new is not None):
         raise InvalidRequest(
-            "--compare takes two jobs, a replay without it one.",
+            "With --compare give two jobs, without it one.",
             param="--compare",
             hint=f"loco replay --compare {job_id} {new or 'NEW'}",
         )
@@ -72,7 +76,7 @@ def replay(
             accepted = loco.replay(job_id, promote=promote)
             if not wait:
                 show_job(accepted, as_json=as_json)
-                note(f"Accepted. Later: loco replay --compare {job_id} {accepted.id}")
+                note(f"Accepted. When it has ended: loco replay --compare {job_id} {accepted.id}")
                 return 0
             ended = follow(loco, accepted)
             if ended.status is not JobStatus.SUCCEEDED:

@@ -95,8 +95,8 @@ def show_error(error: LocoError) -> None:
 def on_the_server() -> LocoError:
     """What a command says where only the client is installed, and it needs the rest."""
     return InvalidRequest(
-        "This is the client alone; this command needs the whole of locollm.",
-        hint="Run it on the server's machine.",
+        "Only the client is installed here. This command needs all of locollm.",
+        hint="Run it on the server.",
     )
 
 

@@ -13,7 +13,7 @@ from loco.contracts.datasets import DataSet, DataSetDetail, ShownRow
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.figures import size
 
-app = typer.Typer(no_args_is_help=True, help="Your own rows: upload, list, look at, delete.")
+app = typer.Typer(no_args_is_help=True, help="Your own rows: upload, list, show, delete.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MapOption = Annotated[
@@ -21,7 +21,7 @@ MapOption = Annotated[
     typer.Option(
         "--map",
         metavar="FIELD=COLUMN",
-        help="A column's name, like --map question=Frage; again for the next one.",
+        help="Name of a column, like --map question=Frage. Repeat for more columns.",
     ),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="DATASET", help="ID or name of a data set.")]
@@ -34,14 +34,16 @@ def push(
         Path, typer.Argument(exists=True, dir_okay=False, help="JSONL, CSV or Parquet.")
     ],
     *,
-    name: Annotated[str | None, typer.Option(help="Its name; none: the file's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the data set. Default: the file's name.")
+    ] = None,
     columns: MapOption = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a file of rows. A broken upload goes on; the same content is sent once."""
+    """Upload a file of rows. A broken upload continues where it stopped; the same content is sent once."""
     with client(context) as loco:
         found = pushed(loco, file, name=name, columns=columns, skip_bad=skip_bad)
     if as_json:
@@ -54,7 +56,7 @@ def push(
 
 @app.command("list")
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List your data sets, newest first; with an admin key everybody's."""
+    """List your data sets, newest first. With an admin key: everybody's."""
     with client(context) as loco:
         found = list(loco.datasets())
     if as_json:
@@ -81,7 +83,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @app.command("show")
 def show_(context: typer.Context, dataset: NameArgument, as_json: JsonOption = False) -> None:
-    """Show a data set with its first rows, as a model would be trained on them."""
+    """Show a data set and its first rows, as training uses them."""
     with client(context) as loco:
         found = loco.dataset(dataset)
     if as_json:
@@ -100,7 +102,7 @@ def rm(
     context: typer.Context,
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="IDs or names.")],
 ) -> None:
-    """Delete data sets. Jobs keep the copies they were accepted with."""
+    """Delete data sets. Accepted jobs keep their own copies."""
     with client(context) as loco:
         for name in datasets:
             gone = loco.delete_dataset(name)
@@ -157,9 +159,9 @@ def rows_for_job(
     prepare = dict(overrides.get("prepare") or {})
     if "source" in prepare:
         raise InvalidRequest(
-            "--data and --set prepare.source name different rows.",
+            "--data and --set prepare.source both choose the rows.",
             param="--data",
-            hint="Give one of them.",
+            hint="Give only one of them.",
         )
     file = Path(data)
     if file.is_file():
@@ -188,7 +190,7 @@ def mapping_of(pairs: list[str]) -> dict[str, str]:
         field, equals, column = pair.partition("=")
         if not equals or not field.strip() or not column.strip():
             raise InvalidRequest(
-                f"--map {pair}: not FIELD=COLUMN.",
+                f"--map {pair}: must be FIELD=COLUMN.",
                 param="--map",
                 hint="Write it like --map question=Frage --map answer=Antwort.",
             )
@@ -198,7 +200,7 @@ def mapping_of(pairs: list[str]) -> dict[str, str]:
 
 def _in_words(found: DataSet) -> str:
     if found.status != "ready":
-        return f"uploading, {size(found.bytes)} have arrived"
+        return f"uploading, {size(found.bytes)} so far"
     words = (
         f"{found.rows:,} rows of {found.layout}, {str(found.format).upper()}, {size(found.bytes)}"
     )

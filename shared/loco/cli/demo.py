@@ -41,7 +41,8 @@ def main() -> int:
         ) as stack:
             if not stack.wait_ready():
                 raise stack.error or LocoError(
-                    "The services did not get ready.", hint=f"See {settings.data_dir / 'logs'}."
+                    "The services did not become ready.",
+                    hint=f"Look at the logs in {settings.data_dir / 'logs'}.",
                 )
             with Client(stack.server) as client:
                 job = client.submit(ADAPTER, profile=PROFILE, reuse=False)
@@ -53,9 +54,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    console.print(f"demo took {duration(time.monotonic() - started)}; everything is stopped")
+    console.print(f"The demo took {duration(time.monotonic() - started)}. Everything is stopped.")
     console.print(
-        f"to use the model: loco up --data-dir {settings.data_dir} "
+        f"To use the model: loco up --data-dir {settings.data_dir} "
         f"--adapters-dir {settings.adapters_dir}",
         soft_wrap=True,
     )

@@ -34,14 +34,16 @@ def evaluate(
     adapter: AdapterArgument,
     *,
     profile: Annotated[
-        str | None, typer.Option(help="Only a model of this profile; the newest one.")
+        str | None, typer.Option(help="Measure the newest model of this profile.")
     ] = None,
     job: Annotated[
         str | None,
-        typer.Option(help="The model that this job registered.", autocompletion=completion.jobs),
+        typer.Option(
+            help="Measure the model that this job registered.", autocompletion=completion.jobs
+        ),
     ] = None,
     version: Annotated[
-        int | None, typer.Option(min=1, help="The model of this version, see `loco versions`.")
+        int | None, typer.Option(min=1, help="Measure this version, see `loco versions`.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -57,16 +59,16 @@ def evaluate(
     overrides = parse_assignments(assignments or [])
     if foreign := [name for name in overrides if name not in ("eval", "seed")]:
         raise InvalidRequest(
-            f"--set {foreign[0]}…: `loco eval` runs stage eval alone.",
+            f"--set {foreign[0]}…: `loco eval` runs only stage eval.",
             param="--set",
-            hint="Set a field of eval, like --set eval.sets.held_out.count=all; --job chooses the "
-            "model, `loco submit` sets the fields of other stages.",
+            hint="Set a field of eval, like --set eval.sets.held_out.count=all. --job chooses "
+            "the model. `loco submit` sets fields of other stages.",
         )
     with client(context) as loco:
         chosen = _chosen(
             loco, adapter, profile=profile, job=job and loco.job_id(job), number=version
         )
-        note(f"Measures version {chosen.version}, {chosen.candidate}.")
+        note(f"Measuring version {chosen.version}, {chosen.candidate}.")
         accepted = loco.submit(
             adapter,
             profile=chosen.profile or DEFAULT_PROFILE,

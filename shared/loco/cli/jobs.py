@@ -32,7 +32,7 @@ from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
 from loco.recipes.resolve import merge
 
-JOB = "ID of the job, a few characters of it, or `last`: your newest."
+JOB = "ID of the job, a few characters of it, or `last` for your newest."
 JobArgument = Annotated[
     str, typer.Argument(metavar="JOB", help=JOB, autocompletion=completion.jobs)
 ]
@@ -50,7 +50,7 @@ ProfileOption = Annotated[
 NoReuseOption = Annotated[
     bool,
     typer.Option(
-        "--no-reuse", help="Run prepare, train and export again where an earlier run matches."
+        "--no-reuse", help="Run prepare, train and export again even if an earlier run matches."
     ),
 ]
 
@@ -72,27 +72,29 @@ def submit(
     *,
     profile: ProfileOption = DEFAULT_PROFILE,
     stages: Annotated[
-        str | None, typer.Option(help="Consecutive stages, like `export,register,eval`.")
+        str | None,
+        typer.Option(help="Stages to run, one after the other, like `export,register,eval`."),
     ] = None,
     from_job: Annotated[
         str | None,
         typer.Option(
-            help="Job whose outputs stand in for the stages left out.",
+            help="Job whose outputs replace the stages left out.",
             autocompletion=completion.jobs,
         ),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
+        str | None, typer.Option(help="A base model from adapters/base_models.yaml.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every stage.")] = None,
     no_reuse: NoReuseOption = False,
-    priority: Annotated[int, typer.Option(help="-100 to 100; higher runs first.")] = 0,
+    priority: Annotated[int, typer.Option(help="-100 to 100. Higher runs first.")] = 0,
     after: Annotated[
         str | None,
-        typer.Option(help="Wait until then: 22:00, 2026-12-24 06:30, or in 90m, 2h, 3d."),
+        typer.Option(help="Start then, like 22:00 or 2026-12-24 06:30, or after 90m, 2h, 3d."),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A label of your own. Repeat for more."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
@@ -102,22 +104,23 @@ def submit(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Train on your rows: a file here, or a data set of `loco data list`.",
+            help="Train on your rows: a file, or a data set from `loco data list`.",
         ),
     ] = None,
     columns: MapOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")] = False,
     require_promoted: Annotated[
         bool,
         typer.Option(
-            "--require-promoted", help="With --wait: exit 1 if it was not promoted, or is refused."
+            "--require-promoted",
+            help="With --wait: exit code 1 if the result is not promoted, or is refused.",
         ),
     ] = False,
     notify: NotifyOption = False,
     notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Submit a job. With --wait, the exit code says how it ended."""
+    """Submit a job. With --wait, the exit code tells how it ended."""
     if require_promoted and not wait:
         raise InvalidRequest(
             "--require-promoted needs --wait.",
@@ -127,9 +130,9 @@ def submit(
     tell = Notice(notify, notify_command)
     if tell and not wait:
         raise InvalidRequest(
-            "--notify needs --wait: this program tells of the end, not the server.",
+            "--notify needs --wait: this program notifies you, not the server.",
             param="--notify",
-            hint="Add --wait, or later: `loco watch last --notify`.",
+            hint="Add --wait, or run `loco watch last --notify` later.",
         )
     asked: dict[str, Any] = {
         "from_job": from_job,
@@ -172,7 +175,7 @@ def jobs(
         str | None,
         typer.Option(help="Only jobs of this adapter.", autocompletion=completion.adapters),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
@@ -181,7 +184,7 @@ def jobs(
             status=status,
             adapter=adapter,
             page_size=min(limit, 100),
-            on_unreadable=lambda job: note(f"{job.id} is left out: {job.message}"),
+            on_unreadable=lambda job: note(f"{job.id} is not shown: {job.message}"),
         )
         found = list(islice(pages, limit))
     if as_json:
@@ -224,7 +227,7 @@ def watch(
     notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Show a job's or sweep's progress until it has ended. The exit code says how it ended."""
+    """Show the progress of a job or sweep until it ends. The exit code tells how it ended."""
     tell = Notice(notify, notify_command)
     with client(context) as loco:
         if is_sweep(job_id):
@@ -237,7 +240,7 @@ def watch(
 
 
 def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOption = False) -> None:
-    """Cancel a job, or a sweep with its jobs, in any state. A running training leaves a checkpoint."""
+    """Cancel a job, or a sweep with its jobs, in any state. Running training saves a checkpoint."""
     with client(context) as loco:
         if is_sweep(job_id):
             cancel_sweep(loco, job_id, as_json=as_json)
@@ -252,11 +255,11 @@ def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOpti
 
 
 def retry(context: typer.Context, job_id: StoppedJobArgument, as_json: JsonOption = False) -> None:
-    """Have a failed or cancelled job go on from the stage that ended it."""
+    """Continue a failed or cancelled job from the stage where it stopped."""
     with client(context) as loco:
         retried = loco.retry(loco.job_id(job_id))
     show_json(retried) if as_json else show(headline(retried))
-    note(f"It goes on. Follow it with `loco watch {retried.id}`.")
+    note(f"The job continues. Follow it with `loco watch {retried.id}`.")
 
 
 def artifacts(
@@ -266,17 +269,18 @@ def artifacts(
         list[str] | None,
         typer.Argument(
             metavar="[NAME]...",
-            help="Only these: NAME, STAGE/NAME, a pattern ('gguf/*'), or all of a STAGE.",
+            help="Only these: NAME, STAGE/NAME, a pattern ('gguf/*'), or a STAGE for all its "
+            "files.",
             autocompletion=completion.artifacts,
         ),
     ] = None,
     download: Annotated[
         Path | None,
-        typer.Option(file_okay=False, metavar="DIR", help="Bring them to DIR/STAGE/NAME."),
+        typer.Option(file_okay=False, metavar="DIR", help="Save them as DIR/STAGE/NAME."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the files a job reads and committed, or download them (a broken download goes on)."""
+    """List the files a job read and made, or download them. A broken download continues where it stopped."""
     with client(context) as loco:
         job_id = loco.job_id(job_id)
         found = _named(loco.artifacts(job_id), names or [], job_id)
@@ -291,7 +295,9 @@ def artifacts(
     rows = table("artifact", "size", "sha256", right=("size",))
     for artifact in found:
         rows.add_row(artifact.full_name, size(artifact.size), artifact.sha256)
-    show(rows) if found else note("No inputs are kept of this job, and no stage has committed yet.")
+    show(rows) if found else note(
+        "This job has no files yet: it keeps no inputs, and no stage has finished."
+    )
 
 
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
@@ -305,8 +311,8 @@ def follow(loco: Client, started: Job) -> Job:
         return cli_watch.follow(loco, started.id, stderr())
     except KeyboardInterrupt:
         note(
-            f"Job {started.id} goes on. `loco watch {started.id}` shows it again, "
-            f"`loco cancel {started.id}` ends it."
+            f"Job {started.id} continues. `loco watch {started.id}` shows it again, `loco "
+            f"cancel {started.id}` stops it."
         )
         raise
 
@@ -330,9 +336,9 @@ def _stages(words: str | None) -> list[Stage] | None:
             stages.append(Stage(word.strip()))
         except ValueError as error:
             raise InvalidRequest(
-                f"--stages: no stage {word.strip()!r}. Stages: {', '.join(Stage)}.",
+                f"--stages: there is no stage {word.strip()!r}. Stages: {', '.join(Stage)}.",
                 param="--stages",
-                hint="Name consecutive ones, like --stages export,register,eval.",
+                hint="Name stages that follow each other, like --stages export,register,eval.",
             ) from error
     return stages
 
@@ -360,7 +366,10 @@ def _below(folder: Path, artifact: Artifact) -> Path:
             return target
     except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a NUL
         pass
-    raise InvalidRequest(f"The server calls an artifact {artifact.name!r:.200}; it is left alone.")
+    raise InvalidRequest(
+        f"The server names an artifact {artifact.name!r:.200}, which is not a safe name. The "
+        "file was not written."
+    )
 
 
 def _current_stage(entry: Job) -> str:

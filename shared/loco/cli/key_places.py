@@ -129,8 +129,9 @@ class OverApi:
             InvalidRequest: always.
         """
         raise InvalidRequest(
-            f"{self.name} is opened on its own machine only.",
-            hint="Run `loco keys open` there, in the folder or with the LOCO_DATA_DIR of its `loco up`.",
+            f"{self.name} can only be opened on its own machine.",
+            hint="Run `loco keys open` there, in the folder of its `loco up` or with the same "
+            "LOCO_DATA_DIR.",
         )
 
     def audit(self, *, refused: bool, limit: int) -> list[AuditEvent]:
@@ -191,7 +192,7 @@ def key_place(target: Target, *, on_the_line: bool) -> Iterator[KeyPlace]:
 
         server = redis_server.start(settings.data_dir / "redis")
         cleanup.callback(server.stop)
-        where = f"the server that `loco up` starts on {settings.data_dir}: none runs there now"
+        where = f"the server that `loco up` will start on {settings.data_dir} (not running now)"
         yield on_machine(server.url, where)
 
 
@@ -207,10 +208,10 @@ def _answers(server: str) -> bool:
 
 def _which(server: str, data_dir: Path) -> InvalidRequest:
     return InvalidRequest(
-        f"A server answers at {server}, and its data folder is not {data_dir} or that of another "
-        "`loco up` of yours: a key made here would not be one of it.",
+        f"A server answers at {server}, but its data folder is not {data_dir}, nor that of "
+        "another `loco up` of yours. A key made here would not work there.",
         param="server",
-        hint="With an admin key: `loco keys create NAME --server "
-        f"{server}`. As its user: name its data folder, LOCO_DATA_DIR=DIR. "
-        f"For a server of your own still to be started: LOCO_DATA_DIR={data_dir}.",
+        hint=f"If you have an admin key: `loco keys create NAME --server {server}`. If you run "
+        "that server: name its data folder with LOCO_DATA_DIR=DIR. For a server that you "
+        f"will start later: LOCO_DATA_DIR={data_dir}.",
     )

@@ -11,8 +11,8 @@ from loco.cli.key_places import KeyPlace, key_place
 from loco.contracts.keys import Scope, lifetime_of
 
 app = typer.Typer(
-    help="API keys, made on the server's machine, or with an admin key from anywhere (--server). A server"
-    " that never had any answers its own machine only.",
+    help="API keys. Make them on the server's machine, or from anywhere with an admin key "
+    "(--server). A server that never had a key answers only its own machine.",
     no_args_is_help=True,
 )
 
@@ -27,18 +27,24 @@ def create(
     scope: Annotated[
         Scope,
         typer.Option(
-            help="read: look; submit: and submit, change one's own jobs, promote; admin: everything."
+            help="read: look only. submit: also submit, change your own jobs, promote. admin: "
+            "everything."
         ),
     ] = Scope.SUBMIT,
     owner: Annotated[
-        str | None, typer.Option(help="Whose jobs its jobs are; none: the name of the key.")
+        str | None,
+        typer.Option(help="Who owns the jobs of this key. Default: the name of the key."),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(metavar="TIME", help="How long it works, like 12h, 90d, 26w.")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="How long the key works, like 12h, 90d, 26w. Default: until you revoke it.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key. It is shown once: only its hash is kept."""
+    """Make a key. It is shown only once; the server keeps only its hash."""
     if expires is not None:
         lifetime_of(expires)  # a wrong one is said before any server is looked for
     with _place(context) as keys:
@@ -50,7 +56,7 @@ def create(
         typer.echo(made.key)
     note(f"Key {made.id} ({made.name}, {made.scope}, of {made.owner}), for {where}.")
     if not as_json:
-        note("It is not shown again. Use it: export LOCO_API_KEY=...")
+        note("The key is not shown again. Use it: export LOCO_API_KEY=...")
 
 
 @app.command("list")
@@ -70,9 +76,9 @@ def list_keys(context: typer.Context, as_json: JsonOption = False) -> None:
     if known:
         show(rows)
     elif closed:
-        note("No keys: the server answers nobody. Make one, or see `loco keys open`.")
+        note("No keys: the server answers nobody. Make a key, or see `loco keys open`.")
     else:
-        note("No keys: the server answers programs of its own machine only.")
+        note("No keys: the server answers only programs on its own machine.")
 
 
 @app.command()
@@ -82,27 +88,33 @@ def revoke(
         str, typer.Argument(metavar="ID", help="ID of the key, see `loco keys list`.")
     ],
 ) -> None:
-    """Make a key worthless, at once. Without any the server answers nobody."""
+    """Revoke a key at once. A server whose last key was revoked answers nobody."""
     with _place(context) as keys:
         info, left = keys.revoke(key_id)
-    note(f"Key {info.id} ({info.name}) no longer opens anything.")
+    note(f"Key {info.id} ({info.name}) no longer works.")
     if not left:
-        note("It was the last one: the server answers nobody. Make one, or see `loco keys open`.")
+        note(
+            "It was the last key, so the server now answers nobody. Make a key, or see `loco "
+            "keys open`."
+        )
 
 
 @app.command("open")
 def open_server(
     context: typer.Context,
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Have a server without keys answer every program and user of its machine again."""
+    """Open a server without keys to every program and user on its machine again."""
     with _place(context) as keys:
         if not yes:
-            note("Every program and every user of the server's machine may then do everything.")
+            note("After this, every program and user on the server's machine may do everything.")
             typer.confirm(f"Open {keys.name}?", abort=True, err=True)
         keys.open()
-    note("Open to programs of its own machine, until a key is made. It listens on loopback only.")
+    note(
+        "The server is now open to programs on its own machine, until a key is made. It listens "
+        "on loopback only."
+    )
 
 
 @app.command()
@@ -110,9 +122,9 @@ def audit(
     context: typer.Context,
     *,
     refused: Annotated[
-        bool, typer.Option("--refused", help="What was refused (4xx), instead.")
+        bool, typer.Option("--refused", help="Show refused requests (4xx) instead.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List who did what, newest first."""

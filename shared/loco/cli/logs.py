@@ -33,23 +33,23 @@ def logs(
     job_id: JobArgument,
     stage: Annotated[
         Stage | None,
-        typer.Argument(help="Its stage; none: the one that runs, failed or came last."),
+        typer.Argument(help="Stage to show. Default: the one that runs, failed or came last."),
     ] = None,
     *,
     attempt: Annotated[
-        int | None, typer.Option(min=1, help="Which attempt; none: the newest.")
+        int | None, typer.Option(min=1, help="Attempt to show. Default: the newest.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the stage, or the job, has ended.")
+        bool, typer.Option("--follow", "-f", help="Keep printing until the stage or the job ends.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the log of a stage's attempt: what its program and its libraries said."""
+    """Print the log of a stage: what its program and libraries wrote."""
     if follow and as_json:
         raise InvalidRequest(
-            "--json prints one document, --follow has no end.",
+            "--json prints one document, but --follow keeps printing.",
             param="--json",
-            hint="Leave one of the two out.",
+            hint="Give only one of them.",
         )
     with client(context) as loco:
         job = loco.job(loco.job_id(job_id))
@@ -93,11 +93,13 @@ def _nothing(job: Job, stage: Stage) -> NotFound:
     task = job.stage(stage)
     if task is not None and task.reused_from:
         return NotFound(
-            f"Stage {stage} of job {job.id} was reused from {task.reused_from}, and did not run.",
+            f"Stage {stage} of job {job.id} was reused from job {task.reused_from}, so it "
+            "did not run.",
             hint=f"loco logs {task.reused_from} {stage}",
         )
     return NotFound(
-        f"Stage {stage} of job {job.id} has no log yet: it is {task.status if task else 'not there'}.",
+        f"Stage {stage} of job {job.id} has no log yet: it is "
+        f"{task.status if task else 'not there'}.",
         hint=f"`loco logs {job.id} {stage} --follow` waits for it.",
     )
 

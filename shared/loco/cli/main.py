@@ -40,7 +40,7 @@ _GLOBAL_OPTIONS = ("--server", "--api-key", "--api-key-file")
 app = typer.Typer(
     name="loco",
     help="Builds LoRA adapters for small language models and puts them to work.",
-    epilog="--server, --api-key and --api-key-file may stand anywhere on the line.",
+    epilog="You can put --server, --api-key and --api-key-file anywhere on the line.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,18 +76,18 @@ def options(
         str | None,
         typer.Option(
             envvar="LOCO_SERVER",
-            help="Address of the server; none: the `loco up` of this folder, else this machine.",
+            help="Address of the server. Default: the `loco up` of this folder, else this machine.",
         ),
     ] = None,
     api_key: Annotated[
         str | None,
         typer.Option(
-            help="Key, see `loco keys`. Other users of this machine can see it on the line: better"
-            " LOCO_API_KEY or a file."
+            help="API key, see `loco keys`. Other users of this machine can see it here: "
+            "LOCO_API_KEY or a file is safer."
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File that holds the key (LOCO_API_KEY_FILE).")
+        Path | None, typer.Option(help="File that holds the API key (LOCO_API_KEY_FILE).")
     ] = None,
     _version_asked: Annotated[
         bool,
@@ -98,7 +98,10 @@ def options(
 ) -> None:
     """Builds LoRA adapters for small language models and puts them to work."""
     if api_key is not None:
-        note("Other users of this machine can see --api-key: set LOCO_API_KEY or --api-key-file.")
+        note(
+            "Other users of this machine can see --api-key. Use LOCO_API_KEY or --api-key-file "
+            "instead."
+        )
     elif api_key_file is not None:
         api_key = key_of(api_key_file)
     context.obj = Target(server, api_key)

@@ -34,9 +34,9 @@ def absolute(text: str, now: datetime | None = None) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(
-            f"--after {text!r:.100}: no time.",
+            f"--after {text!r:.100}: not a time.",
             param="--after",
-            hint="Write 22:00, 2026-12-24 06:30, or how long to wait: 90m, 2h, 3d.",
+            hint="Write a time (22:00, 2026-12-24 06:30) or how long to wait (90m, 2h, 3d).",
         ) from error
 
 
@@ -52,11 +52,11 @@ def in_line(job: Job, waiting: Waiting) -> str:
     if waiting.position is None and job.not_before is not None:
         words = f"waits until {moment(job.not_before)}"
     elif waiting.position is None:
-        words = "waits before it is tried again"
+        words = "waits before the next try"
     else:
         words = f"number {waiting.position} in line"
         if waiting.starts_in_seconds:
-            words += f", begins in about {duration(waiting.starts_in_seconds)}"
+            words += f", starts in about {duration(waiting.starts_in_seconds)}"
     if waiting.ends_in_seconds:
         words += f", ends in about {duration(waiting.ends_in_seconds)}"
     return words

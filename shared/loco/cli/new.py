@@ -20,7 +20,9 @@ from loco.recipes.resolve import RECIPE
 
 DataOption = Annotated[
     Path,
-    typer.Option("--data", help="Your rows: JSONL, CSV or Parquet, a question and answer each."),
+    typer.Option(
+        "--data", help="Your rows, each a question and its answer: JSONL, CSV or Parquet."
+    ),
 ]
 
 
@@ -34,12 +36,14 @@ def new(
     data: DataOption,
     *,
     base: Annotated[
-        str, typer.Option(help="Base model of the catalog, which learns.")
+        str, typer.Option(help="The base model to train, see `loco bases`.")
     ] = draft.DEFAULT_BASE,
     columns: MapOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for the split into training and eval rows.")
+    ] = 0,
 ) -> None:
-    """Write the recipe of a new adapter from rows of your own, and split an eval set off them."""
+    """Write the recipe of a new adapter from your own rows, and set some rows aside as its eval set."""
     folder = draft.place_of(name, Path.cwd())
     written = drafted(folder, name, data, base=base, columns=columns or [], seed=seed)
     tell(written)
@@ -71,11 +75,11 @@ def made_for_job(
         raise Conflict(
             f"Adapter {name!r} is not on {loco.server}, but there is a recipe in {folder}.",
             param="--data",
-            hint=f"`loco adapters push {name}`, then `loco submit {name}` without --data.",
+            hint=f"Run `loco adapters push {name}`, then `loco submit {name}` without --data.",
         )
     if not file.is_file():
         return False  # the server says which adapters there are
-    note(f"There is no adapter {name!r} yet: drafting one from {file.name}.")
+    note(f"There is no adapter {name!r} yet. Drafting one from {file.name}.")
     tell(
         drafted(folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0)
     )
@@ -89,14 +93,15 @@ def tell(written: Draft) -> None:
     found, folder = written.divided, written.folder
     show(
         f"{folder / draft.ROWS}: {len(found.training)} rows to learn from",
-        f"{folder / draft.PROBLEMS}: {len(found.problems)} problems to measure with, none of them trained on",
+        f"{folder / draft.PROBLEMS}: {len(found.problems)} problems to measure with; "
+        "training never sees them",
         f"{folder / RECIPE}: the recipe, on {written.base}; profile `tiny` runs on a CPU",
     )
     note(f"Grader `{found.picked.kind}`: {found.picked.why}.")
     if found.picked.advice:
         note(found.picked.advice)
     if found.duplicates:
-        note(f"Left out: {found.duplicates} rows whose question is there already.")
+        note(f"Left out: {found.duplicates} rows that repeat a question.")
     if found.overlaps:
         note(f"Left out: {found.overlaps} rows that are nearly the same as a problem.")
     if found.bad_count:
@@ -104,9 +109,9 @@ def tell(written: Draft) -> None:
         for problem in found.bad:
             note(f"  {problem}")
     if written.shows is None:
-        note(f"With {len(found.problems)} problems nothing can be proven: bring more rows.")
+        note(f"{len(found.problems)} problems are too few to prove anything. Add more rows.")
     else:
         note(
-            f"{len(found.problems)} problems can show a gain of {100 * written.shows:.0f} points or "
-            "more, none below: more rows show smaller ones."
+            f"{len(found.problems)} problems can show a gain of {100 * written.shows:.0f} "
+            "points or more. To show a smaller gain, add more rows."
         )

@@ -20,13 +20,14 @@ from loco.contracts.jobs import Job
 
 NotifyOption = Annotated[
     bool,
-    typer.Option("--notify", help="At the end ring the bell, and show it on the desktop."),
+    typer.Option("--notify", help="When it ends, ring the bell and show a desktop notification."),
 ]
 NotifyCommandOption = Annotated[
     str | None,
     typer.Option(
         metavar="CMD",
-        help="At the end run this here; it finds LOCO_JOB_ID, LOCO_JOB_STATUS, LOCO_JOB_ADAPTER.",
+        help="When it ends, run this command here, with LOCO_JOB_ID, LOCO_JOB_STATUS and "
+        "LOCO_JOB_ADAPTER set.",
     ),
 ]
 
@@ -83,16 +84,19 @@ def _run(command: list[str], told: dict[str, str] | None = None) -> None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        note(f"Nobody was told: {error}")
+        note(f"The notification failed: {error}")
         return
     if done.returncode:
-        note(f"Nobody may have been told: {command[0]} ended with {done.returncode}.")
+        note(
+            f"The notification may have failed: {command[0]} ended with exit code "
+            f"{done.returncode}."
+        )
 
 
 def _wrong(command: str, why: str) -> InvalidRequest:
     return InvalidRequest(
         f"--notify-command {command!r:.100}: {why}.",
         param="--notify-command",
-        hint="Name a program and its arguments, like --notify-command 'mail -s done me@box'; a shell's "
-        "signs need one: \"sh -c '…'\".",
+        hint="Name a program and its arguments, like --notify-command 'mail -s done me@box'. "
+        "For pipes and other shell syntax write \"sh -c '…'\".",
     )

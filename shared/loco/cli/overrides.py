@@ -24,7 +24,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         names = path.strip().split(".")
         if not equals or not all(names):
             raise InvalidRequest(
-                f"--set {assignment}: not FIELD=VALUE.",
+                f"--set {assignment}: must be FIELD=VALUE.",
                 param="--set",
                 hint="Write it like --set train.epochs=5 or --set train.lora.r=8.",
             )
@@ -33,7 +33,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise InvalidRequest(
-                    f"--set {assignment}: {name} was set to a value before.", param="--set"
+                    f"--set {assignment}: {name} already has a value from an earlier --set.",
+                    param="--set",
                 )
         place[names[-1]] = _value(assignment, text)
     return fields
@@ -109,7 +110,7 @@ def parse_metadata(pairs: list[str]) -> dict[str, str]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InvalidRequest(
-                f"--metadata {pair}: not KEY=VALUE.",
+                f"--metadata {pair}: must be KEY=VALUE.",
                 param="--metadata",
                 hint="Write it like --metadata owner=ada.",
             )
@@ -127,7 +128,7 @@ def _value(assignment: str, text: str) -> Any:
         return parsed_yaml(text)
     except yaml.YAMLError as error:
         raise InvalidRequest(
-            f"--set {assignment}: the value is not YAML.",
+            f"--set {assignment}: the value is not valid YAML.",
             param="--set",
             hint="Quote it, as in --set 'prepare.source={kind: arithmetic}'.",
         ) from error

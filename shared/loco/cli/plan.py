@@ -51,26 +51,28 @@ def plan(
         ),
     ] = DEFAULT_PROFILE,
     base_model: Annotated[
-        str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
+        str | None, typer.Option(help="A base model from adapters/base_models.yaml.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Field of a stage, like train.epochs=5."),
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="Plan for a GPU of so many GB instead of the worker's.")
+        float | None,
+        typer.Option(help="Plan for a GPU with this much memory (GB) instead of the worker's."),
     ] = None,
     gpu_name: Annotated[
-        str | None, typer.Option(help='Name of that GPU, like "RTX 3070": gives its speed.')
+        str | None, typer.Option(help='Name of that GPU, like "RTX 3070", for its speed.')
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Show how a job would be trained, its memory and time. Nothing is started."""
+    """Show how a job would train, its memory and its time. Starts nothing."""
     if gpu_name is not None and gpu_memory is None:
         raise InvalidRequest(
-            "--gpu-name needs --gpu-memory: cards of one name come with different memories.",
+            "--gpu-name needs --gpu-memory: cards with the same name come with different "
+            "amounts of memory.",
             param="--gpu-memory",
-            hint="Say how many GB it has, like --gpu-memory 8.",
+            hint="Add the memory in GB, like --gpu-memory 8.",
         )
     request: dict[str, Any] = {"profile": profile}
     if base_model is not None:
@@ -104,20 +106,20 @@ def warn(loco: Client, adapter: str, **request: Any) -> None:
     except LocoError:  # a plan is a courtesy: no worker yet, too many plans, an older server
         return
     if found.total_seconds > _LONG_SECONDS or not _has_margin(found):
-        note(f"{verdict(found)} `loco plan {adapter}` shows what takes it.")
+        note(f"{verdict(found)} `loco plan {adapter}` shows the details.")
 
 
 def verdict(found: Preview) -> str:
     """Whether it fits, how long it takes, and what it downloads, in a line."""
     unknown = [s.stage.value for s in found.stages if s.seconds is None]
     words = (
-        "Fits." if _has_margin(found) else "Just fits, without a margin: it may run out of memory."
+        "Fits." if _has_margin(found) else "Just fits, with no margin. It may run out of memory."
     )
     if len(unknown) == len(found.stages):
-        words += " How long it takes is not known yet."
+        words += " The time is not known yet."
     else:
         words += f" About {_about(found.total_seconds)}"
-        words += f" without {_listed(unknown)}, not known yet." if unknown else "."
+        words += f" plus {_listed(unknown)}, not known yet." if unknown else "."
     downloads = sum(need.download_gb for need in found.needs)
     return f"{words} Downloads {downloads:.1f} GB." if downloads >= _DOWNLOAD_GB else words
 

@@ -29,17 +29,18 @@ def remove(
         list[str],
         typer.Argument(
             metavar="JOB...",
-            help="IDs of ended jobs, a few characters of each, or `last`.",
+            help="IDs of ended jobs, or a few characters of each, or `last`.",
             autocompletion=completion.ended_jobs,
         ),
     ],
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would go, and what stands against it.")
+        bool,
+        typer.Option("--dry-run", help="Only show what would be deleted, and what prevents it."),
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Delete ended jobs: their records, logs and files, unless something descends from them."""
+    """Delete ended jobs with their logs and files, unless something else needs them."""
     gone: list[Removal] = []
     failed = 0
     with client(context) as loco:
@@ -74,11 +75,9 @@ def _tell(removal: Removal, *, dry_run: bool) -> None:
     if not dry_run:
         show(Text(f"Job {removal.job_id} is deleted: {what} freed."))
         if not removal.cleared:
-            note(
-                "The server could not delete all of its files yet and goes on trying; see its log."
-            )
+            note("The server could not delete all files yet and keeps trying. See its log.")
     elif removal.needed_by:
-        show(Text(f"Job {removal.job_id} stays; it is needed by:"))
+        show(Text(f"Job {removal.job_id} cannot be deleted. Needed by:"))
         for name in removal.needed_by:
             show(Text(f"  {name}"))
     else:

@@ -81,11 +81,11 @@ def headline(job: Job) -> Text:
     if job.spec.sweep is not None:
         text.append(f" (of {job.spec.sweep})")
     if job.finished_at is not None and job.started_at is None:
-        text.append(" before it began")
+        text.append(" before it started")
     elif job.finished_at is not None:
         text.append(f" in {duration(job.took_seconds)}")
     elif job.cancel_requested:
-        text.append(", cancel asked for", style="yellow")
+        text.append(", cancel requested", style="yellow")
     elif job.waiting is not None:
         text.append(f", {in_line(job, job.waiting)}")
     return text
@@ -185,7 +185,7 @@ def _result(task: Task | None, model: type[_ResultT]) -> _ResultT | None:
         return None
 
 
-_OTHER_VERSION = "done; `loco job --json` shows the result"
+_OTHER_VERSION = "done. `loco job --json` shows the result"
 
 
 def _prepare(task: Task) -> str:
@@ -224,7 +224,7 @@ def _sampled(sampling: Sampling) -> str:
     if sampling.unfinished:
         words += f", {sampling.unfinished} cut"
     if sampling.known:
-        words += f", {sampling.known} known before"
+        words += f", {sampling.known} reused"
     if sampling.tokens_per_second:
         words += f", {sampling.tokens_per_second:.0f} tokens/s"
     return words
@@ -260,7 +260,7 @@ def _validated(result: TrainResult) -> str:
     if base is None or kept is None or step is None:
         return ""
     if step == 0:
-        return f", validation loss {base:.3f}, lower than after any step: the base is kept"
+        return f", validation loss {base:.3f}, lower than after any step, so the base is kept"
     words = f", validation loss {base:.3f} → {kept:.3f}"
     if step != result.total_steps:
         return f"{words} at step {step} (best, kept)"
@@ -341,11 +341,11 @@ def serving(job: Job) -> RenderableType | None:
     refused = gate is not None and gate.verdict is Verdict.REFUSED
     rows = []
     if outcome.promoted and refused and gate:
-        said = f"version {outcome.version} serves as {outcome.model}, but the gate refuses it now"
+        said = f"version {outcome.version} serves as {outcome.model}, but the gate now refuses it"
         rows.append(("Refused", said))
         rows += [("", reason) for reason in gate.reasons]
         rows += [("advice", advice) for advice in gate.advice]
-        back = f"loco rollback {job.adapter} --model {outcome.model} has the one before serve again"
+        back = f"loco rollback {job.adapter} --model {outcome.model} brings back the version before"
         return _fields([*rows, ("next", back)])
     if outcome.promoted:
         said = f" ({gate.verdict})" if gate else ""
@@ -379,13 +379,13 @@ def _try(model: str, registered: RegisterResult | None) -> tuple[str, str]:
 def _failure(job: Job) -> RenderableType | None:
     error = job.error
     if job.status is JobStatus.CANCELLED:
-        return _fields([("Next", f"loco retry {job.id} goes on where it stopped")])
+        return _fields([("Next", f"loco retry {job.id} continues where it stopped")])
     if error is None:
         return None
     rows = [("Error", f"{error.stage}: {error.message}")]
     if error.hint:
         rows.append(("fix", error.hint))
-    rows.append(("next", f"loco retry {job.id} goes on from {error.stage}"))
+    rows.append(("next", f"loco retry {job.id} continues from {error.stage}"))
     return _fields(rows)
 
 

@@ -65,7 +65,7 @@ def headline(sweep: Sweep) -> Text:
         if sweep.finished_at is not None:
             text.append(f" in {duration((sweep.finished_at - sweep.created_at).total_seconds())}")
     elif sweep.cancel_requested:
-        text.append(", cancel asked for", style="yellow")
+        text.append(", cancel requested", style="yellow")
     else:
         text.append(f", {doing(sweep)}")
     return text

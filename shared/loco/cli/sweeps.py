@@ -37,49 +37,55 @@ def sweep(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE[,VALUE]...",
-            help="Field of train with its values, like train.learning_rate=1e-4,2e-4; any field of a"
-            " stage with one.",
+            help="Field of train with its values, like train.learning_rate=1e-4,2e-4, or a "
+            "field of any stage with one value.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, max=MOST_POINTS, help="Train each combination with so many seeds.")
+        int,
+        typer.Option(min=1, max=MOST_POINTS, help="Train each combination with this many seeds."),
     ] = 1,
     rank_by: Annotated[
-        RankBy, typer.Option(help="The loss that says which is best.")
+        RankBy, typer.Option(help="The loss that decides which is best.")
     ] = RankBy.VALIDATION_LOSS,
     export: Annotated[
         Literal["best", "none"],
-        typer.Option(help="Export, register and measure the best, or end once all are trained."),
+        typer.Option(
+            help="best: export, register and measure the best. none: stop after training."
+        ),
     ] = "best",
     no_early_stop: Annotated[
         bool,
         typer.Option(
             "--no-early-stop",
-            help="Train all to their end, also what is worse than the median of the others.",
+            help="Train all to the end, even those worse than the median of the others.",
         ),
     ] = False,
     profile: Annotated[str, typer.Option(help="Profile of the recipe.")] = DEFAULT_PROFILE,
     base_model: Annotated[
-        str | None, typer.Option(help="Base model of adapters/base_models.yaml.")
+        str | None, typer.Option(help="A base model from adapters/base_models.yaml.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every stage.")] = None,
     no_reuse: Annotated[
-        bool, typer.Option("--no-reuse", help="Run again what an earlier run matches.")
+        bool, typer.Option("--no-reuse", help="Run stages again even if an earlier run matches.")
     ] = False,
-    priority: Annotated[int, typer.Option(help="-100 to 100; higher runs first.")] = 0,
+    priority: Annotated[int, typer.Option(help="-100 to 100. Higher runs first.")] = 0,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Yours; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A label of your own. Repeat for more."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Show progress until it has ended.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show progress until the sweep ends.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Train an adapter several ways on the same rows and build the best one."""
     grid, single = parse_grid(assignments or [])
     if other := sorted(single.keys() - set(Stage)):
         raise InvalidRequest(
-            f"--set {other[0]}: not a field of a stage.",
+            f"--set {other[0]}: this is not a field of a stage.",
             param="--set",
-            hint="Write it like --set train.epochs=2,4; everything else has an option of its own, see "
+            hint="Write it like --set train.epochs=2,4. Everything else has its own option, see "
             "`loco sweep --help`.",
         )
     asked: dict[str, Any] = {
@@ -110,9 +116,9 @@ def sweep(
 def sweeps(
     context: typer.Context,
     sweep_id: Annotated[
-        str | None, typer.Argument(metavar="[SWEEP]", help="Show this one with its points.")
+        str | None, typer.Argument(metavar="[SWEEP]", help="Sweep to show with its points.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List sweeps, newest first, or show one."""

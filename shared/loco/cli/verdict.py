@@ -60,14 +60,14 @@ def _certainty(comparison: Comparison) -> list[str]:
     if comparison.low is not None and comparison.high is not None:
         low, high = _more(100 * comparison.low), _more(100 * comparison.high)
         told.append(
-            "Other problems of the kind would give another figure: the true difference lies "
-            f"between {low} and {high} in a hundred, by a method that is right in 95 of 100 "
-            "measurements."
+            "Other problems of this kind would give another figure. The true difference is "
+            f"between {low} and {high} in a hundred (the method is right in 95 of 100 "
+            "measurements)."
         )
     chance = _chance(comparison.p_value)
     told.append(
-        "Were adapter and base equally good, a difference at least this large would come about by "
-        f"chance {chance}."
+        "If adapter and base were equally good, chance alone would give a difference this large "
+        f"{chance}."
     )
     return told
 
@@ -88,12 +88,12 @@ def _chance(p: float) -> str:
 def _meaning(gate: GateResult, deciding: Comparison | None) -> list[str]:
     """What the verdict rests on, where the figures alone do not say it."""
     if gate.verdict is Verdict.REFUSED:
-        return [f"Why it is refused: {' '.join(gate.reasons)}"]
+        return [f"Why the gate refused it: {' '.join(gate.reasons)}"]
     if gate.verdict is Verdict.BETTER:
         return []
     if deciding is None:
-        return ["No problems that decide were measured, so nothing is proven.", *gate.reasons]
-    told = ["Whether the adapter is better is not proven."]
+        return ["No primary problems were measured, so nothing is proven.", *gate.reasons]
+    told = ["This does not prove that the adapter is better."]
     least = deciding.smallest_difference
     if least is not None and abs(deciding.gain) < least:
         told.append(

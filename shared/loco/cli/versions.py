@@ -18,7 +18,7 @@ AdapterArgument = Annotated[
     str, typer.Argument(help="Name of the adapter.", autocompletion=completion.adapters)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-ReasonOption = Annotated[str, typer.Option(help="Why, for the audit trail.")]
+ReasonOption = Annotated[str, typer.Option(help="Why you do it, for the audit trail.")]
 
 VERDICTS = {"better": "green", "unproven": "yellow", "refused": "bold red"}
 
@@ -33,7 +33,7 @@ def versions(
     context: typer.Context,
     adapter: AdapterArgument,
     model: Annotated[str | None, typer.Option(help="Only versions of this model.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List the versions of an adapter, newest first; a mark shows what serves."""
@@ -69,17 +69,19 @@ def promote(
     version: Annotated[
         int,
         typer.Argument(
-            min=1, help="Its number, see `loco versions`.", autocompletion=completion.versions
+            min=1,
+            help="Number of the version, see `loco versions`.",
+            autocompletion=completion.versions,
         ),
     ],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Promote it although the gate refused it.")
+        bool, typer.Option("--force", help="Promote it even if the gate refused it.")
     ] = False,
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Have a version serve as MODEL:latest, whatever served before."""
+    """Make a version serve as MODEL:latest."""
     with client(context) as loco:
         promoted = loco.promote(adapter, version, force=force, reason=reason)
     _show_serving(promoted, as_json=as_json)
@@ -89,11 +91,13 @@ def rollback(
     context: typer.Context,
     adapter: AdapterArgument,
     *,
-    model: Annotated[str | None, typer.Option(help="Model to roll back; none: the usual.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to roll back. Default: the adapter's usual model.")
+    ] = None,
     reason: ReasonOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Have the version that was promoted before the present one serve again."""
+    """Make the previously promoted version serve again."""
     with client(context) as loco:
         promoted = loco.rollback(adapter, model=model, reason=reason)
     _show_serving(promoted, as_json=as_json)
@@ -101,20 +105,20 @@ def rollback(
 
 def setup(
     context: typer.Context,
-    adapter: Annotated[str | None, typer.Argument(help="Only this adapter.")] = None,
+    adapter: Annotated[str | None, typer.Argument(help="Only this adapter. Default: all.")] = None,
     *,
     number: Annotated[
         int | None,
         typer.Option("--version", min=1, help="This version of ADAPTER, promoted or not."),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Make also what Ollama has already.")
+        bool, typer.Option("--all", help="Create models again even if Ollama has them.")
     ] = False,
 ) -> int:
-    """Make the promoted versions again in an Ollama that lacks them, from their GGUFs."""
+    """Create promoted versions that Ollama does not have, from their GGUFs."""
     if number is not None and adapter is None:
         raise InvalidRequest(
-            "--version needs the adapter.",
+            "--version needs the name of an adapter.",
             param="--version",
             hint=f"Write `loco setup ADAPTER --version {number}`.",
         )
@@ -125,7 +129,7 @@ def setup(
         wanted = loco.promoted(adapter)
         failures = sum(not _restored(loco, pointer, anew=everything) for pointer in wanted)
     if not wanted:
-        note("Nothing is promoted yet. Build an adapter first: `loco submit math --wait`.")
+        note("No version is promoted yet. Build an adapter first: `loco submit math --wait`.")
     return 1 if failures else 0
 
 
@@ -135,7 +139,7 @@ def _restored(loco: Client, pointer: Pointer, *, anew: bool) -> bool:
         _tell(loco.restore(pointer.adapter, pointer.version, anew=anew))
     except LocoError as error:
         words = " ".join(filter(None, (error.message, error.hint)))
-        show(f"{pointer.latest} (version {pointer.version}) could not be made: {words}")
+        show(f"{pointer.latest} (version {pointer.version}) could not be created: {words}")
         return False
     return True
 
@@ -150,7 +154,7 @@ def _made(made: Restored) -> str:
     name = f"{made.model}:latest" if made.promoted else made.candidate
     text = f"{name} (version {made.version}) {'was made again' if made.created else 'is there'}."
     if made.digest != made.previous_digest:
-        return f"{text} Its digest is {made.digest[:12]} here, it was {made.previous_digest[:12]}."
+        return f"{text} Its digest is now {made.digest[:12]}; it was {made.previous_digest[:12]}."
     return text
 
 
@@ -165,7 +169,7 @@ def _mark(version: Version) -> Text:
     if not version.promoted:
         return Text("")
     if version.served_at is None:
-        return Text("promoted, Ollama does not follow yet", style="yellow")
+        return Text("promoted, not yet in Ollama", style="yellow")
     return Text("serves", style="green")
 
 

@@ -66,8 +66,8 @@ def follow(client: Client, job_id: str, console: Console) -> Job:
     outcome = ended.promotion
     if outcome and outcome.promoted and not _is_served(client, ended.adapter, outcome.version):
         console.print(
-            f"{outcome.model}:latest is to be version {outcome.version}, but Ollama does not follow "
-            "yet; the workers go on trying. `loco doctor` looks at Ollama.",
+            f"Version {outcome.version} is promoted, but {outcome.model}:latest in Ollama does "
+            "not show it yet. The workers keep trying. `loco doctor` checks Ollama.",
             soft_wrap=True,
         )
     return ended

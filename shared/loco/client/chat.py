@@ -45,13 +45,13 @@ def chat(
                     continue
                 piece = event.json()
                 if piece.get("error"):
-                    raise from_payload(piece, fallback="The model gave up.")
+                    raise from_payload(piece, fallback="The model stopped with an error.")
                 for choice in piece.get("choices", ()):
                     if text := choice.get("delta", {}).get("content"):
                         yield str(text)
         except (SSEError, ValueError, AttributeError, TypeError) as error:
             raise LocoError(
-                f"The server's answer is no stream of a chat: {error!r:.200}.",
-                hint="Client and server may be of different releases: `loco version` shows both.",
+                f"The server's answer is not a chat stream: {error!r:.200}.",
+                hint="Client and server may be different releases. `loco version` shows both.",
             ) from error
     raise ServerUnreachable("The answer broke off.", hint="Ask again.")

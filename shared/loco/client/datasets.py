@@ -98,8 +98,8 @@ class DataSetMethods:
         found = self._ready(digest, name, mapping or {})
         if found is None:
             raise LocoError(
-                f"The upload of {path.name} ended, and what came of it is not known.",
-                hint="Push it again: the server says what is wrong with it.",
+                f"The upload of {path.name} ended, but its result is not known.",
+                hint="Push it again. The server will say what is wrong with it.",
             )
         return found
 

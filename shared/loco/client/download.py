@@ -32,8 +32,8 @@ def download(transport: Transport, job_id: str, artifact: Artifact, target: Path
     if not _is(part, artifact):
         part.unlink()
         raise LocoError(
-            f"{artifact.name} arrived with another SHA-256 than the job committed.",
-            hint="The file on the server was changed or its disk is failing; run the job again.",
+            f"{artifact.name} arrived with another SHA-256 than the job recorded.",
+            hint="The file on the server changed, or its disk is failing. Run the job again.",
         )
     part.replace(target)
     sync_folder(target.parent)

@@ -216,7 +216,7 @@ class Transport:
         hint = (
             "Start it with `loco up`, or point LOCO_SERVER (--server) at the machine where it runs."
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            else "Look at the server's log; it may be restarting."
+            else "Look at the server's log. The server may be restarting."
         )
         return ServerUnreachable(f"No answer from {self.server}: {reason}.", hint=hint)
 
@@ -254,8 +254,10 @@ class Transport:
     def _foreign(self, response: httpx.Response) -> LocoError:
         """What answers is not locollm (or something in between answers for it)."""
         request = response.request
-        message = f"{request.method} {request.url}: HTTP {response.status_code}, not from locollm."
-        hint = "Check LOCO_SERVER (--server): another program or a proxy answers there."
+        message = (
+            f"{request.method} {request.url}: HTTP {response.status_code}, but not from locollm."
+        )
+        hint = "Check LOCO_SERVER (--server). Another program or a proxy answers there."
         if response.status_code in PASSING:
             return ServerUnreachable(message, hint=hint)
         return LocoError(message, hint=hint)
@@ -273,8 +275,8 @@ def understood(model: type[_ModelT], answer: Any) -> _ModelT:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise LocoError(
-            f"The server's answer is no {model.__name__}: {place}: {first['msg']}.",
-            hint="Client and server may be of different releases: `loco version` shows both.",
+            f"The server's answer is not a {model.__name__}: {place}: {first['msg']}.",
+            hint="Client and server may be different releases. `loco version` shows both.",
         ) from error
 
 
@@ -307,7 +309,7 @@ def checked_server(server: str) -> str:
     raise InvalidRequest(
         f"{server!r} is not the address of a server.",
         param="server",
-        hint="Give LOCO_SERVER (--server) like http://neurocore:8321.",
+        hint="Write LOCO_SERVER (--server) like http://neurocore:8321.",
     )
 
 

@@ -29,9 +29,9 @@ def job_id_of(transport: Transport, reference: str) -> str:
         if own:
             return own[0].id
         raise NotFound(
-            "You have no job yet, so there is no last one.",
+            "You have no job yet, so `last` means nothing.",
             param="job_id",
-            hint="`loco jobs` lists everybody's.",
+            hint="`loco jobs` lists everybody's jobs.",
         )
     found = lines(transport, like=reference, limit=_NAMED + 1) if reference else []
     exact = [line for line in found if line.id == reference]
@@ -41,12 +41,12 @@ def job_id_of(transport: Transport, reference: str) -> str:
         raise NotFound(
             f"No job {reference!r:.100}.",
             param="job_id",
-            hint="`loco jobs` lists them; `last` is your newest one.",
+            hint="`loco jobs` lists them. `last` is your newest one.",
         )
     named = ", ".join(f"{j.id} ({j.adapter}, {j.status})" for j in found[:_NAMED])
     more = " and more" if len(found) > _NAMED else ""
     raise InvalidRequest(
-        f"{reference!r} fits several jobs: {named}{more}.",
+        f"{reference!r} matches several jobs: {named}{more}.",
         param="job_id",
         hint="Write more of the ID, or its last six characters.",
     )

@@ -37,12 +37,12 @@ class Up(Contract):
     """What a running `loco up` says about itself."""
 
     server: str = Field("", description="Address of the API.")
-    redis_url: str | None = Field(None, description="The ledger's Redis.")
-    ollama_host: str | None = Field(None, description="Where register and eval go.")
+    redis_url: str | None = Field(None, description="Address of its Redis.")
+    ollama_host: str | None = Field(None, description="Address of Ollama, for register and eval.")
     data_dir: Path | None = Field(None, description="Its data folder.")
     adapters_dir: Path | None = Field(None, description="Its recipes.")
     pid: int | None = Field(None, description="Process of `loco up`.")
-    born: str = Field("", description="Boot of the machine and tick at which that process began.")
+    born: str = Field("", description="Boot of the machine and time when that process started.")
     pids: dict[str, int] = Field({}, description="Processes of its services.")
 
     @property
@@ -131,11 +131,11 @@ def this_up(environment: Mapping[str, str] = os.environ) -> Up | None:
     own = own_ups(environment)
     if len(own) > 1:
         raise InvalidRequest(
-            "Several servers of yours run here: "
+            "Several of your servers run here: "
             + ", ".join(f"{up.server} (data in {up.data_dir})" for up in own)
             + ".",
             param="server",
-            hint=f"Say which: --server {own[0].server}, or export LOCO_SERVER.",
+            hint=f"Choose one: --server {own[0].server}, or export LOCO_SERVER.",
         )
     return own[0] if own else None
 
@@ -218,18 +218,18 @@ def _own_file(path: Path) -> bytes | None:
     with open(opened, "rb") as file:
         found = os.fstat(opened)
         if not stat.S_ISREG(found.st_mode):
-            raise _distrusted(path, "it is no file")
+            raise _distrusted(path, "it is not a file")
         for place, what in ((path, found), (path.parent, path.parent.stat())):
             if what.st_uid != os.getuid():
                 raise _distrusted(path, f"{place} belongs to uid {what.st_uid}")
             if what.st_mode & _OTHERS_WRITE:
-                raise _distrusted(path, f"others may write {place}")
+                raise _distrusted(path, f"others may write to {place}")
         return file.read(_LARGEST_BYTES)
 
 
 def _distrusted(path: Path, why: str) -> InvalidRequest:
     return InvalidRequest(
-        f"{path} is not believed: {why}.",
+        f"{path} was not used: {why}.",
         param="server",
-        hint="Say which server you mean: --server, or export LOCO_SERVER.",
+        hint="Choose the server yourself: --server, or export LOCO_SERVER.",
     )

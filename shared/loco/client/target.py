@@ -34,13 +34,13 @@ def key_of(path: Path) -> str:
         raise InvalidRequest(
             f"The API key cannot be read: {error}.",
             param="LOCO_API_KEY_FILE",
-            hint="Name a file that holds the key and nothing else, readable for you alone.",
+            hint="Name a file that holds only the key and that only you can read.",
         ) from error
     if len(text.split()) != 1 or not text.isascii():
         raise InvalidRequest(
             f"{path} holds no API key.",
             param="LOCO_API_KEY_FILE",
-            hint="Put the key into it as one line, as `loco keys create` printed it.",
+            hint="Put the key in it as one line, as `loco keys create` printed it.",
         )
     return text
 
@@ -63,7 +63,7 @@ def default_server(environment: Mapping[str, str] = os.environ) -> str:
         return f"http://127.0.0.1:{DEFAULT_PORT}"
     if not is_loopback(hostname(up.server)):
         raise InvalidRequest(
-            f"The `loco up` of {up.data_dir} listens at {up.server}.",
+            f"The `loco up` of {up.data_dir} listens on {up.server}.",
             param="server",
             hint=f"If that is right: export LOCO_SERVER={up.server}",
         )

@@ -43,13 +43,13 @@ class FrozenFile(Contract):
 
 
 class Artifact(Contract):
-    """A file a stage committed, or an input of the job."""
+    """A file that a stage made, or an input of the job."""
 
     name: RelativePath = Field(
         description="Path within the stage, e.g. `gguf/unsloth.Q4_K_M.gguf`."
     )
     stage: Stage | None = Field(
-        description="The stage that wrote it; none: an input, frozen when the job was accepted."
+        description="The stage that wrote it. Null: an input, copied when the job was accepted."
     )
     path: RelativePath = Field(description="Path relative to the adapters folder.")
     size: int = Field(description="Size in bytes.", ge=0)

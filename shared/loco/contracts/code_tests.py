@@ -28,13 +28,13 @@ class CodeTests(Contract):
     cases: tuple[CodeCase, ...] = Field((), description="Calls of `entry`.", max_length=1000)
     asserts: tuple[str, ...] = Field(
         (),
-        description="Python: each ends with an assert, statements may precede it. The code cannot "
-        "cheat one of the form `EXPRESSION == LITERAL`.",
+        description="Python tests. Each ends with an assert; statements may come before it. The "
+        "answer's code cannot cheat a test of the form `EXPRESSION == LITERAL`.",
         max_length=1000,
     )
-    seconds: float = Field(5, gt=0, le=10, description="Time that all tests of an answer may take.")
+    seconds: float = Field(5, gt=0, le=10, description="Time limit for all tests of an answer.")
     memory_mb: int = Field(
-        256, ge=64, le=4096, description="Address space of the interpreter, MiB."
+        256, ge=64, le=4096, description="Memory limit of the interpreter (address space), MiB."
     )
 
     @field_validator("entry")
@@ -55,13 +55,13 @@ class CodeTests(Contract):
             if not statements or not isinstance(statements[-1], ast.Assert):
                 raise ValueError(f"assert {number} must end with an assert: `assert solve(2) == 4`")
             if not any(isinstance(node, ast.Name) for node in ast.walk(statements[-1].test)):
-                raise ValueError(f"assert {number} says nothing about the answer's code")
+                raise ValueError(f"assert {number} does not test the answer's code")
         return value
 
     @model_validator(mode="after")
     def _has_tests(self) -> Self:
         if not self.cases and not self.asserts:
-            raise ValueError("needs `cases` or `asserts`: code without a test is never wrong")
+            raise ValueError("needs `cases` or `asserts`: without a test no code is wrong")
         if self.cases and self.entry is None:
             raise ValueError("`cases` need `entry`, the name of the function to call")
         return self

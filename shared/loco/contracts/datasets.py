@@ -51,38 +51,40 @@ ColumnMapping = Annotated[
 class RowProblem(Contract):
     """A row that cannot be used."""
 
-    line: int = Field(description="Its line, or its number in a Parquet file, from 1.")
+    line: int = Field(description="Line in the file, or row number in a Parquet file, from 1.")
     what: str = Field(description="What is wrong with it.")
     fix: str = Field(description="What to do about it.")
 
 
 class ShownRow(Contract):
-    """A row as a model would be trained on it; long texts are cut."""
+    """A row as training uses it. Long texts are cut."""
 
-    line: int = Field(description="Its line, or its number in a Parquet file, from 1.")
+    line: int = Field(description="Line in the file, or row number in a Parquet file, from 1.")
     messages: tuple[dict[str, str], ...] = Field(
-        description="Its turns; of a pair with the chosen answer."
+        description="The turns of the chat. Of a pair: with the chosen answer."
     )
     rejected: dict[str, str] | None = Field(None, description="The worse answer of a pair.")
 
 
 class DataSet(Contract):
-    """A data set, or one whose upload has not ended."""
+    """A data set, or an upload that has not ended yet."""
 
-    id: str = Field(description="Names it in requests.", examples=["ds-0123456789abcdef"])
+    id: str = Field(description="ID of the data set in requests.", examples=["ds-0123456789abcdef"])
     object: Literal["dataset"] = Field("dataset", description="Always `dataset`.")
-    name: str = Field(description="Names its newest upload of that name, too.")
-    owner: str = Field(description="Whose it is.")
-    created_at: datetime = Field(description="When its upload began.")
+    name: str = Field(
+        description="Name of the data set. In requests it means the newest upload of that name."
+    )
+    owner: str = Field(description="Owner of the data set.")
+    created_at: datetime = Field(description="When the upload started.")
     status: Literal["uploading", "ready"] = Field(description="Whether it can be used.")
-    bytes: int = Field(description="Size; while it is uploaded, the bytes that have arrived.")
-    length: int | None = Field(None, description="Bytes it will have; none: not said.")
+    bytes: int = Field(description="Size in bytes. While it uploads: the bytes received so far.")
+    length: int | None = Field(None, description="Bytes it will have in the end. Null: not known.")
     sha256: str | None = Field(None, description="SHA-256 of the file, once it is ready.")
     format: Format | None = Field(None, description="What kind of file it is.")
     layout: Layout | None = Field(None, description="How its rows are laid out.")
     rows: int = Field(0, description="Rows that can be used.")
-    bad_rows: int = Field(0, description="Rows that cannot, and are left out.")
-    mapping: ColumnMapping = Field({}, description="Field to column.")
+    bad_rows: int = Field(0, description="Rows that cannot be used and are left out.")
+    mapping: ColumnMapping = Field({}, description="Which column each field comes from.")
     problems: tuple[RowProblem, ...] = Field((), description="The first bad rows.")
 
 
@@ -93,13 +95,13 @@ class DataSetDetail(DataSet):
 
 
 class Inspected(Contract):
-    """What a look through a whole file found."""
+    """What an inspection of a whole file found."""
 
     sha256: str = Field(pattern=SHA256_PATTERN, description="SHA-256 of the file.")
     format: Format = Field(description="What kind of file it is.")
     layout: Layout = Field(description="How its rows are laid out.")
     rows: int = Field(description="Rows that can be used.")
-    bad_rows: int = Field(description="Rows that cannot.")
+    bad_rows: int = Field(description="Rows that cannot be used.")
     problems: tuple[RowProblem, ...] = Field(description="The first bad rows.")
     first: tuple[ShownRow, ...] = Field(description="The first rows that can be used.")
 

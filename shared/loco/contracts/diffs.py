@@ -22,9 +22,9 @@ class Sameness(StrEnum):
 class Difference(Contract):
     """A value that differs between two jobs."""
 
-    field: str = Field(description="What it is, with dots: `train.learning_rate`.")
-    first: Any = Field(description="Its value in the first job; null where it has none.")
-    second: Any = Field(description="Its value in the second job; null where it has none.")
+    field: str = Field(description="Name of the field, with dots: `train.learning_rate`.")
+    first: Any = Field(description="Value in the first job. Null: it has none.")
+    second: Any = Field(description="Value in the second job. Null: it has none.")
 
 
 class Figure(Contract):
@@ -34,8 +34,8 @@ class Figure(Contract):
         description="`train.last_loss`, or `eval.SET.BASELINE.accuracy`, `.gain`, `.p_value`; "
         "BASELINE `candidate` is the adapter itself."
     )
-    first: float | None = Field(description="Of the first job; null where it measured none.")
-    second: float | None = Field(description="Of the second job; null where it measured none.")
+    first: float | None = Field(description="Value in the first job. Null: not measured.")
+    second: float | None = Field(description="Value in the second job. Null: not measured.")
 
 
 class JobDiff(Contract):
@@ -44,18 +44,18 @@ class JobDiff(Contract):
     object: str = Field("diff", description="Always `diff`.")
     first: str = Field(description="ID of the first job.")
     second: str = Field(description="ID of the second job.")
-    verdict: Sameness = Field(description="How much alike they came out.")
-    reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
+    verdict: Sameness = Field(description="How similar the results are.")
+    reasons: tuple[str, ...] = Field(description="The reasons, one sentence each.")
     recipe: tuple[Difference, ...] = Field(
         description="Fields of the resolved specs that differ, without inputs and bookkeeping."
     )
     data: tuple[Difference, ...] = Field(
-        description="SHA-256 of inputs and of prepare's files, and counts of rows, that differ."
+        description="Inputs, files of prepare (by SHA-256) and row counts that differ."
     )
     environment: tuple[Difference, ...] = Field(
-        description="What the stages ran on where it differs: versions, machine, GPU, commit."
+        description="Versions, machine, GPU and commit of the stages, where they differ."
     )
     outputs: tuple[Difference, ...] = Field(
-        description="SHA-256 of adapter and GGUF, and answers of eval, that differ."
+        description="Adapter and GGUF (by SHA-256) and answers of eval that differ."
     )
-    scores: tuple[Figure, ...] = Field(description="Losses and scores, also equal ones.")
+    scores: tuple[Figure, ...] = Field(description="Losses and scores, including equal ones.")

@@ -33,11 +33,11 @@ def disk_full(folder: Path, *, needed: int | None = None) -> DiskFull:
         needed: bytes, where that is known.
     """
     free = free_bytes(folder)
-    wanted = "" if needed is None else f", {needed} are needed"
+    wanted = "" if needed is None else f", and {needed} are needed"
     return DiskFull(
         f"The disk of {folder} is full: {free} bytes are free{wanted}.",
-        hint="Free disk space there, e.g. old folders in adapters/*/runs/. What waits goes on by "
-        "itself; a job that gave up goes on with `loco retry JOB`.",
+        hint="Free disk space there, e.g. delete old folders in adapters/*/runs/. Waiting jobs "
+        "then continue by themselves. Continue a failed job with `loco retry JOB`.",
     )
 
 

@@ -16,9 +16,9 @@ from loco.contracts.fields import nearest
 class ErrorBody(Contract):
     """What the API says about an error."""
 
-    code: str = Field(description="Stable word for programs.")
+    code: str = Field(description="Stable code for programs.")
     message: str = Field(description="What is wrong, for people.")
-    param: str | None = Field(None, description="The field or header at fault, if one is.")
+    param: str | None = Field(None, description="The field or header that caused it, if any.")
     hint: str | None = Field(None, description="What to do about it.")
 
 
@@ -28,7 +28,7 @@ class LocoError(Exception):
     Attributes:
         code: stable word for programs.
         status: HTTP status the API answers with.
-        user_fault: whether a changed request or setting mends it.
+        user_fault: whether a changed request or setting fixes it.
         retryable: whether the same attempt may succeed later.
     """
 
@@ -86,13 +86,13 @@ class UnknownBaseModel(InvalidRequest):
 
 
 class StageGap(InvalidRequest):
-    """The stage list leaves out a stage that a later one builds on."""
+    """The stage list leaves out a stage that a later one needs."""
 
     code = "stage_gap"
 
 
 class Conflict(LocoError):
-    """The request does not fit the present state."""
+    """The request does not fit the current state."""
 
     code = "conflict"
     status = 409
@@ -113,7 +113,7 @@ class RecipeChanged(Conflict):
 
 
 class Unseen(Conflict):
-    """How the model will see rows is not known here: no training environment, or no tokenizer."""
+    """This machine cannot show how the model sees rows: no training environment, or no tokenizer."""
 
     code = "unseen"
 
@@ -125,7 +125,7 @@ class VersionRefused(Conflict):
 
 
 class CandidateMissing(Conflict):
-    """Ollama does not hold the version's model any more, or holds another under its name."""
+    """Ollama no longer has the version's model, or has another one under its name."""
 
     code = "candidate_missing"
 
@@ -137,14 +137,14 @@ class ArtifactChanged(Conflict):
 
 
 class UnsafePath(LocoError):
-    """A path leads out of the folder it has to stay in; nothing was read or written there."""
+    """A path leads outside its folder. Nothing was read or written there."""
 
     code = "unsafe_path"
     status = 409
 
 
 class UnreadableRecord(LocoError):
-    """What the ledger holds under this ID is not what this release, or any before it, writes."""
+    """The server's record under this ID cannot be read: another program or a newer release wrote it."""
 
     code = "unreadable_record"
 
@@ -158,7 +158,7 @@ class Unauthorized(LocoError):
 
 
 class Forbidden(LocoError):
-    """The key may not do this, or no key was made yet and the request is not of this machine."""
+    """The key may not do this, or no key exists yet and the request comes from another machine."""
 
     code = "forbidden"
     status = 403
@@ -166,7 +166,7 @@ class Forbidden(LocoError):
 
 
 class TooManyRequests(LocoError):
-    """The key or address asks more often than it may: wait as long as Retry-After says."""
+    """Too many requests with this key or from this address. Wait as long as Retry-After says."""
 
     code = "too_many_requests"
     status = 429
@@ -190,7 +190,7 @@ class BodyTooLarge(LocoError):
 
 
 class TooManyStreams(LocoError):
-    """The server follows as many jobs live as it can: poll, or try again later."""
+    """Too many live event streams are open. Poll, or try again later."""
 
     code = "too_many_streams"
     status = 503
@@ -198,7 +198,7 @@ class TooManyStreams(LocoError):
 
 
 class Busy(LocoError):
-    """The server is at work on as much of this kind as it takes at once."""
+    """Too many requests of this kind are running. Try again in a moment."""
 
     code = "busy"
     status = 503
@@ -220,7 +220,7 @@ class SourceUnreachable(LocoError):
 
 
 class DiskFull(LocoError):
-    """There is not enough free disk for what a stage will write."""
+    """There is not enough free disk space for what a stage will write."""
 
     code = "disk_full"
     status = 507
@@ -229,7 +229,7 @@ class DiskFull(LocoError):
 
 
 class QuotaExceeded(LocoError):
-    """The owner has as many data sets, or bytes of them, as the server's settings allow."""
+    """The owner has reached the server's limit for data sets or their bytes."""
 
     code = "quota_exceeded"
     status = 403
@@ -257,7 +257,7 @@ class ExportFailed(LocoError):
 
 
 class SandboxUnavailable(LocoError):
-    """This machine cannot run a model's code safely, so it runs none (the message names what lacks)."""
+    """This machine cannot run a model's code safely, so it runs none (the message names what is missing)."""
 
     code = "sandbox_unavailable"
     status = 501
@@ -285,7 +285,7 @@ class RegistrationFailed(LocoError):
 
 
 class RedisUnavailable(LocoError):
-    """The ledger's Redis does not answer."""
+    """Redis does not answer."""
 
     code = "redis_unavailable"
     status = 503
@@ -353,7 +353,7 @@ def invalid(
     return InvalidRequest(
         f"{place}: {', or: '.join(wrong)} (got {quoted(first['input'])}).",
         param=field,
-        hint="docs/recipes.md and GET /openapi.json say what each field may hold.",
+        hint="docs/recipes.md and GET /openapi.json list the allowed values of each field.",
     )
 
 
@@ -361,7 +361,7 @@ def spelling(field: str, known: Iterable[str]) -> str:
     """What to do about a field that there is not."""
     meant = nearest(field, tuple(known))
     lists = "GET /openapi.json and docs/recipes.md list every field."
-    return f"Did you mean {meant}? {lists}" if meant else f"Check the spelling; {lists}"
+    return f"Did you mean {meant}? {lists}" if meant else f"Check the spelling. {lists}"
 
 
 def quoted(value: Any) -> str:

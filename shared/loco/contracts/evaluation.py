@@ -41,7 +41,7 @@ class Baseline(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What the gate says of a candidate."""
+    """What the gate decides about a candidate."""
 
     #: Significantly better than the base on the primary set; promoted.
     BETTER = "better"
@@ -59,7 +59,8 @@ class ItemSource(Contract):
     )
     count: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["all"] = Field(
         "all",
-        description="Problems to take, seeded; `all`: the whole split or file. A generator has no end.",
+        description="How many problems to take, chosen by the seed. `all`: the whole split or file (not "
+        "for generators).",
     )
     seed: int = Field(20_261_122, ge=0, le=LARGEST_SEED, description="Seed of the choice.")
 
@@ -69,7 +70,10 @@ class EvalSet(ItemSource):
 
     role: Role = Field(Role.SHOWN, description="`primary` decides, `guard` must not get worse.")
     allowance: float = Field(
-        0.05, ge=0, le=1, description="Accuracy a guard may lose against base or promoted version."
+        0.05,
+        ge=0,
+        le=1,
+        description="How much accuracy a guard may lose against the base or the promoted version.",
     )
 
 
@@ -78,18 +82,19 @@ class GateSpec(Contract):
 
     policy: Literal["not_worse", "better", "always", "never"] = Field(
         "not_worse",
-        description="`not_worse`: refused when a check failed, when it is significantly worse on "
-        "the primary set or worse on a guard, or when it was not compared with the version that "
-        "serves; `better`: promoted only when significantly better, too; "
-        "`always`: refused only when a check failed; `never`: people promote.",
+        description="`not_worse`: refused if a check failed, if it is significantly worse on "
+        "the primary set or worse on a guard, or if it was not compared with the "
+        "version that serves. `better`: the same, and promoted only if "
+        "significantly better. `always`: refused only if a check failed. `never`: "
+        "only people promote.",
     )
     max_p: float = Field(0.05, gt=0, lt=1, description="Largest p of a significant difference.")
     min_problems: int = Field(
         100,
         ge=1,
         le=1_000_000,
-        description="Fewer primary problems than this prove nothing: `unproven` at most, and refused "
-        "while another version serves.",
+        description="With fewer primary problems nothing is proven: the verdict is `unproven` "
+        "at best, and `refused` while another version serves.",
     )
 
 
@@ -98,20 +103,23 @@ class GateResult(Contract):
 
     verdict: Verdict = Field(description="`better`, `unproven` or `refused`.")
     policy: str = Field(
-        description="The policy it followed; `any`: not measured, refused by a check of register."
+        description="The policy that was followed. `any`: not measured, because a check of register "
+        "failed."
     )
-    reasons: tuple[str, ...] = Field(description="Why, a sentence each.")
+    reasons: tuple[str, ...] = Field(description="The reasons, one sentence each.")
     advice: tuple[str, ...] = Field(
-        (), description="What to try where it was refused or no gain was shown."
+        (), description="What to try if it was refused or showed no gain."
     )
     by_hand: bool = Field(
         False,
-        description="Refused by policy `never` alone: promoting it by hand takes no force.",
+        description="Refused only by policy `never`, so promoting it by hand needs no force.",
     )
     compared_version: int | None = Field(
-        None, description="The promoted version it was compared with; none: nothing was promoted."
+        None,
+        description="The promoted version it was compared with. Null: no version was promoted.",
     )
     problems: int = Field(
         0,
-        description="Primary problems it was measured on: a verdict on fewer takes no place of it.",
+        description="Number of primary problems it was measured on. A verdict on fewer does not replace "
+        "it.",
     )

@@ -28,7 +28,7 @@ class NumericGrader(Contract):
         0,
         ge=0,
         allow_inf_nan=False,
-        description="Largest difference that still counts as right; 0: equal but for rounding.",
+        description="Largest difference that still counts as right. 0: equal except for rounding.",
     )
 
 
@@ -46,8 +46,8 @@ class ChoiceGrader(Contract):
     options: tuple[Phrase, ...] | dict[Phrase, Phrase] = Field(
         min_length=2,
         max_length=50,
-        description="The options, `[A, B, C]` or `[yes, no]`; or label to text, `{A: Paris, B: Rome}`, "
-        "where either may be named.",
+        description="The options, like `[A, B, C]` or `[yes, no]`, or labels with texts, like "
+        "`{A: Paris, B: Rome}`. An answer may then name label or text.",
     )
 
     @field_validator("options")
@@ -65,12 +65,20 @@ class ContainsGrader(Contract):
     """The answer holds certain phrases, and not others."""
 
     kind: Literal["contains"] = Field(description="Looks for phrases.")
-    all: tuple[Phrase, ...] = Field((), max_length=50, description="Every one must be there.")
-    any: tuple[Phrase, ...] = Field((), max_length=50, description="At least one must be there.")
-    none: tuple[Phrase, ...] = Field((), max_length=50, description="None may be there.")
-    ignore_case: bool = Field(True, description="Whether upper and lower case are the same.")
+    all: tuple[Phrase, ...] = Field(
+        (), max_length=50, description="The answer must contain all of these."
+    )
+    any: tuple[Phrase, ...] = Field(
+        (), max_length=50, description="The answer must contain at least one of these."
+    )
+    none: tuple[Phrase, ...] = Field(
+        (), max_length=50, description="The answer must contain none of these."
+    )
+    ignore_case: bool = Field(True, description="Whether upper and lower case count as the same.")
     whole_words: bool = Field(
-        True, description="`no` is not found in `know`; false for languages without spaces."
+        True,
+        description="Match whole words only: `no` is not found in `know`. Set false for languages "
+        "without spaces.",
     )
 
     @model_validator(mode="after")
@@ -93,7 +101,7 @@ class RegexGrader(Contract):
         "fullmatch",
         description="The whole answer without outer spaces, any part of it, or its whole last line.",
     )
-    ignore_case: bool = Field(False, description="Whether upper and lower case are the same.")
+    ignore_case: bool = Field(False, description="Whether upper and lower case count as the same.")
 
     @field_validator("pattern")
     @classmethod
@@ -103,24 +111,27 @@ class RegexGrader(Contract):
 
 
 class JsonGrader(Contract):
-    """The answer is a JSON value, or holds one.
+    """The answer is a JSON value, or contains one.
 
-    Read is the answer whole, else its last fence that is JSON, else the first list or object in it.
+    It reads the whole answer, else the last code fence that is JSON, else the first list or object.
     """
 
     kind: Literal["json"] = Field(description="Compares JSON values.")
     expected: JsonValue = Field(
-        None, description="The value; where it is left out, the item's `answer` is read as JSON."
+        None, description="The expected value. If left out, the item's `answer` is read as JSON."
     )
     subset: bool = Field(
-        False, description="The answer may hold fields beyond those expected, at every level."
+        False, description="The answer may have more fields than expected, at every level."
     )
     any_order: bool = Field(False, description="Lists may be in any order.")
-    ignore_case: bool = Field(False, description="Case of text values (not of field names).")
+    ignore_case: bool = Field(
+        False,
+        description="Whether upper and lower case of text values count as the same (not of field names).",
+    )
     types: dict[Phrase, JsonType] = Field(
         {}, description="Fields the answer must have, and their types, whatever their values."
     )
-    only: bool = Field(False, description="The answer must be JSON and nothing else: no fence.")
+    only: bool = Field(False, description="The answer must be only JSON, without a code fence.")
 
     @field_validator("expected")
     @classmethod
@@ -133,7 +144,7 @@ class JsonGrader(Contract):
 class CodeGrader(CodeTests):
     """The answer's code passes tests."""
 
-    kind: Literal["code"] = Field(description="Runs the answer's code in a locked-down child.")
+    kind: Literal["code"] = Field(description="Runs the answer's code in a sandbox.")
 
 
 Grader = Annotated[

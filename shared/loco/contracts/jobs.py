@@ -17,7 +17,7 @@ from loco.contracts.versions import Promotion
 
 
 class JobStatus(StrEnum):
-    """Where a job is."""
+    """The status of a job."""
 
     #: Accepted; no stage has started.
     QUEUED = "queued"
@@ -37,7 +37,7 @@ class JobStatus(StrEnum):
 
 
 class StageStatus(StrEnum):
-    """Where a stage is."""
+    """The status of a stage."""
 
     #: An earlier stage has not committed yet.
     PENDING = "pending"
@@ -68,12 +68,12 @@ class StageStatus(StrEnum):
 class Failure(Contract):
     """Why a stage failed."""
 
-    code: str = Field(description="Stable word for programs.")
+    code: str = Field(description="Stable code for programs.")
     message: str = Field(description="What went wrong.")
     hint: str | None = Field(None, description="What to do about it.")
     stage: Stage = Field(description="The stage that failed.")
     attempt: int = Field(description="The attempt that failed, from 1.")
-    user_fault: bool = Field(description="Whether a changed request or setting mends it.")
+    user_fault: bool = Field(description="Whether a changed request or setting fixes it.")
 
 
 class Checkpoint(Contract):
@@ -89,24 +89,22 @@ class Task(Contract):
     task_id: str = Field(description="`JOB_ID-STAGE`.")
     job_id: JobId = Field(description="The job it belongs to.")
     stage: Stage = Field(description="The stage it runs.")
-    status: StageStatus = Field(description="Where it is.")
-    attempt: int = Field(0, description="Executions so far.")
-    crashes: int = Field(
-        0, description="Attempts that died without a word since the last progress."
-    )
+    status: StageStatus = Field(description="Current status.")
+    attempt: int = Field(0, description="Attempts so far.")
+    crashes: int = Field(0, description="Attempts that crashed since the last progress.")
     worker: str | None = Field(None, description="Worker of the running or last attempt.")
     progress: Progress | None = Field(None, description="The newest progress reading.")
     result: dict[str, Any] | None = Field(
-        None, description="What the stage measured, once committed."
+        None, description="What the stage measured, once it has finished."
     )
     error: Failure | None = Field(None, description="Why the last attempt failed.")
-    artifacts: tuple[Artifact, ...] = Field((), description="The files it committed.")
+    artifacts: tuple[Artifact, ...] = Field((), description="The files it made.")
     checkpoints: tuple[Checkpoint, ...] = Field((), description="Newest first.")
-    reused_from: str | None = Field(None, description="Job whose committed stage was taken over.")
-    queued_at: datetime | None = Field(None, description="When it began to wait for a worker.")
+    reused_from: str | None = Field(None, description="Job whose finished stage was reused.")
+    queued_at: datetime | None = Field(None, description="When it started to wait for a worker.")
     started_at: datetime | None = Field(None, description="When its last attempt started.")
     ran_seconds: float | None = Field(
-        None, description="How long its attempts ran that have ended, together; no waiting in it."
+        None, description="Total run time of its ended attempts, without waiting."
     )
     finished_at: datetime | None = Field(None, description="When it ended.")
 
@@ -121,22 +119,22 @@ class Task(Contract):
 
 
 class Waiting(Contract):
-    """Where a job that waits for a worker stands."""
+    """Where a waiting job is in line."""
 
     stage: Stage = Field(description="The stage that waits.")
     queue: Queue = Field(description="The queue it waits in.")
     position: int | None = Field(
-        description="Its place among those that wait, from 1; none: it waits for a time (`not_before`, or "
-        "the pause before a retry)."
+        description="Its place in line, from 1. Null: it waits for a time (`not_before`, or the "
+        "pause before a retry)."
     )
-    running: int = Field(description="Stages of this queue that run now.")
+    running: int = Field(description="Number of stages running in this queue now.")
     starts_in_seconds: float | None = Field(
-        description="When it is expected to begin; none: not known, as of what is ahead of it no run is "
-        "known, or no worker serves the queue."
+        description="When it will probably start. Null: not known, because no earlier run tells "
+        "how long the jobs before it take, or because no worker serves the queue."
     )
     ends_in_seconds: float | None = Field(
-        description="When the job is expected to end if nothing goes before its later stages; none: not "
-        "known."
+        description="When the job will probably end, if no other job gets in before its later "
+        "stages. Null: not known."
     )
 
 
@@ -149,32 +147,34 @@ class Job(Contract):
     profile: str = Field(description="The profile of its recipe.")
     owner: str | None = Field(
         None,
-        description="Owner of the API key it came with; `local`: none was needed; "
-        "none: accepted by a release that kept no owners.",
+        description="Owner of the API key that submitted it. `local`: no key was needed. Null: "
+        "accepted by a release that kept no owners.",
     )
-    status: JobStatus = Field(description="Where it is.")
+    status: JobStatus = Field(description="Current status.")
     priority: int = Field(0, description="Higher runs first.")
-    metadata: dict[str, str] = Field({}, description="Yours; not interpreted.")
-    cancel_requested: bool = Field(False, description="Whether somebody asked for a stop.")
+    metadata: dict[str, str] = Field(
+        {}, description="Labels of your own, which the server only stores."
+    )
+    cancel_requested: bool = Field(False, description="Whether somebody asked to cancel it.")
     paused: bool = Field(
         False,
-        description="Whether it was cancelled to be resumed: OpenAI's clients see it as `paused`.",
+        description="Whether it was paused and can be resumed: OpenAI's clients see it as `paused`.",
     )
     created_at: datetime = Field(description="When it was accepted.")
     not_before: datetime | None = Field(
-        None, description="Its first stage does not begin before; none: it did not have to wait."
+        None, description="The first stage does not start before this time. Null: no such time."
     )
     started_at: datetime | None = Field(None, description="When its first stage started.")
     finished_at: datetime | None = Field(None, description="When it ended.")
     stages: tuple[Task, ...] = Field(description="Its tasks, in the order in which they run.")
     error: Failure | None = Field(None, description="Why it failed.")
     promotion: Promotion | None = Field(
-        None, description="What became of its version: promoted or not; none before register."
+        None, description="Whether its version was promoted. Null before register."
     )
     waiting: Waiting | None = Field(
-        None, description="Where it stands in line; none: it does not wait. Not in lists."
+        None, description="Its place in line. Null: it is not waiting. Lists do not have it."
     )
-    spec: JobSpec = Field(description="What it does, every default filled in.")
+    spec: JobSpec = Field(description="What the job does, with all defaults filled in.")
 
     @computed_field(description="Whether the job has ended.")  # type: ignore[prop-decorator]
     @property
@@ -193,50 +193,50 @@ class Job(Contract):
 
 
 class JobLine(Contract):
-    """A job in a line: what a person needs to tell it from others."""
+    """A job in one line: enough to tell it from others."""
 
     id: JobId = Field(description="Its ID.")
     adapter: str = Field(description="The adapter that is built.")
     profile: str = Field(description="The profile of its recipe.")
-    owner: str | None = Field(None, description="Whose it is, as in a job.")
-    status: JobStatus = Field(description="Where it is.")
+    owner: str | None = Field(None, description="Owner, as in a job.")
+    status: JobStatus = Field(description="Current status.")
 
 
 class UnreadableJob(Contract):
-    """A job whose record in the ledger cannot be read; it stands in a list in its place."""
+    """A job whose record cannot be read. It takes the job's place in a list."""
 
-    id: str = Field(description="The ID under which the ledger lists it.")
+    id: str = Field(description="ID of the job.")
     code: Literal["unreadable_record"] = Field("unreadable_record", description="Always this.")
-    message: str = Field(description="What cannot be read.")
+    message: str = Field(description="What cannot be read, and why.")
 
 
 class JobEvent(Contract):
     """One entry of a job's event stream."""
 
-    id: str = Field(description="Stream ID; `Last-Event-ID` resumes after it.")
+    id: str = Field(description="Stream ID; `Last-Event-ID` continues after it.")
     type: str = Field(
         description="`job.submitted`, `job.STATUS`, `stage.STATUS`, `stage.progress`, "
         "`stage.checkpoint`, `stage.log`, `stage.retry`, `version.registered`, "
         "`version.promoted`, `version.not_promoted`, `version.refused`, `version.measured`, `snapshot`."
     )
     at: datetime = Field(description="When it happened.")
-    stage: Stage | None = Field(None, description="The stage it is about, if one.")
+    stage: Stage | None = Field(None, description="The stage it is about, if any.")
     data: dict[str, Any] = Field(
-        {}, description="What happened: a progress reading, a failure; of `snapshot` the job."
+        {}, description="Details: a progress reading or a failure. For `snapshot`: the job."
     )
 
 
 class WorkerInfo(Contract):
-    """A worker that has been heard of in the last minute."""
+    """A worker that gave a sign of life in the last minute."""
 
     id: str = Field(description="Its name.")
-    queue: str = Field(description="The queue it serves: `cpu` or `gpu`.")
+    queue: str = Field(description="The queue it takes stages from: `cpu` or `gpu`.")
     host: str = Field(description="The machine it runs on.")
     pid: int = Field(description="Its process there.")
     device: str = Field(description="`cpu`, or the GPU it is pinned to.")
     hardware: Device | None = Field(
         None,
-        description="What a worker of queue `gpu` trains on, as last looked at while it was idle.",
+        description="What a `gpu` worker trains on, as seen when it was last idle.",
     )
-    task_id: str | None = Field(None, description="What it runs now.")
-    seen_at: datetime = Field(description="When it was last heard of.")
+    task_id: str | None = Field(None, description="The stage it runs now.")
+    seen_at: datetime = Field(description="When its last sign of life came.")

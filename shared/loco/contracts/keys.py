@@ -41,16 +41,18 @@ class Scope(StrEnum):
 class KeyInfo(Contract):
     """What is known about a key, never the key itself."""
 
-    id: str = Field(description="Names the key for `revoke`.")
-    name: str = Field(description="What the key is for, in the words of who made it.")
-    owner: str = Field(description="Whose jobs its jobs are; several keys may have one owner.")
+    id: str = Field(description="ID of the key, for `revoke`.")
+    name: str = Field(description="What the key is for, as its maker wrote.")
+    owner: str = Field(
+        description="Who owns the jobs of this key. Several keys may have the same owner."
+    )
     scope: Scope = Field(description="What it may do.")
     created_at: datetime = Field(description="When it was made.")
     expires_at: datetime | None = Field(
-        None, description="When it stops working; none: when revoked."
+        None, description="When it stops working. Null: when it is revoked."
     )
     last_used_at: datetime | None = Field(
-        None, description="When it was last seen, to the minute; none: never."
+        None, description="When it was last used, to the minute. Null: never."
     )
 
 
@@ -65,12 +67,12 @@ class KeyRequest(Contract):
         None,
         min_length=1,
         max_length=LONGEST_NAME,
-        description="Whose it is; none: its name, unless that is `local`.",
+        description="Owner of the key. Null: the key's name, unless that is `local`.",
     )
     expires: str | None = Field(
         None,
         max_length=8,
-        description="How long it works: a number and m, h, d or w; none: until it is revoked.",
+        description="How long it works: a number and m, h, d or w. Null: until it is revoked.",
         examples=["90d"],
         json_schema_extra={
             "pattern": f"^{_LIFETIME}$"
@@ -85,22 +87,24 @@ class NewKey(KeyInfo):
 
 
 class AuditEvent(Contract):
-    """Who did what. The newest 10,000 stay, of refused requests the newest 1,000."""
+    """Who did what. The server keeps the newest 10,000 entries, and the newest 1,000 refused requests."""
 
-    id: str = Field(description="Its place in the trail.")
+    id: str = Field(description="Position in the audit trail.")
     at: datetime = Field(description="When it was recorded.")
     action: str = Field(description="The operation, as in /openapi.json, or `refused`.")
-    target: str = Field(description="Path of what it was done to.")
+    target: str = Field(description="Path of what was changed.")
     detail: str = Field("", description="More about it, for people.")
     outcome: Literal["ok", "refused", "failed"] = Field(
         description="Whether it was done, refused (4xx), or failed (5xx)."
     )
-    status: int | None = Field(None, description="HTTP status; none: done on the server's machine.")
-    key: str | None = Field(None, description="ID of the key; none: no key, or no valid one.")
-    by: str | None = Field(None, description="Name of the key; `local`: none was needed.")
+    status: int | None = Field(None, description="HTTP status. Null: done on the server's machine.")
+    key: str | None = Field(None, description="ID of the key. Null: no key, or no valid one.")
+    by: str | None = Field(None, description="Name of the key. `local`: no key was needed.")
     owner: str | None = Field(None, description="Its owner.")
-    address: str | None = Field(None, description="Where it came from; none: this machine's CLI.")
-    count: int = Field(1, description="How many refusals of that address this entry stands for.")
+    address: str | None = Field(
+        None, description="Address it came from. Null: the command line on the server's machine."
+    )
+    count: int = Field(1, description="How many refusals of that address this entry counts.")
 
 
 def lifetime_of(text: str) -> timedelta:
@@ -113,7 +117,7 @@ def lifetime_of(text: str) -> timedelta:
     lifetime = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else None
     if lifetime is None or lifetime > LONGEST_LIFETIME:
         raise InvalidRequest(
-            f"expires: {text!r:.80} is no time up to ten years.",
+            f"expires: {text!r:.80} is not a time of up to ten years.",
             param="expires",
             hint="Write a number and m, h, d or w: 12h, 90d, 26w.",
         )

@@ -17,13 +17,13 @@ class LogPage(Contract):
     job_id: JobId = Field(description="The job.")
     stage: Stage = Field(description="The stage.")
     attempt: int = Field(
-        description="Which of the attempts that left a log, from 1; 0: none has so far."
+        description="Which attempt, counting those with a log, from 1. 0: none has a log yet."
     )
-    attempts: int = Field(description="How many have.")
+    attempts: int = Field(description="How many attempts have a log.")
     offset: int = Field(description="Byte at which `text` begins.")
     next_offset: int = Field(description="Byte at which the next page begins.")
     size: int = Field(
-        description="Bytes of the log as of now. One that runs over is cut to its half."
+        description="Current size of the log in bytes. A log that grows too large is cut to half."
     )
-    ended: bool = Field(description="Whether this attempt writes no more.")
-    text: str = Field(description="The piece; bytes that are no UTF-8 stand as U+FFFD.")
+    ended: bool = Field(description="Whether this attempt has ended.")
+    text: str = Field(description="The piece of text. Bytes that are not UTF-8 show as U+FFFD.")

@@ -24,7 +24,7 @@ TOO_MUCH = 71
 class LookRow(Contract):
     """A training row."""
 
-    line: int = Field(ge=1, le=10**9, description="Where it stands in its file.")
+    line: int = Field(ge=1, le=10**9, description="Line in its file.")
     conversations: list[
         dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=LONGEST_ROW)]]
     ] = Field(min_length=1, max_length=MOST_TURNS, description="Its turns.")
@@ -35,38 +35,45 @@ class LookRequest(Contract):
 
     base_model: str = Field(max_length=LONGEST_NAME, description="Name in the catalog.")
     max_length: int = Field(
-        ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens; longer rows are cut."
+        ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens. Longer rows are cut."
     )
     rows: tuple[LookRow, ...] = Field(
-        min_length=1, max_length=MOST_ROWS, description="Rows; the first ten are shown in full."
+        min_length=1, max_length=MOST_ROWS, description="The rows. The first ten are shown in full."
     )
 
 
 class LookPiece(Contract):
     """A run of tokens that are all trained on, or all not."""
 
-    text: str = Field(description="The tokens, decoded.")
-    trained: bool = Field(description="Whether the loss counts on them.")
+    text: str = Field(description="The tokens as text.")
+    trained: bool = Field(description="Whether training learns from them (the loss counts them).")
 
 
 class LookedAt(Contract):
-    """What becomes of a row."""
+    """What happens to a row."""
 
-    line: int = Field(description="Where it stands in its file.")
-    tokens: int = Field(0, description="Before it is cut.")
-    trained: int = Field(0, description="Tokens that the loss counts on, after it is cut.")
-    cut: bool = Field(False, description="Its answer is cut at max_length, and has no end.")
-    dropped: bool = Field(False, description="Its answer begins beyond max_length.")
-    problem: str | None = Field(None, description="Why it cannot be trained on at all.")
+    line: int = Field(description="Line in its file.")
+    tokens: int = Field(0, description="Tokens of the row before it is cut.")
+    trained: int = Field(
+        0, description="Trained tokens (the loss counts them), after the row is cut."
+    )
+    cut: bool = Field(False, description="The answer is cut at max_length, so it has no end.")
+    dropped: bool = Field(
+        False, description="The answer begins after max_length, so the row is left out."
+    )
+    problem: str | None = Field(None, description="Why training cannot use it at all.")
     pieces: tuple[LookPiece, ...] = Field(
-        (), description="As the model sees it; of the first rows, 65,536 characters at most."
+        (),
+        description="The row as the model sees it. Only for the first rows, up to 65,536 characters.",
     )
 
 
 class Look(Contract):
-    """Rows as they will be trained on."""
+    """Rows as training will use them."""
 
-    base_model: str = Field(description="Whose tokenizer and chat template were asked.")
+    base_model: str = Field(
+        description="The base model whose tokenizer and chat template were used."
+    )
     rows: tuple[LookedAt, ...] = Field(description="One for each row, in order.")
 
 

@@ -15,13 +15,14 @@ def _quotable(text: str) -> str:
     """
     if '"""' in text:
         raise ValueError(
-            "has three quotes in a row, which end a text in a Modelfile: write two of them"
+            "has three quotes in a row, which would end the text in a Modelfile. Write two of them"
         )
     if "\0" in text or "\r" in text:
-        raise ValueError("has a zero byte or carriage return, which a Modelfile does not keep")
+        raise ValueError("has a zero byte or carriage return, which a Modelfile cannot hold")
     if text.endswith('"') and ("\n" in text or text.startswith('"')):
         raise ValueError(
-            "ends with a quote, which a Modelfile does not keep in a text of this form; end it otherwise"
+            "ends with a quote, which a Modelfile cannot hold in a text like this. End it "
+            "with another character"
         )
     return text
 

@@ -77,9 +77,10 @@ def hole_warning(version: str) -> tuple[str, str] | None:
         return None
     known = ", ".join(f"{hole.cve} ({hole.lets})" for hole in found)
     fix = (
-        f"Update Ollama to {found[0].before} or newer, and let no other machine reach it till then."
+        f"Update Ollama to {found[0].before} or newer, and until then keep other machines "
+        "away from it."
     )
-    return f"Ollama {version} has known holes: {known}.", fix
+    return f"Ollama {version} has known security holes: {known}.", fix
 
 
 def without_adapters(version: str, architecture: str) -> str | None:
@@ -93,11 +94,11 @@ def without_adapters(version: str, architecture: str) -> str | None:
     if number is None:
         return None
     if number < _ADAPTERS_FIRST:
-        return f"Ollama {version} takes no adapters over its API; 0.5.5 and newer do."
+        return f"Ollama {version} does not take adapters over its API. 0.5.5 and newer do."
     since = _WITHOUT_ADAPTERS.get(architecture)
     if since is not None and since <= number < _ADAPTERS_AGAIN:
         return (
-            f"Ollama {version} runs no adapters on models of architecture {architecture}; "
+            f"Ollama {version} does not run adapters on models of architecture {architecture}. "
             "0.30.0 and newer do."
         )
     return None

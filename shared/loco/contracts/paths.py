@@ -17,9 +17,9 @@ def relative(path: str) -> str:
     """
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts:
-        raise ValueError("is no path below a folder")
+        raise ValueError("is not a path inside a folder")
     if "\0" in path or not path.isprintable():
-        raise ValueError("has characters that are not printed")
+        raise ValueError("has unprintable characters")
     return path
 
 
@@ -42,13 +42,14 @@ def inside(folder: Path, path: str | Path) -> Path:
     try:
         place = (root / path).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL, a name too long
-        raise UnsafePath(f"{str(path)!r:.200} is no path: {error}.", hint=_HINT) from error
+        raise UnsafePath(f"{str(path)!r:.200} is not a path: {error}.", hint=_HINT) from error
     if place == root or not place.is_relative_to(root):
-        raise UnsafePath(f"{str(path)!r:.200} leads out of {folder}.", hint=_HINT)
+        raise UnsafePath(f"{str(path)!r:.200} leads outside {folder}.", hint=_HINT)
     return place
 
 
 _HINT = (
-    "Nothing is read or written there. Links that lead out of a folder are not followed: mount a "
-    "larger disk there instead, or choose another folder (LOCO_ADAPTERS_DIR, LOCO_DATA_DIR)."
+    "Nothing was read or written there. locollm does not follow links that lead outside a "
+    "folder. Mount a larger disk there instead, or choose another folder (LOCO_ADAPTERS_DIR, "
+    "LOCO_DATA_DIR)."
 )

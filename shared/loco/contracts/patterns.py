@@ -60,11 +60,11 @@ def compiled(pattern: str, *, ignore_case: bool = False) -> Pattern:
             f"{said}; patterns are RE2's: no lookaround, no backreferences, at most 1000 repeats"
         ) from error
     except UnicodeEncodeError as error:
-        raise ValueError("half a surrogate pair is no character") from error
+        raise ValueError("half a surrogate pair is not a character") from error
     if program.programsize > LARGEST_PROGRAM:
         raise ValueError(
-            f"compiles to {program.programsize:,} instructions, {LARGEST_PROGRAM:,} are allowed: "
-            "repeat less, or write `+` for a counted repetition"
+            f"compiles to {program.programsize:,} instructions, but {LARGEST_PROGRAM:,} are "
+            "allowed. Repeat less, or write `+` instead of a counted repetition"
         )
     return cast("Pattern", program)
 

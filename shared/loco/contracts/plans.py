@@ -36,12 +36,14 @@ class Shape(Contract):
     vocab_size: int = Field(ge=1, description="Rows of the embedding.")
     tie_word_embeddings: bool = Field(description="Whether the output layer is the embedding.")
     sliding_window: int | None = Field(
-        None, description="Tokens a layer looks back at most, where some layer has such a limit."
+        None,
+        description="How many tokens a layer looks back at most, if some layer has such a limit.",
     )
 
     quantized_bytes: int | None = Field(
         None,
-        description="Bytes of its weights as stored in 4 bits, some layers perhaps in 16; none: as NF4.",
+        description="Size of the weights in bytes as stored in 4 bits (some layers perhaps in 16). "
+        "Null: plain NF4.",
     )
 
     @classmethod
@@ -57,8 +59,8 @@ class Shape(Contract):
         if experts:
             found = ", ".join(f"{name} {count}" for name, count in experts.items())
             raise InvalidRequest(
-                f"The base model is a mixture of experts ({found} in its config.json), whose memory "
-                "cannot be planned and whose experts export cannot merge.",
+                f"The base model is a mixture of experts ({found} in its config.json). locollm "
+                "cannot plan its memory or merge its experts.",
                 param="base_model",
                 hint="Name a dense base model in adapters/base_models.yaml.",
             )
@@ -112,12 +114,13 @@ class Lengths(Contract):
 
     rows: int = Field(ge=1, description="Rows trained on.")
     tokens: int = Field(ge=1, description="Tokens of all rows.")
-    answer_tokens: int = Field(ge=1, description="Tokens the loss counts on.")
+    answer_tokens: int = Field(ge=1, description="Trained tokens (the loss counts them).")
     p50: int = Field(ge=1, description="Median row, in tokens.")
-    p95: int = Field(ge=1, description="95 % of the rows are no longer, in tokens.")
+    p95: int = Field(ge=1, description="95 % of the rows have at most this many tokens.")
     longest: int = Field(ge=1, description="Longest row, in tokens.")
     pairs: "Lengths | None" = Field(
-        None, description="The same of train.preference, whose pairs are two rows each; none: none."
+        None,
+        description="The same for train.preference, where each pair is two rows. Null: no pairs.",
     )
 
     @property
@@ -130,10 +133,12 @@ class Device(Contract):
     """What a worker trains on."""
 
     name: str = Field(description="`cpu` or the GPU's name.")
-    memory_gb: float = Field(gt=0, description="Memory, 10^9 bytes: the GPU's, or the machine's.")
-    free_gb: float = Field(ge=0, description="Memory that is free, 10^9 bytes.")
-    compute_capability: float | None = Field(None, description="Of an NVIDIA GPU, e.g. 8.6.")
-    cores: int | None = Field(None, ge=1, description="Cores of a CPU that may be used.")
+    memory_gb: float = Field(gt=0, description="Memory of the GPU, or of the machine, 10^9 bytes.")
+    free_gb: float = Field(ge=0, description="Free memory, 10^9 bytes.")
+    compute_capability: float | None = Field(
+        None, description="Compute capability of an NVIDIA GPU, e.g. 8.6."
+    )
+    cores: int | None = Field(None, ge=1, description="CPU cores that training may use.")
 
     @property
     def is_gpu(self) -> bool:
@@ -145,45 +150,49 @@ class Plan(Contract):
     """How a training run uses its device. None of it changes what is learnt, but the precision."""
 
     engine: Engine = Field(description="Which engine trains.")
-    precision: Precision = Field(description="How the frozen base is held.")
-    micro_batch: int = Field(ge=1, description="Rows a forward pass.")
-    accumulation: int = Field(ge=1, description="Forward passes an optimizer step.")
+    precision: Precision = Field(description="How the frozen base is kept in memory.")
+    micro_batch: int = Field(ge=1, description="Rows per forward pass.")
+    accumulation: int = Field(ge=1, description="Forward passes per optimizer step.")
     gradient_checkpointing: bool = Field(
-        description="Activations are computed again in the backward pass: slower, far less memory."
+        description="Compute activations again in the backward pass: slower, but far less memory."
     )
     padding_free: bool = Field(
-        description="The rows of a forward pass are laid end to end instead of padded."
+        description="Put the rows of a forward pass end to end instead of padding them."
     )
     cuda_graphs: bool = Field(
-        False, description="Forward passes of like size are recorded once and replayed."
+        False, description="Record forward passes of the same size once and replay them."
     )
     pairs: int | None = Field(
-        None, ge=1, description="Pairs a forward pass of train.preference; none: there is none."
+        None, ge=1, description="Pairs per forward pass of train.preference. Null: no pairs."
     )
-    max_length: int = Field(ge=1, description="Longest row met, in tokens.")
+    max_length: int = Field(ge=1, description="Longest row, in tokens.")
     memory_gb: float = Field(
         ge=0, description="Expected peak of reserved memory, 10^9 bytes, without the CUDA context."
     )
     memory_factor: float = Field(
         1.0,
         gt=0,
-        description="What earlier runs have taught, over the model; in memory_gb already.",
+        description="Correction from earlier runs, 10^9 bytes; already in memory_gb.",
     )
     rows_gb: float | None = Field(
-        None, ge=0, description="Peak on the rows by the model alone, 10^9 bytes."
+        None,
+        ge=0,
+        description="Peak for the rows as computed, without that correction, 10^9 bytes.",
     )
     pairs_gb: float | None = Field(
-        None, ge=0, description="Peak on the pairs by the model alone, 10^9 bytes."
+        None,
+        ge=0,
+        description="Peak for the pairs as computed, without that correction, 10^9 bytes.",
     )
-    device: str = Field("", description="What it was made for: `cpu` or the GPU's name.")
+    device: str = Field("", description="Device it was made for: `cpu` or the GPU's name.")
     free_gb: float | None = Field(
         None, description="Memory that was free when it was made, 10^9 bytes."
     )
     step_seconds: float = Field(ge=0, description="Expected seconds of an optimizer step.")
     preference_seconds: float = Field(
-        0.0, ge=0, description="Expected seconds of train.preference; in train_seconds too."
+        0.0, ge=0, description="Expected seconds of train.preference, included in train_seconds."
     )
-    train_seconds: float = Field(ge=0, description="Expected seconds of stage train, whole.")
+    train_seconds: float = Field(ge=0, description="Expected seconds of the whole stage train.")
     why: str = Field("", description="Why this plan, in words.")
 
 
@@ -193,10 +202,10 @@ class PlanAttempt(Contract):
     plan: Plan = Field(description="What was tried.")
     first_step: int = Field(description="First optimizer step of this try.")
     last_step: int = Field(
-        description="Last optimizer step it finished; one less than the first: none."
+        description="Last optimizer step it finished. One less than the first: it finished none."
     )
     pairs_from: int | None = Field(
-        None, ge=1, description="First optimizer step of the run on pairs; none: all are on rows."
+        None, ge=1, description="First optimizer step on pairs. Null: all steps are on rows."
     )
     peak_memory_gb: float = Field(
         description="Peak of reserved GPU memory, 10^9 bytes; 0 on a CPU."
@@ -219,11 +228,11 @@ class Memory(Contract):
 
     weights_gb: float = Field(description="The frozen base.")
     adapter_gb: float = Field(description="The adapter, its gradients and AdamW's moments.")
-    activations_gb: float = Field(description="What the backward pass needs of the largest batch.")
+    activations_gb: float = Field(description="What the backward pass needs for the largest batch.")
     logits_gb: float = Field(description="Logits of the answer tokens of one chunk.")
-    workspace_gb: float = Field(description="Dequantized layers, matrix library, rounding.")
+    workspace_gb: float = Field(description="Dequantized layers, matrix library and rounding.")
     learned_gb: float = Field(
-        0.0, description="What earlier runs took beyond the model; below 0: what it took too much."
+        0.0, description="What earlier runs needed beyond the estimate. Below 0: they needed less."
     )
 
     @computed_field(description="The sum.")  # type: ignore[prop-decorator]

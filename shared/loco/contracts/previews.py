@@ -21,9 +21,12 @@ class AskedDevice(Contract):
         description="Name of the GPU, or `cpu`.",
         examples=["RTX 3070"],
     )
-    memory_gb: float = Field(gt=0, le=10_000, description="Its memory, 10^9 bytes.")
+    memory_gb: float = Field(gt=0, le=10_000, description="Memory of the device, 10^9 bytes.")
     compute_capability: float | None = Field(
-        None, gt=0, le=100, description="Of an NVIDIA GPU, e.g. 8.6; none: what its name says."
+        None,
+        gt=0,
+        le=100,
+        description="Compute capability of an NVIDIA GPU, e.g. 8.6. Null: taken from its name.",
     )
 
 
@@ -31,14 +34,14 @@ class PlanRequest(JobRequest):
     """The body of `POST /plan`: a job's, and optionally a device to plan for."""
 
     device: AskedDevice | None = Field(
-        None, description="Device to plan for; none: that of the worker that would train."
+        None, description="Device to plan for. Null: the device of the worker that would train."
     )
 
 
 class BaseFit(Contract):
     """A base model of the catalog, and whether a device is large enough to train it."""
 
-    name: str = Field(description="Name in the catalog: `base_model` of a recipe or request.")
+    name: str = Field(description="Name in the catalog, for `base_model` of a recipe or request.")
     object: str = Field("base_model", description="Always `base_model`.")
     parameters_billion: float = Field(description="Parameters, 10^9.")
     license: str | None = Field(None, description="Its license, as its publisher names it.")
@@ -46,19 +49,21 @@ class BaseFit(Contract):
     architecture: str | None = Field(None, description="`model_type` of its config.json.")
     smallest_card_gb: int | None = Field(
         None,
-        description="Memory of the smallest card sold on which the defaults of a recipe fit, computed by "
-        "the planner; none: not even the largest, or its shape is not known.",
+        description="Memory of the smallest card on which a recipe's defaults fit, as computed. "
+        "Null: no card is large enough, or the model's shape is not known.",
     )
     fits: bool | None = Field(
-        None, description="Whether they fit the device; none: no device is known."
+        None, description="Whether they fit the device. Null: no device is known."
     )
     memory_gb: float | None = Field(
-        None, description="Expected peak on the device, 10^9 bytes; none: it does not fit."
+        None, description="Expected peak on the device, 10^9 bytes. Null: it does not fit."
     )
     download_gb: float | None = Field(
-        None, description="Weights to fetch that are not here yet, 10^9 bytes, computed."
+        None, description="Weights still to download, 10^9 bytes, computed."
     )
-    error: ErrorBody | None = Field(None, description="Why its shape is not known, if so.")
+    error: ErrorBody | None = Field(
+        None, description="Why the model's shape is not known, if it is not."
+    )
 
 
 class Needs(Contract):
@@ -66,48 +71,52 @@ class Needs(Contract):
 
     stage: Stage = Field(description="The stage.")
     ram_gb: float = Field(description="RAM, 10^9 bytes.")
-    disk_gb: float = Field(description="Disk it fills, 10^9 bytes; downloads come besides.")
-    download_gb: float = Field(description="Weights to fetch that are not here yet, 10^9 bytes.")
+    disk_gb: float = Field(description="Disk space it fills, 10^9 bytes, without downloads.")
+    download_gb: float = Field(description="Weights still to download, 10^9 bytes.")
 
 
 class StageTime(Contract):
     """How long a stage is expected to take."""
 
     stage: Stage = Field(description="The stage.")
-    seconds: float | None = Field(None, description="Expected seconds; none: nothing is known.")
+    seconds: float | None = Field(None, description="Expected seconds. Null: not known.")
     basis: Literal["runs", "model", "unknown"] = Field(
-        description="`runs`: measured in earlier ones; `model`: computed; `unknown`: neither."
+        description="`runs`: measured in earlier runs. `model`: computed. `unknown`: neither."
     )
-    runs: int = Field(0, description="Earlier runs that the figure comes from.")
+    runs: int = Field(0, description="Number of earlier runs behind the figure.")
 
 
 class Alternative(Contract):
-    """A way that was not taken."""
+    """An alternative to the chosen plan."""
 
-    name: str = Field(description="What it stands for.")
-    plan: Plan = Field(description="The plan it would be.")
-    memory: Memory = Field(description="What would take its memory.")
+    name: str = Field(description="What this alternative is.")
+    plan: Plan = Field(description="The plan of this alternative.")
+    memory: Memory = Field(description="What its memory would be used for.")
     fits: bool = Field(description="Whether it fits with the margin.")
-    times: float = Field(description="Seconds of an optimizer step over those of the chosen plan.")
+    times: float = Field(
+        description="Time of an optimizer step, as a multiple of the chosen plan's."
+    )
 
 
 class Preview(Contract):
-    """What a job would take."""
+    """What a job would take: its plan, memory, disk and time."""
 
     adapter: str = Field(description="The adapter that would be built.")
     profile: str = Field(description="The profile of its recipe.")
-    base_model: str = Field(description="The model that would be fine-tuned.")
+    base_model: str = Field(description="The base model to train.")
     device: Device = Field(description="What it would train on.")
-    device_from: str = Field(description="How the device is known.")
-    lengths: Lengths = Field(description="How long the training rows are expected to be.")
-    lengths_from: str = Field(description="How the lengths are known.")
+    device_from: str = Field(description="Where the device comes from.")
+    lengths: Lengths = Field(description="Expected lengths of the training rows.")
+    lengths_from: str = Field(description="Where the lengths come from.")
     total_steps: int = Field(description="Optimizer steps.")
     plan: Plan = Field(description="How it would be trained.")
-    memory: Memory = Field(description="What takes the memory of the plan.")
-    margin_gb: float = Field(description="Memory left free beside the expected peak, 10^9 bytes.")
-    history_runs: int = Field(description="Earlier runs that corrected the plan's seconds.")
-    alternatives: tuple[Alternative, ...] = Field(description="Ways not taken, for comparison.")
+    memory: Memory = Field(description="What the plan's memory is used for.")
+    margin_gb: float = Field(description="Memory kept free above the expected peak, 10^9 bytes.")
+    history_runs: int = Field(
+        description="Number of earlier runs that corrected the plan's seconds."
+    )
+    alternatives: tuple[Alternative, ...] = Field(description="Alternatives, for comparison.")
     stages: tuple[StageTime, ...] = Field(description="Expected seconds, stage by stage.")
-    total_seconds: float = Field(description="Sum of the stages whose seconds are known.")
+    total_seconds: float = Field(description="Sum over the stages whose seconds are known.")
     needs: tuple[Needs, ...] = Field(description="RAM and disk, stage by stage.")
-    notes: tuple[str, ...] = Field(description="What else to know before submitting.")
+    notes: tuple[str, ...] = Field(description="What else you should know before you submit.")

@@ -10,7 +10,7 @@ from loco.contracts.plans import PlanAttempt
 
 
 class Progress(Contract):
-    """How far a stage is. Every field may be missing; units are in the descriptions."""
+    """How far a stage is. Any field may be missing. The descriptions give the units."""
 
     percent: float | None = Field(None, description="Work done, 0 to 100.")
     message: str | None = Field(None, description="What is being done, for people.")
@@ -22,10 +22,10 @@ class Progress(Contract):
         None, description="Newest loss on the validation rows (nats per token)."
     )
     validation_epoch: float | None = Field(
-        None, description="Passes over the training data after which that loss was measured."
+        None, description="Passes over the training data when that loss was measured."
     )
     lowest_validation_loss: float | None = Field(
-        None, description="The lowest of those losses so far, that before training among them."
+        None, description="The lowest of those losses so far, including the one before training."
     )
     learning_rate: float | None = Field(None, description="Learning rate at this step.")
     grad_norm: float | None = Field(None, description="Gradient norm before clipping.")
@@ -36,7 +36,7 @@ class Progress(Contract):
     elapsed_seconds: float | None = Field(None, description="Seconds since the stage started.")
     eta_seconds: float | None = Field(None, description="Seconds expected to remain.")
     tried: tuple[PlanAttempt, ...] | None = Field(
-        None, description="Plans of a training that ended because none of them had enough memory."
+        None, description="Plans that were tried, if training ended because none had enough memory."
     )
 
 

@@ -24,20 +24,20 @@ class RecipePut(Contract):
     files: dict[FileName, Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]] = Field(
         {},
         max_length=MOST_FILES,
-        description="Data files that the recipe names (source jsonl), each with the ID or name of the "
-        "data set that holds it; one that is left out stays as it is.",
+        description="Data files that the recipe names (source jsonl), each with the ID or name "
+        "of a data set with its content. Files left out stay as they are.",
         examples=[{"rows.jsonl": "ds-0123456789abcdef"}],
     )
 
 
 class RecipeVersion(Contract):
-    """A recipe as it was put."""
+    """A recipe as it was uploaded."""
 
-    version: int = Field(ge=1, description="1 for the first that was put, counted up.")
-    created_at: datetime = Field(description="When it was put.")
-    by: str = Field(description="Name of the key it was put with.")
+    version: int = Field(ge=1, description="Number of the recipe, from 1.")
+    created_at: datetime = Field(description="When it was uploaded.")
+    by: str = Field(description="Name of the key that uploaded it.")
     sha256: str = Field(description="SHA-256 of its text.")
-    files: dict[str, str] = Field({}, description="Data files put with it, by SHA-256.")
+    files: dict[str, str] = Field({}, description="Data files uploaded with it, by SHA-256.")
     recipe: str = Field(description="Its text.")
 
 
@@ -51,8 +51,12 @@ class RecipeText(Contract):
     """A recipe as it is now, with the files it names."""
 
     name: str = Field(description="Name of the adapter.")
-    version: int | None = Field(None, description="Of the recipes that were put; none: none was.")
-    etag: str = Field(description="Changes with recipe and files; `If-Match` of the next PUT.")
+    version: int | None = Field(
+        None, description="Number of the newest uploaded recipe. Null: none was uploaded."
+    )
+    etag: str = Field(
+        description="Changes with recipe and files. Send it as `If-Match` with the next PUT."
+    )
     recipe: str = Field(description="The text of adapter.yaml.")
     files: dict[str, RecipeFile] = Field(
         {}, description="Data files beside it that it names, for GET /adapters/{name}/files/{file}."

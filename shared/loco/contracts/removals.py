@@ -11,12 +11,12 @@ class Removal(Contract):
 
     job_id: JobId = Field(description="The job.")
     size: int = Field(
-        description="Bytes that become free; files that are published or that others read stay."
+        description="Bytes that become free. Published files and files that others read stay."
     )
-    files: int = Field(description="Files that go.")
+    files: int = Field(description="Number of files deleted.")
     needed_by: tuple[str, ...] = Field(
-        (), description="What descends from it; while there is any, it is not deleted."
+        (), description="What needs this job. If there is anything, the job is not deleted."
     )
     cleared: bool = Field(
-        True, description="False: the job is gone, and its files follow as soon as they can."
+        True, description="False: the job is deleted, and its files follow as soon as possible."
     )

@@ -21,11 +21,14 @@ Metadata = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
     Field(max_length=32),
 ]
-METADATA = "Yours; not interpreted. At most 32 keys of 64 characters, values of 512."
+METADATA = (
+    "Labels of your own, which the server only stores. At most 32 keys of 64 characters, values "
+    "of 512."
+)
 
 
 class RecipeRequest(Contract):
-    """A recipe with what is to be different from it."""
+    """A recipe, and what to change in it."""
 
     adapter: str = Field(
         max_length=LONGEST_NAME, description="Name of an adapter.", examples=["math"]
@@ -49,13 +52,14 @@ class RecipeRequest(Contract):
     )
     eval: dict[str, Any] = Field({}, max_length=100, description="Overrides of the eval spec.")
     seed: int | None = Field(
-        None, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none."
+        None, ge=0, le=LARGEST_SEED, description="Seed for every stage that does not set one."
     )
-    reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
+    reuse: bool = Field(True, description="Reuse finished stages whose inputs match.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     not_before: AwareDatetime | None = Field(
         None,
-        description="The job waits until then; with an offset (`Z`, `+01:00`), at most a year ahead.",
+        description="Start the job at this time, not earlier. With an offset (`Z`, `+01:00`), at most a "
+        "year ahead.",
         examples=["2026-11-28T22:00:00+01:00"],
     )
     metadata: Metadata = Field({}, description=METADATA)
@@ -70,21 +74,24 @@ class JobRequest(RecipeRequest):
     """The body of `POST /jobs`."""
 
     stages: tuple[Stage, ...] | None = Field(
-        None, max_length=len(Stage), description="Consecutive stages to run; none: all five."
+        None,
+        max_length=len(Stage),
+        description="Stages to run, one after the other. Null: all five.",
     )
     from_job: JobId | None = Field(
         None,
-        description="Job whose outputs stand in for the stages left out; none: the newest that fits.",
+        description="Job whose outputs replace the stages left out. Null: the newest that fits.",
     )
 
 
 class ReplayRequest(Contract):
-    """The body of `POST /jobs/{id}/replay`; everything else is that of the job."""
+    """The body of `POST /jobs/{id}/replay`. Everything else is as in the job."""
 
     promote: bool = Field(
         False,
-        description="Let the gate promote the replay by the job's own policy, and publish its files in "
-        "place of the adapter's; otherwise neither happens. A replay of an eval alone never promotes.",
+        description="Let the gate promote the replay by the job's own policy, and publish its "
+        "files as the adapter's. Without it neither happens. A replay of eval alone "
+        "never promotes.",
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     metadata: Metadata = Field({}, description=METADATA)

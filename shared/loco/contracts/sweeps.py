@@ -35,7 +35,7 @@ class RankBy(StrEnum):
 
 
 class PointStatus(StrEnum):
-    """Where a point is."""
+    """The status of a point."""
 
     #: Prepare has not committed yet.
     PENDING = "pending"
@@ -59,7 +59,7 @@ class PointStatus(StrEnum):
 
 
 class SweepRequest(RecipeRequest):
-    """The body of `POST /sweeps`: a recipe, and the fields of train that are to be varied."""
+    """The body of `POST /sweeps`: a recipe, and the fields of train to vary."""
 
     grid: dict[
         Annotated[str, Field(max_length=LONGEST_NAME)],
@@ -67,26 +67,28 @@ class SweepRequest(RecipeRequest):
     ] = Field(
         {},
         max_length=MOST_FIELDS,
-        description="Field of train to its values; every combination is a point, 64 at most.",
+        description="Fields of train, each with its values. Every combination is a point, 64 at most.",
         examples=[{"train.learning_rate": [1e-4, 2e-4, 4e-4]}],
     )
     seeds: int = Field(
         1,
         ge=1,
         le=MOST_POINTS,
-        description="Trains each combination with so many seeds, from train.seed on.",
+        description="Train each combination with this many seeds, starting at train.seed.",
     )
     rank_by: RankBy = Field(
         RankBy.VALIDATION_LOSS,
-        description="What is lowest for the best; validation_loss needs prepare.validation.",
+        description="The figure that decides: the lowest is the best. validation_loss needs "
+        "prepare.validation.",
     )
     export_best: bool = Field(
-        True, description="Export, register and measure the best; otherwise the sweep ends trained."
+        True,
+        description="Export, register and measure the best. Without it the sweep ends after training.",
     )
     early_stop: bool = Field(
         True,
-        description="Stop a training whose validation loss is worse than the median of the others "
-        "after as many passes.",
+        description="Stop a training whose validation loss is worse than the median of the "
+        "others after the same number of passes.",
     )
 
     @field_validator("grid")
@@ -99,34 +101,35 @@ class EpochLoss(Contract):
     """A loss on the validation rows."""
 
     epoch: float = Field(description="Passes over the training data before it was measured.")
-    loss: float = Field(description="Mean loss of the answer tokens, nats a token.")
+    loss: float = Field(description="Mean loss of the answer tokens, nats per token.")
 
 
 class SweepPoint(Contract):
     """One training of a sweep."""
 
-    number: int = Field(description="Its place in the grid, from 1.")
+    number: int = Field(description="Number of the point, from 1.")
     overrides: dict[str, Any] = Field(description="The fields that make it differ from the others.")
-    job: JobId | None = Field(None, description="Its job; none: it was not submitted yet.")
-    status: PointStatus = Field(description="Where it is.")
+    job: JobId | None = Field(None, description="ID of its job. Null: not submitted yet.")
+    status: PointStatus = Field(description="Current status.")
     percent: float | None = Field(None, description="How far its training is, 0 to 100.")
     validation_loss: float | None = Field(
         None,
-        description="On rows it did not see, nats a token: of the adapter it keeps, or newest.",
+        description="Loss on rows it did not train on, nats per token: of the kept adapter, or the "
+        "newest so far.",
     )
     lowest_validation_loss: float | None = Field(
-        None, description="The lowest measured so far, that before training among them."
+        None, description="The lowest measured so far, including the one before training."
     )
-    train_loss: float | None = Field(None, description="Of the newest step, nats a token.")
+    train_loss: float | None = Field(None, description="Loss of the newest step, nats per token.")
     total_steps: int | None = Field(None, description="Optimizer steps of the whole training.")
     validations: tuple[EpochLoss, ...] = Field(
-        (), description="The validation loss over the training; while it runs, the newest."
+        (), description="The validation loss during training. While it runs: the newest."
     )
     rank: int | None = Field(
         None,
-        description="1 is the best; stopped ones come behind all that ended, failed ones last.",
+        description="1 is the best. Stopped points come after all that ended, failed ones last.",
     )
-    reason: str | None = Field(None, description="Why it was stopped, or what it failed of.")
+    reason: str | None = Field(None, description="Why it was stopped or failed.")
 
 
 class SweepSummary(Contract):
@@ -138,19 +141,19 @@ class SweepSummary(Contract):
     profile: str = Field(description="The profile of its recipe.")
     owner: str | None = Field(None, description="Owner of the API key it came with.")
     status: JobStatus = Field(
-        description="`running` until it has ended; `failed`: no training succeeded, or what followed failed."
+        description="`running` until it ends. `failed`: no training succeeded, or a later job failed."
     )
-    cancel_requested: bool = Field(False, description="Whether somebody asked for a stop.")
-    priority: int = Field(0, description="Of its jobs; higher runs first.")
-    metadata: dict[str, str] = Field({}, description="Yours; its jobs have it too.")
-    rank_by: RankBy = Field(description="The figure that decides; the lowest wins.")
+    cancel_requested: bool = Field(False, description="Whether somebody asked to cancel it.")
+    priority: int = Field(0, description="Priority of its jobs. Higher runs first.")
+    metadata: dict[str, str] = Field({}, description="Labels of your own. Its jobs have them too.")
+    rank_by: RankBy = Field(description="The figure that decides. The lowest wins.")
     export_best: bool = Field(description="Whether the best is exported, registered and measured.")
-    early_stop: bool = Field(description="Whether hopeless trainings are stopped.")
+    early_stop: bool = Field(description="Whether trainings that fall behind are stopped early.")
     size: int = Field(description="Its points.")
     created_at: datetime = Field(description="When it was accepted.")
     finished_at: datetime | None = Field(None, description="When it ended.")
     prepare_job: JobId | None = Field(None, description="Job that prepares the rows for all.")
-    best: int | None = Field(None, description="Number of the best point, once it is decided.")
+    best: int | None = Field(None, description="Number of the best point, once it is known.")
     final_job: JobId | None = Field(
         None, description="Job that exports, registers and measures the best."
     )
@@ -166,6 +169,6 @@ class SweepSummary(Contract):
 class Sweep(SweepSummary):
     """A sweep with its points."""
 
-    prepare_status: JobStatus | None = Field(None, description="Where the prepare job is.")
-    final_status: JobStatus | None = Field(None, description="Where the final job is.")
+    prepare_status: JobStatus | None = Field(None, description="Status of the prepare job.")
+    final_status: JobStatus | None = Field(None, description="Status of the final job.")
     points: tuple[SweepPoint, ...] = Field(description="Its points, in order of their numbers.")

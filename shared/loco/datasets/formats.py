@@ -115,11 +115,11 @@ def survey(
 def none_usable(name: str, bad: int, problems: list[Problem]) -> DataError:
     """What is said of a file without a row that can be used."""
     if not bad:
-        return DataError(f"{name} holds no rows.", hint="Write one row a line.")
+        return DataError(f"{name} has no rows.", hint="Write one row per line.")
     return DataError(
         f"None of the {bad:,} rows of {name} can be used. " + " ".join(map(str, problems[:3])),
-        hint="Write rows of question and answer, or of messages; or say which columns they are: "
-        "`--map question=COLUMN --map answer=COLUMN`.",
+        hint="Write rows of question and answer, or of messages. Or say which columns have "
+        "them: `--map question=COLUMN --map answer=COLUMN`.",
     )
 
 
@@ -135,16 +135,18 @@ def format_of(path: Path) -> Format:
         return Format.PARQUET
     if head.startswith((b"PK\x03\x04", b"\x1f\x8b", b"\xd0\xcf\x11\xe0", b"%PDF")):
         raise DataError(
-            f"{path.name} is packed or a document (Excel's .xlsx, .zip, .gz).",
+            f"{path.name} is compressed or a document (Excel's .xlsx, .zip, .gz).",
             hint="Unpack it, or save it as `CSV UTF-8`.",
         )
     named = _SUFFIXES.get(path.suffix.lower())
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if named == "parquet":
-        raise DataError(f"{path.name} is no Parquet file.", hint="Write it anew, or send CSV.")
+        raise DataError(
+            f"{path.name} is not a Parquet file.", hint="Write the file again, or send CSV."
+        )
     if start.startswith(b"[") and named != "csv":
         raise DataError(
-            f"{path.name} is one JSON array, not a row a line.",
+            f"{path.name} is one JSON array. It must have one row per line.",
             hint="Convert it: `jq -c '.[]' FILE > rows.jsonl`.",
         )
     return Format(named) if named else Format.JSONL if start.startswith(b"{") else Format.CSV
@@ -174,7 +176,7 @@ def read(
     for number, (line, record) in enumerate(records(path, columns), start=1):
         if number > MOST_ROWS:
             raise DataError(
-                f"{path.name} has more than {MOST_ROWS:,} rows.", hint="Take a part of it."
+                f"{path.name} has more than {MOST_ROWS:,} rows.", hint="Use a part of it."
             )
         try:
             if isinstance(record, BadRow):
@@ -187,9 +189,12 @@ def read(
         if pairs is None:
             pairs = paired
         if paired is not pairs:
-            said = "is a pair" if paired else "is no pair"
+            said = "is a pair" if paired else "is not a pair"
             yield Problem(
-                line, f"{said}, unlike the rows before", "Keep pairs in a file.", kind.unit
+                line,
+                f"{said}, unlike the rows before",
+                "Put pairs into a file of their own.",
+                kind.unit,
             )
             continue
         yield row
@@ -206,7 +211,7 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[int, object]]:
             if first:
                 raise DataError(
                     f"{path.name}, line {number}, column {error.colno}: not JSON: {error.msg}.",
-                    hint="Write one JSON object a line; name a file of commas `.csv`.",
+                    hint="Write one JSON object per line. If it is a CSV file, name it `.csv`.",
                 ) from error
             value = BadRow(f"column {error.colno}: not JSON: {error.msg}", "Write one JSON object.")
         except ValueError as error:
@@ -214,7 +219,7 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[int, object]]:
         if first and isinstance(value, dict) and len(value) <= MOST_COLUMNS:
             columns.check(str(name) for name in value)
         if isinstance(value, dict) and len(value) > MOST_COLUMNS:
-            value = BadRow(f"{len(value):,} fields", f"{MOST_COLUMNS:,} at most.")
+            value = BadRow(f"{len(value):,} fields", f"At most {MOST_COLUMNS:,} are allowed.")
         first = False
         yield number, value
 
@@ -254,7 +259,8 @@ def _header(path: Path, cells: list[str], columns: Columns) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) > MOST_COLUMNS:
         raise DataError(
-            f"{path.name} has {len(names):,} columns.", hint=f"{MOST_COLUMNS:,} at most."
+            f"{path.name} has {len(names):,} columns.",
+            hint=f"At most {MOST_COLUMNS:,} are allowed.",
         )
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
@@ -285,7 +291,7 @@ def _broken(path: Path, start: int, error: csv.Error) -> DataError:
         return DataError(
             f'{path.name}: a quote (") that is opened in the row of line {start} is not closed, or a '
             f"cell has over {LONGEST_ROW:,} characters.",
-            hint='Close it; inside a quoted cell write a quote twice: "she said ""no""".',
+            hint='Close it. Inside a quoted cell write a quote twice: "she said ""no""".',
         )
     return DataError(
         f"{path.name}, line {start}: {said}.",
@@ -327,14 +333,14 @@ def _lines(path: Path, *, ends: bool = False) -> Iterator[tuple[int, str]]:
             except UnicodeError as error:
                 raise DataError(
                     f"{path.name}, line {number} or soon after: not UTF-8 text.",
-                    hint="Save the file as UTF-8; Excel calls it `CSV UTF-8`.",
+                    hint="Save the file as UTF-8. Excel calls it `CSV UTF-8`.",
                 ) from error
             if not line:
                 return
             if len(line) > LONGEST_ROW:
                 raise DataError(
                     f"{path.name}, line {number}: longer than {LONGEST_ROW:,} characters.",
-                    hint="Write one row a line, and shorten this one.",
+                    hint="Write one row per line, and shorten this one.",
                 )
             yield number, line if ends else line.rstrip("\n")
 
@@ -355,7 +361,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[tuple[int, Any]]:
         if read > MOST_CHARACTERS:
             raise DataError(
                 f"{path.name} unpacks to more than {MOST_CHARACTERS:,} characters.",
-                hint="Take a part of it.",
+                hint="Use a part of it.",
             )
         if length > LONGEST_ROW:
             yield number, BadRow(f"longer than {LONGEST_ROW:,} characters", "Shorten it.")

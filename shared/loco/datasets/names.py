@@ -20,9 +20,9 @@ def checked_name(name: str) -> str:
     """
     if re.fullmatch(NAME_PATTERN, name) is None or is_id(name):
         raise InvalidRequest(
-            f"name: {name!r:.120} is no name of a data set.",
+            f"name: {name!r:.120} cannot be the name of a data set.",
             param="name",
-            hint="Up to 100 letters, digits, `.`, `_` and `-`, the first a letter or digit.",
+            hint="Use up to 100 letters, digits, `.`, `_` and `-`. Start with a letter or digit.",
         )
     return name
 

@@ -48,7 +48,7 @@ def records(path: Path, check: Callable[[Iterable[str]], object]) -> Iterator[di
             raise
         raise DataError(
             f"{path.name} cannot be read as Parquet: {str(error).splitlines()[0]:.200}.",
-            hint="Write it anew, or export the rows as CSV or JSONL.",
+            hint="Write the file again, or export the rows as CSV or JSONL.",
         ) from error
 
 
@@ -62,6 +62,6 @@ def _check_size(path: Path, said: Any) -> None:
     ):
         if count > most:
             raise DataError(
-                f"{path.name} has {count:,} {what}, {most:,} are allowed.",
-                hint="Take a part of it.",
+                f"{path.name} has {count:,} {what}. {most:,} are allowed.",
+                hint="Use a part of it.",
             )

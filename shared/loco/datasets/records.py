@@ -25,5 +25,5 @@ def read(model: type[_Record], path: Path) -> _Record | None:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        logger.error("%s is no record of a data set: %s", path, error.errors()[0]["msg"])
+        logger.error("%s is not a record of a data set: %s", path, error.errors()[0]["msg"])
         return None

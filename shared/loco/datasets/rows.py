@@ -139,19 +139,19 @@ class Columns:
             if column not in names:
                 near = get_close_matches(column, names, 1)
                 raise DataError(
-                    f"mapping: {name} is column {column!r:.80}, which is not there. "
-                    f"Columns: {_listed(names)}.",
+                    f"mapping: {name} should come from column {column!r:.80}, but there is no "
+                    f"such column. Columns: {_listed(names)}.",
                     param="mapping",
                     hint=f"Did you mean {name}={near[0]}?" if near else "Name one of them.",
                 )
         layout = layout_of(self.fields(dict.fromkeys(names)))
         if layout is None:
             raise DataError(
-                f"The columns are {_listed(names)}; needed are question and answer (or "
-                "instruction and output, prompt and completion), messages, or prompt, chosen and "
-                "rejected.",
+                f"The columns are {_listed(names)}. The file needs question and answer (or "
+                "instruction and output, prompt and completion), messages, or prompt, chosen "
+                "and rejected.",
                 param="mapping",
-                hint=f"Say which columns they are: `{_example(names)}`.",
+                hint=f"Say which columns have them: `{_example(names)}`.",
             )
         return layout
 
@@ -265,7 +265,7 @@ def _pair(line: int, fields: Mapping[str, Any]) -> Row:
         if before != _chat(_turns(fields["rejected"]))[:-1]:
             raise BadRow(
                 "chosen and rejected answer different prompts",
-                "Let both begin with the same turns, or put these into prompt.",
+                "Start both with the same turns, or put those turns into prompt.",
             )
     if chosen["content"] == rejected["content"]:
         raise BadRow("chosen and rejected are the same", "Remove the row, or change one of them.")
@@ -291,7 +291,10 @@ def _last(value: Any, name: str, before: list[Turn]) -> Turn:
     last = turns[-1] if turns else {}
     role, content = _said(last)
     if _ROLES.get(role) != "assistant" or not isinstance(content, str) or not content.strip():
-        raise BadRow(f"{name} ends on no answer", f"Let the last turn of {name} be assistant's.")
+        raise BadRow(
+            f"{name} does not end with an answer",
+            f"Make the last turn of {name} one of role assistant.",
+        )
     return _turn("assistant", content)
 
 
@@ -307,7 +310,9 @@ def _turns(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise BadRow("turns are not a list of objects", _TURNS)
     if len(value) > MOST_TURNS:
-        raise BadRow(f"{len(value):,} turns", f"{MOST_TURNS:,} at most; divide the chat.")
+        raise BadRow(
+            f"{len(value):,} turns", f"At most {MOST_TURNS:,} are allowed. Split the chat."
+        )
     return value
 
 
@@ -336,7 +341,7 @@ def _chat(value: Any) -> list[Turn]:
     if not talk or [turn["role"] for turn in talk] != expected:
         raise BadRow(
             "user and assistant do not take turns",
-            "Begin with user (after a system turn, if any), end with assistant.",
+            "Start with user (after a system turn, if any) and end with assistant.",
         )
     if not all(turn["content"].strip() for turn in talk):
         raise BlankRow("blank turn", "Fill it in, or remove the row.")
@@ -364,7 +369,7 @@ def _check_characters(row: Row) -> None:
             "".join(turn.values()).encode()
     except UnicodeEncodeError as error:
         raise BadRow(
-            "half a surrogate pair is no character", "Remove the broken character (\\ud800 …)."
+            "half a surrogate pair is not a character", "Remove the broken character (\\ud800 …)."
         ) from error
 
 

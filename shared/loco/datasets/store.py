@@ -94,9 +94,9 @@ class DataSets:
         most = self._limits.file
         if length is not None and length > most:
             raise BodyTooLarge(
-                f"The data set has {length:,} bytes; {most:,} are allowed.",
+                f"The data set has {length:,} bytes. {most:,} are allowed.",
                 param="Upload-Length",
-                hint="Send a part of the rows, or raise LOCO_DATASET_MB on the server.",
+                hint="Send fewer rows, or raise LOCO_DATASET_MB on the server.",
             )
         with self._locked():
             self._expire()
@@ -141,7 +141,7 @@ class DataSets:
             raise NotFound(
                 f"No data set {name!r:.120}.",
                 param="dataset",
-                hint="`loco data list` shows yours; `loco data push FILE` uploads one.",
+                hint="`loco data list` shows yours. `loco data push FILE` uploads one.",
             )
         # a name means what can be used before what cannot yet
         return max(found, key=lambda d: (d.status == "ready", d.created_at, d.id))
@@ -163,15 +163,15 @@ class DataSets:
         """
         if record.sha256 is None:
             raise Conflict(
-                f"Data set {record.name} ({record.id}) is still uploaded: {record.bytes:,} bytes "
-                "have arrived.",
+                f"Data set {record.name} ({record.id}) is still uploading: {record.bytes:,} "
+                "bytes so far.",
                 param="dataset",
-                hint="Push it again: the upload goes on where it was cut off.",
+                hint="Push it again. The upload continues where it was cut off.",
             )
         path = self._content / record.sha256
         if not path.is_file():
             raise NotFound(
-                f"The rows of data set {record.name} ({record.id}) are gone: {path}.",
+                f"The file of data set {record.name} ({record.id}) is missing: {path}.",
                 param="dataset",
                 hint="Delete it and push the file again.",
             )
@@ -195,9 +195,9 @@ class DataSets:
             lock = try_lock(part)
         if lock is None:
             raise Conflict(
-                f"Another request adds to upload {dataset_id}.",
+                f"Another request is adding to upload {dataset_id}.",
                 param="Upload-Offset",
-                hint="Wait until it has ended, or broken off; then ask with HEAD where to go on.",
+                hint="Wait until it ends. Then ask with HEAD where to continue.",
             )
         try:
             with part.open("ab") as file:
@@ -226,9 +226,9 @@ class DataSets:
         record = upload.record
         if record.length is not None and part.offset != record.length:
             raise Conflict(
-                f"{part.offset:,} of {record.length:,} bytes have arrived.",
+                f"Only {part.offset:,} of {record.length:,} bytes have arrived.",
                 param="Upload-Offset",
-                hint="Send the rest, then say Upload-Complete: ?1.",
+                hint="Send the rest with Upload-Complete: ?1.",
             )
         try:
             found = inspect(self._part(record), record.format, record.mapping)
@@ -260,7 +260,9 @@ class DataSets:
             if now is not None and now.status != record.status:
                 raise Conflict(f"Upload {record.id} has just ended.", hint="Delete it again.")
             if self._part(record).exists() and not self._removed(record):
-                raise Conflict(f"A request adds to upload {record.id}.", hint="Try again later.")
+                raise Conflict(
+                    f"A request is adding to upload {record.id}.", hint="Try again later."
+                )
             (self._ready / f"{record.id}.json").unlink(missing_ok=True)
             if record.sha256 and not any(d.sha256 == record.sha256 for d in self._all()):
                 self._lent.keep(record)
@@ -297,17 +299,19 @@ class DataSets:
         limits = {u.record.id: u.limit for u in self._uploads()}
         lent = self._lent.bytes_of(owner)
         used = lent + sum(limits.get(d.id, d.bytes) for d in own)
-        hint = "Delete some with `loco data rm`, or ask who runs the server for more"
+        hint = "Delete some with `loco data rm`, or ask the person who runs the server for more"
         if len(own) >= self._limits.count:
             raise QuotaExceeded(
-                f"{owner!r} has {len(own)} data sets and uploads; {self._limits.count} are allowed.",
+                f"{owner!r} has {len(own)} data sets and uploads. {self._limits.count} are "
+                "allowed.",
                 hint=f"{hint} (LOCO_DATASETS).",
             )
         left = self._limits.owner - used
         if left <= 0 or (length is not None and length > left):
             raise QuotaExceeded(
-                f"{owner!r} has data sets and uploads of {used:,} bytes ({lent:,} of them deleted, and "
-                f"still read by jobs); {self._limits.owner:,} are allowed, {length or 1:,} more are asked for.",
+                f"{owner!r} has data sets and uploads of {used:,} bytes ({lent:,} of them "
+                f"deleted, but still read by jobs). {self._limits.owner:,} are allowed, and "
+                f"this upload needs {length or 1:,} more.",
                 hint=f"{hint} (LOCO_DATASETS_MB).",
             )
         return left
@@ -381,5 +385,5 @@ def _ended(dataset_id: str) -> Conflict:
     return Conflict(
         f"The upload of {dataset_id} has ended.",
         param="dataset",
-        hint=f"GET /datasets/{dataset_id} shows it; POST /datasets begins another.",
+        hint=f"GET /datasets/{dataset_id} shows it. POST /datasets starts another.",
     )

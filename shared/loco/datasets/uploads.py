@@ -18,9 +18,9 @@ LEFT_FREE = 64 * 2**20
 class Limits(Contract):
     """What an owner may store."""
 
-    file: int = Field(description="Bytes of a data set.")
-    owner: int = Field(description="Bytes of an owner's data sets.")
-    count: int = Field(description="Data sets of an owner.")
+    file: int = Field(description="Largest data set, in bytes.")
+    owner: int = Field(description="Bytes of data sets per owner.")
+    count: int = Field(description="Data sets per owner.")
 
 
 class Upload(Contract):
@@ -58,7 +58,7 @@ class Part:
             raise BodyTooLarge(
                 f"The upload is larger than {limit:,} bytes, which {said}.",
                 param="Upload-Length",
-                hint="Send what was announced, or a part of the rows.",
+                hint="Send exactly what was announced, or fewer rows.",
             )
         folder = Path(self._file.name).parent
         if piece and free_bytes(folder) - len(piece) < LEFT_FREE:
@@ -78,9 +78,9 @@ def check(upload: Upload, found: Inspected) -> None:
     """Refuses what is not what was announced, and rows that cannot be used, each by its line."""
     if upload.sha256 not in (None, found.sha256):
         raise DataError(
-            f"What arrived has SHA-256 {found.sha256}, not {upload.sha256} as announced.",
+            f"The received file has SHA-256 {found.sha256}, not {upload.sha256} as announced.",
             param="Repr-Digest",
-            hint="The file changed while it was sent: send it again.",
+            hint="The file changed during the upload. Send it again.",
         )
     if found.bad_rows and not upload.skip_bad:
         unit = found.format.unit

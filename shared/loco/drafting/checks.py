@@ -82,7 +82,8 @@ def check(
     known = beside if beside.is_file() else catalog
     if known is None:
         found.notes.append(
-            f"There is no {CATALOG} here, so the recipe's fields are checked when it is pushed."
+            f"There is no {CATALOG} here, so the server checks the recipe's fields when you "
+            "push it."
         )
         _check_raw(found, recipe, profile, folder)
         return found
@@ -154,15 +155,15 @@ def _check_data(
         found.items += len(items)
         if smallest_difference(len(items)) is None:
             found.notes.append(
-                f"eval.sets.{name}: with {len(items)} problems nothing can be proven."
+                f"eval.sets.{name}: {len(items)} problems are too few to prove anything."
             )
     if not isinstance(prepare.source, JsonlSource):
         if (split := split_of(prepare)) is not None:
             found.notes.append(f"eval.sets.{split[0]}: prepare holds rows back to measure with.")
         found.notes.append(
-            "The recipe names no prepare.source: each job brings its rows."
+            "The recipe has no prepare.source, so each job must bring its rows."
             if prepare.source == BROUGHT
-            else f"Rows come from source {prepare.source.kind}: prepare checks them."
+            else f"Rows come from source {prepare.source.kind}. Stage prepare checks them."
         )
         return
     _check_rows(found, prepare.source.path, folder, index)
@@ -170,7 +171,7 @@ def _check_data(
     wanted_rows = prepare.examples
     if found.rows and len(found.rows) < wanted_rows:
         found.notes.append(
-            f"prepare.examples is {wanted_rows}, and {len(found.rows)} rows can be used."
+            f"prepare.examples is {wanted_rows}, but only {len(found.rows)} rows can be used."
         )
 
 
@@ -233,7 +234,8 @@ def _check_rows(found: Checked, path: str, folder: Path, index: OverlapIndex) ->
             elif (match := index.match(entry.question)) is not None:
                 tell(
                     "overlap",
-                    f"{path}, line {entry.line}: overlaps {match.item} ({match.rule}), and is left out.",
+                    f"{path}, line {entry.line}: overlaps {match.item} ({match.rule}), so "
+                    "it is left out.",
                 )
             elif entry.layout is not Layout.PAIRS:
                 found.rows.append(entry)
@@ -262,7 +264,8 @@ def request_of(found: Checked) -> LookRequest | None:
     if longer:
         lines = ", ".join(longer[:LISTED]) + (", …" if len(longer) > LISTED else "")
         found.notes.append(
-            f"Tokens of rows with more than {MOST_TURNS} turns were not checked (lines {lines})."
+            f"The tokens of rows with more than {MOST_TURNS} turns were not checked (lines "
+            f"{lines})."
         )
     if not chosen:
         return None

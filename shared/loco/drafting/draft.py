@@ -50,7 +50,7 @@ def check_name(name: str) -> None:
         raise InvalidRequest(
             f"{name!r:.80} cannot be the name of an adapter.",
             param="name",
-            hint="Use small letters, digits and hyphens, beginning with a letter or digit.",
+            hint="Use small letters, digits and hyphens. Start with a letter or digit.",
         )
 
 
@@ -77,13 +77,13 @@ def write(folder: Path, name: str, found: Divided, *, base: str, seed: int) -> D
     """
     if not re.fullmatch(NAME_PATTERN, base):
         raise InvalidRequest(
-            f"--base {base!r:.80} is no name of the catalog.",
+            f"--base {base!r:.80} is not in the catalog.",
             param="--base",
-            hint="Name a base model of adapters/base_models.yaml, like qwen3-4b.",
+            hint="Name a base model from adapters/base_models.yaml, like qwen3-4b.",
         )
     if folder.exists():
         raise Conflict(
-            f"{folder} is there already.",
+            f"{folder} already exists.",
             param="name",
             hint="Choose another name, or move the folder away.",
         )
@@ -114,24 +114,24 @@ def recipe_text(draft: Draft, seed: int) -> str:
     predict = 1 << (predict - 1).bit_length()  # the next power of two
     context = 1 << (length + predict - 1).bit_length()
     shows = (
-        f"With {problems} problems a gain of {100 * draft.shows:.0f} points or more can be shown, none below."
+        f"{problems} problems can show a gain of {100 * draft.shows:.0f} points or more."
         if draft.shows is not None
-        else f"{problems} problems can prove nothing: bring more rows."
+        else f"{problems} problems are too few to prove anything: add more rows."
     )
     kept = (
-        f"{validation} more rows measure the loss while training"
+        f"{validation} more rows measure the loss during training"
         if validation
-        else "too few rows to measure the loss on some: the eval set decides"
+        else "there are too few rows to keep some for this; the eval set decides"
     )
     file, name = json.dumps(found.file)[1:-1], draft.name
     return f"""\
 # The recipe of {name}, drafted by `loco new` from {file}: {rows} rows to learn from, {problems} to measure with.
-# Change what you like; docs/recipes.md explains every field, and `loco check {name}` looks at it all before
-# any GPU time is spent.
+# Change what you like. docs/recipes.md explains every field. `loco check {name}` checks everything before
+# it costs GPU time.
 name: {name}
 description: {json.dumps(f"Answers like the examples in {found.file}.", ensure_ascii=False)}  # what `loco adapters` shows
-base_model: {draft.base}  # the model that learns; `--base` of `loco new` chose it
-model_name: locollm-{name}  # what it is called in Ollama
+base_model: {draft.base}  # the base model to train; `--base` of `loco new` chose it
+model_name: locollm-{name}  # its name in Ollama
 
 prepare:
   # One row a line: {{"question": …, "answer": …}}, or a chat: {{"messages": […]}}. Add as many as you like.
@@ -140,10 +140,10 @@ prepare:
   validation: {validation}  # {kept}
 
 train:
-  # r is how much the adapter can hold, alpha how strongly it speaks; these do for most tasks.
+  # r: how much the adapter can learn, alpha: how strong it is. These values fit most tasks.
   lora: {{r: 16, alpha: 32, target_modules: all-linear}}
-  learning_rate: 2.0e-4  # too high forgets, too low learns nothing; try a half and a double of it
-  epochs: {epochs}  # how often each row is seen: few rows more often
+  learning_rate: 2.0e-4  # too high: it forgets, too low: it learns nothing; try half and double
+  epochs: {epochs}  # how often training sees each row; more often if there are few rows
   batch_size: 8
   gradient_accumulation: 1
   max_length: {length}  # in tokens; your longest row has about {ceil(found.longest / _CHARACTERS)}, and a longer one would be cut
@@ -152,25 +152,25 @@ register: {{temperature: 0.0, num_ctx: {context}, num_predict: {predict}}}
 
 eval:
   num_ctx: {context}
-  num_predict: {predict}  # tokens that an answer may have; your longest has about {ceil(found.longest_answer / _CHARACTERS)}
+  num_predict: {predict}  # most tokens of an answer; your longest has about {ceil(found.longest_answer / _CHARACTERS)}
   sets:
     # Rows that training never sees (split with seed {seed}). Grader `{found.picked.kind}`:
     # {found.picked.why}.
     held_out: {{source: {{kind: jsonl, path: {PROBLEMS}}}, role: primary}}
   gate:
-    # A version is promoted unless it is worse than what serves, and called `better` only where that is
-    # no luck (p < 0.05). {shows}
+    # A version is promoted unless it is worse than the one that serves. It is called `better` only if
+    # that is not luck (p < 0.05). {shows}
     min_problems: {min(problems, 100)}
 
 profiles:
   default: {{}}
 
-  # A rehearsal: minutes on a CPU, no hub, no GPU. It shows that everything works, on a base so small
+  # A rehearsal: minutes on a CPU, no hub, no GPU. It shows that everything works. The base is so small
   # that it learns little.
   tiny:
     base_model: {TINY_BASE}
     train: {{learning_rate: 1.0e-3, max_length: {min(length, 512)}}}
-    eval: {{baselines: [base, promoted]}}  # not `instructed`: half as many questions
+    eval: {{baselines: [base, promoted]}}  # without `instructed`, which would add half as many questions
 """
 
 

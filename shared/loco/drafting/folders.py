@@ -28,7 +28,7 @@ def recipe_of(folder: Path, name: str) -> str:
         raise InvalidRequest(
             f"There is no recipe {path}.",
             param="--from",
-            hint=f"`loco new {name} --data rows.csv` writes one; --from names its folder.",
+            hint=f"`loco new {name} --data rows.csv` writes one. Or give its folder with --from.",
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path} is not UTF-8 text.", param="--from") from error
@@ -68,10 +68,10 @@ def files_of(folder: Path, text: str) -> dict[str, Path]:
     for path in _paths(recipe.model_dump(mode="json", by_alias=True)):
         if "/" in path:
             raise DataError(
-                f"{path!r} lies in another folder, and only files beside {RECIPE} travel.",
+                f"{path!r} is in another folder. Only files beside {RECIPE} can be pushed.",
                 param="path",
-                hint=f"Put it beside {RECIPE}, or upload it with `loco data push` and name it by "
-                "{kind: dataset, dataset: NAME}.",
+                hint=f"Put it beside {RECIPE}, or upload it with `loco data push` and name it "
+                "as {kind: dataset, dataset: NAME}.",
             )
         found[path] = dataset_path(path, folder)
     if recipe.eval.get("sets") is None and (folder / FILE).is_file():

@@ -36,9 +36,9 @@ def look_at(settings: Settings, base: BaseModelSpec, request: LookRequest) -> Lo
     """
     if not settings.train_python.is_file():
         raise Unseen(
-            f"No training environment here ({settings.train_python}), so how the model will see the "
-            "rows is not known.",
-            hint="`make setup` builds one; or ask the server that trains.",
+            f"There is no training environment here ({settings.train_python}), so it is not "
+            "known how the model will see the rows.",
+            hint="Build one with `make setup`, or use the server that trains.",
         )
     asked = asked_of(base.model_dump(mode="json"), str(settings.models_dir), request)
     kept = {name: value for name, value in os.environ.items() if name in _KEPT}
@@ -55,12 +55,12 @@ def look_at(settings: Settings, base: BaseModelSpec, request: LookRequest) -> Lo
         )
     except subprocess.TimeoutExpired as error:
         raise Unseen(
-            f"The training environment took longer than {SECONDS:.0f} s to look at the rows.",
+            f"The training environment took longer than {SECONDS:.0f} s to read the rows.",
             hint="Try again when the machine is less busy.",
         ) from error
     if ended.returncode == TOO_MUCH or ended.returncode < 0:  # a signal: memory or time
         raise Unseen(
-            "The rows take too much memory or time to look at.", hint="Send fewer or shorter rows."
+            "The rows take too much memory or time to read.", hint="Send fewer or shorter rows."
         )
     try:
         answer = json.loads(ended.stdout)
@@ -69,8 +69,10 @@ def look_at(settings: Settings, base: BaseModelSpec, request: LookRequest) -> Lo
         raise LocoError(f"{PROGRAM} failed: {' '.join(last):.300}") from error
     if "error" in answer:
         told = from_payload({"error": answer["error"]}, fallback="no tokenizer")
-        raise Unseen(f"The tokenizer of {base.name} is not at hand: {told.message}", hint=told.hint)
+        raise Unseen(
+            f"The tokenizer of {base.name} is not available: {told.message}", hint=told.hint
+        )
     try:
         return Look.model_validate(answer)
     except ValidationError as error:
-        raise LocoError(f"{PROGRAM} answered something else: {error}") from error
+        raise LocoError(f"{PROGRAM} gave an unexpected answer: {error}") from error

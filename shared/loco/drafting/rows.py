@@ -84,7 +84,7 @@ def divided(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int =
             raise DataError(
                 f"{path.name} holds pairs of answers (chosen, rejected), not rows to learn from.",
                 param="--data",
-                hint="Give rows of question and answer; docs/recipes.md says how pairs are used.",
+                hint="Give rows of question and answer. docs/recipes.md explains how to use pairs.",
             )
         key = normalise(entry.question) or entry.question
         if key in seen:
@@ -96,7 +96,7 @@ def divided(path: Path, *, mapping: Mapping[str, str] | None = None, seed: int =
             raise DataError(
                 f"{path.name} has more than {MOST_ROWS:,} rows.",
                 param="--data",
-                hint="Push it with `loco data push` and name it in a recipe of your own.",
+                hint="Push it with `loco data push` and name it in your own recipe.",
             )
     if len(rows) < _FEWEST_ROWS:
         raise _too_few(path, rows, bad_count, bad, duplicates)
@@ -112,9 +112,9 @@ def _parted(rows: list[Row], seed: int) -> tuple[list[Row], list[Row], int]:
     count = min(problems_of(len(rows), share=SHARE, most=MOST_PROBLEMS), len(askable))
     if not count:
         raise DataError(
-            "No row asks one question and answers it, so none can be measured with.",
+            "No row has exactly one question with its answer, so nothing can be measured.",
             param="--data",
-            hint="Add rows of one question and its answer, or write a recipe with an eval set.",
+            hint="Add rows with one question and its answer, or write a recipe with an eval set.",
         )
     places = chosen([row.question for row in askable], count, seed)
     problems = [askable[place] for place in places]
@@ -128,7 +128,7 @@ def _parted(rows: list[Row], seed: int) -> tuple[list[Row], list[Row], int]:
         raise DataError(
             "All rows ask nearly the same question, so none is left to learn from.",
             param="--data",
-            hint="Put what is the same in all of them into a system prompt, and keep the rest.",
+            hint="Move the common part into a system prompt, and keep the rest.",
         )
     return training, problems, len(rest) - len(training)
 
@@ -140,10 +140,10 @@ def _too_few(
         return formats.none_usable(path.name, bad_count, bad)
     said = f", {bad_count} cannot be used ({bad[0]})" if bad else ""
     return DataError(
-        f"{path.name} has {len(rows)} rows that can be used, each question once"
-        f"{said}{f', {duplicates} are duplicates' if duplicates else ''}.",
+        f"{path.name} has {len(rows)} usable rows, counting each question "
+        f"once{said}{f', {duplicates} are duplicates' if duplicates else ''}.",
         param="--data",
-        hint=f"{_FEWEST_ROWS} are the least; 60 begin to show something, 200 are a good start.",
+        hint=f"You need at least {_FEWEST_ROWS}. 60 begin to show something, 200 are a good start.",
     )
 
 

@@ -143,7 +143,7 @@ def put(
             elif _count_of_put(root) >= MOST_ADAPTERS:
                 raise Conflict(
                     f"There are {MOST_ADAPTERS:,} adapters.",
-                    hint="Remove folders of adapters that nobody needs.",
+                    hint="Delete the folders of adapters that nobody needs.",
                 )
             kept = _kept(root / name)
             number = kept[0].version + 1 if kept else 1
@@ -190,10 +190,10 @@ def _check_match(now: str, if_match: str | None, name: str) -> None:
         return
     raise RecipeChanged(
         f"Adapter {name!r} has a recipe"
-        + (", and it is another than If-Match says." if if_match else " already."),
+        + (", but not the one that If-Match names." if if_match else " already."),
         param="If-Match",
-        hint=f"Look at it (`loco adapters pull {name} --to DIR`), bring your changes in, and send its "
-        "ETag as If-Match.",
+        hint=f"Look at it (`loco adapters pull {name} --to DIR`), add your changes, and send "
+        "its ETag as If-Match.",
     )
 
 
@@ -215,7 +215,7 @@ def _check(settings: Settings, name: str, made: Path, files: set[str]) -> None:
             _check_data(settings, name, made, field, path)
     if unused := sorted(files - used):
         raise InvalidRequest(
-            f"files.{unused[0]}: the recipe names no such file.",
+            f"files.{unused[0]}: the recipe does not name this file.",
             param=f"files.{unused[0]}",
             hint=f"Its sources (kind jsonl) name: {', '.join(sorted(used)) or 'none'}.",
         )
@@ -231,9 +231,9 @@ def _check_data(settings: Settings, name: str, made: Path, field: str, path: str
             file = dataset_path(path, settings.adapters_dir / name, settings.dataset_dirs)
         except DataError as error:
             raise DataError(
-                f"{field}: {path!r} is neither put with the recipe nor on the server.",
+                f"{field}: {path!r} was not sent with the recipe and is not on the server.",
                 param="files",
-                hint=f"Upload it (POST /datasets) and name it: files: {{{path!r}: DATASET_ID}}; "
+                hint=f"Upload it (POST /datasets) and name it: files: {{{path!r}: DATASET_ID}}. "
                 "`loco adapters push` does both.",
             ) from error
     check_size(file, field)
@@ -253,7 +253,7 @@ def _check_model_names(settings: Settings, recipe: Recipe) -> None:
             continue  # a recipe that cannot be used serves nothing
         if shared := sorted(mine & theirs):
             raise InvalidRequest(
-                f"model_name: {shared[0]!r} is the model of adapter {other!r}.",
+                f"model_name: {shared[0]!r} is already the model of adapter {other!r}.",
                 param="model_name",
                 hint=f"Choose another, like locollm-{recipe.name}.",
             )
@@ -268,9 +268,9 @@ def _model_names(recipe: Recipe) -> set[str]:
 def _check_file_name(file: str) -> None:
     if file in _PUBLISHED or file.casefold() in {p.casefold() for p in _PUBLISHED}:
         raise InvalidRequest(
-            f"files.{file}: stages write a file of that name beside the recipe.",
+            f"files.{file}: stages write a file with this name beside the recipe.",
             param=f"files.{file}",
-            hint="Call it rows.jsonl, or something else.",
+            hint="Choose another name, like rows.jsonl.",
         )
 
 
@@ -279,9 +279,9 @@ def _check_places(folder: Path, files: Iterable[str]) -> None:
     for file in files:
         if (folder / file).exists() and not (folder / file).is_file():
             raise InvalidRequest(
-                f"files.{file}: {folder.name}/{file} on the server is no file.",
+                f"files.{file}: {folder.name}/{file} on the server is not a file.",
                 param=f"files.{file}",
-                hint="Call the file otherwise.",
+                hint="Choose another name for the file.",
             )
 
 

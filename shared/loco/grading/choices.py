@@ -73,9 +73,9 @@ def unclear(grader: ChoiceGrader) -> str | None:
     for form, _ in _forms(grader):
         key = folded(form).strip()
         if not key:
-            return f"{form!r:.80} holds nothing but marks (** and `), which are not read"
+            return f"{form!r:.80} has only marks (** and `), which are ignored"
         if key in read:
-            return f"{read[key]!r:.80} and {form!r:.80} read the same once marks are gone"
+            return f"{read[key]!r:.80} and {form!r:.80} are the same without marks"
         read[key] = form
     return None
 

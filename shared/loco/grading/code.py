@@ -105,7 +105,7 @@ def _first_failure(planned: list[Check], outcome: sandbox.Outcome) -> str | None
         answers = [outcome.answers.get(first + n) for n in range(len(check.steps))]
         first += len(answers)
         if None in answers:
-            return f"{check.name}: the code {outcome.ended or 'sent back something else'}"
+            return f"{check.name}: the code {outcome.ended or 'returned something else'}"
 
         def value(index: int, answers: list[Any] = answers) -> object:
             return _value(answers[index])
@@ -116,7 +116,7 @@ def _first_failure(planned: list[Check], outcome: sandbox.Outcome) -> str | None
         except _Failed as failure:
             return f"{check.name}: {failure}"
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            return f"{check.name}: what it gave cannot be compared ({error})"
+            return f"{check.name}: its result cannot be compared ({error})"
     return None
 
 

@@ -39,7 +39,7 @@ def main() -> None:
         say(f"missing {missing}")
         return
     except Exception as error:  # noqa: BLE001 - the parent must hear of it, and nothing may run
-        say(f"missing a lock-down that works: {describe(error)}")
+        say(f"missing a working sandbox: {describe(error)}")
         return
     say("ready")
     with open(job_input, "rb") as file:

@@ -86,13 +86,15 @@ class EvalItem(BaseModel):
                 return self
             raise ValueError("answer: missing or empty")
         if isinstance(grader, NumericGrader) and parse(self.answer) is None:
-            raise ValueError(f"answer: {self.answer!r:.80} is no number, as grader numeric needs")
+            raise ValueError(
+                f"answer: {self.answer!r:.80} is not a number, which grader numeric needs"
+            )
         if isinstance(grader, ChoiceGrader) and (why := unclear(grader)) is not None:
-            raise ValueError(f"grader.options: {why}; name them in letters or words")
+            raise ValueError(f"grader.options: {why}. Use letters or words as options")
         if isinstance(grader, ChoiceGrader) and label_of(grader, self.answer) is None:
-            raise ValueError(f"answer: {self.answer!r:.80} is none of the grader's options")
+            raise ValueError(f"answer: {self.answer!r:.80} is not one of the grader's options")
         if isinstance(grader, JsonGrader) and parsed(self.answer) is None:
-            raise ValueError(f"answer: {self.answer!r:.80} is no JSON, as grader json needs")
+            raise ValueError(f"answer: {self.answer!r:.80} is not JSON, which grader json needs")
         if isinstance(grader, WordsGrader) or (grader is None and parse(self.answer) is None):
             self._check_words(grader.also if grader else ())
         return self
@@ -102,8 +104,8 @@ class EvalItem(BaseModel):
         for field, expected in (("answer", self.answer), *(("grader.also", a) for a in also)):
             if not words_in(expected):
                 raise ValueError(
-                    f"{field}: {expected!r:.80} holds no word to compare; look for such signs with "
-                    "grader contains or regex"
+                    f"{field}: {expected!r:.80} has no word to compare. Use grader contains or "
+                    "regex for signs"
                 )
 
 
@@ -150,7 +152,7 @@ def eval_items(values: Iterable[tuple[int, object]], name: str) -> list[EvalItem
         seen.add(item.id)
         items.append(item)
     if not items:
-        raise DataError(f"{name} holds no problems.", hint="Write one JSON object a line.")
+        raise DataError(f"{name} has no problems.", hint="Write one JSON object per line.")
     return items
 
 
@@ -216,5 +218,5 @@ def parse_line(path: Path, number: int, line: str, *, param: str = "prepare.sour
         raise DataError(
             f"{path.name}, line {number}{column}: {why}.",
             param=param,
-            hint="Every line must be one JSON object; mend or remove this line.",
+            hint="Every line must be one JSON object. Fix or delete this line.",
         ) from error

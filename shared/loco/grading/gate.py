@@ -20,7 +20,7 @@ NO_PROOF = Check(
     name="proof",
     passed=False,
     expected="the checks that register makes of a candidate",
-    seen="none: the register of an earlier release proved nothing",
+    seen="none: an earlier release registered it without checks",
     fix="Run stages export,register,eval again.",
 )
 
@@ -80,11 +80,11 @@ def decide(
         advice = _fixes(failed)
     elif gate.policy == "never":
         by_hand = not harm
-        reasons = ["Policy never: promote by hand.", *(told or [*proof, *doubts])]
-        advice = ["`loco promote` promotes a version by hand; `loco versions` lists them."]
+        reasons = ["Policy never: only people promote, by hand.", *(told or [*proof, *doubts])]
+        advice = ["Promote a version by hand with `loco promote`. `loco versions` lists them."]
     elif gate.policy == "always":
         refused = False
-        overruled = [f"Promoted all the same (policy always): {reason}" for reason in told]
+        overruled = [f"Promoted anyway (policy always): {reason}" for reason in told]
         reasons = overruled or [*proof, *doubts]
     elif harm:
         reasons = told
@@ -93,7 +93,7 @@ def decide(
         reasons = [*(reason for reason, _ in unknown), *doubts, *proof]
         advice = [what for _, what in unknown]
     elif gate.policy == "better" and doubts:
-        reasons = ["Policy better: it is not shown to be better than the base.", *doubts, *proof]
+        reasons = ["Policy better: it was not shown to be better than the base.", *doubts, *proof]
         advice = _advice(harm, comparisons, human=not own and not other_source)
     else:
         refused = False
@@ -170,7 +170,7 @@ def _harm_in_words(comparison: Comparison) -> str:
 
 
 def _failure_in_words(check: Check) -> str:
-    return f"Deployment check {check.name} failed: expected {check.expected}, saw {check.seen}."
+    return f"Deployment check {check.name} failed: expected {check.expected}, found {check.seen}."
 
 
 def _fixes(failed: Iterable[Check]) -> list[str]:
@@ -195,7 +195,7 @@ def _unknown(
         return [
             (
                 f"No primary set was measured (eval.sets), so it was not compared with {serves}.",
-                "Give one set of eval.sets the role primary.",
+                "Give one set in eval.sets the role primary.",
             )
         ]
     totals = [c.candidate.total for c in primary if c.against is Baseline.PROMOTED]
@@ -203,22 +203,22 @@ def _unknown(
         return [
             (
                 f"It was not compared with {serves}: {not_compared}.",
-                f"`loco setup {adapter}` makes version {promoted_version} again in Ollama; then "
-                "`loco eval` measures this one once more.",
+                f"`loco setup {adapter}` creates version {promoted_version} in Ollama again. "
+                "Then `loco eval` measures this one again.",
             )
         ]
     if not totals:
         return [
             (
-                f"It was not compared with {serves} (eval.baselines lacks promoted).",
+                f"It was not compared with {serves}, because eval.baselines has no `promoted`.",
                 "Add `promoted` to eval.baselines.",
             )
         ]
     if max(totals) < gate.min_problems:
         return [
             (
-                f"It was compared with {serves}, on {max(totals)} problems; fewer than "
-                f"{gate.min_problems} take no version's place (eval.gate.min_problems).",
+                f"It was compared with {serves} on only {max(totals)} problems. To replace a "
+                f"version it needs at least {gate.min_problems} (eval.gate.min_problems).",
                 f"Measure on {gate.min_problems} primary problems or more (eval.sets.NAME.count, "
                 "without eval.limit).",
             )
@@ -254,7 +254,7 @@ def _doubt(gate: GateSpec, comparison: Comparison) -> str | None:
     total = comparison.candidate.total
     if total < gate.min_problems:
         return (
-            f"{comparison.set} has {total} problems; fewer than {gate.min_problems} prove "
+            f"{comparison.set} has {total} problems. Fewer than {gate.min_problems} prove "
             "nothing (eval.gate.min_problems)."
         )
     if comparison.gain <= _EQUAL or comparison.p_value >= gate.max_p:
@@ -265,15 +265,15 @@ def _doubt(gate: GateSpec, comparison: Comparison) -> str | None:
             else ""
         )
         return (
-            f"{comparison.set}: not significantly better than the base "
-            f"(p {_p(comparison.p_value)}, asked for less than {gate.max_p:g}){can}."
+            f"{comparison.set}: not significantly better than the base (p "
+            f"{_p(comparison.p_value)}, it must be less than {gate.max_p:g}){can}."
         )
     if is_cut_often(comparison.base):
         p = p_without_cut(comparison)
         if comparison.won - comparison.won_on_cut <= comparison.lost or p >= gate.max_p:
             return (
-                f"{comparison.set}: {comparison.won_on_cut} of {comparison.won} problems won are "
-                "ones where the base's answer was cut at eval.num_predict; without them it is not "
+                f"{comparison.set}: in {comparison.won_on_cut} of {comparison.won} problems "
+                "won, the base's answer was cut at eval.num_predict. Without them it is not "
                 f"significantly better (p {_p(p)}). Raise eval.num_predict."
             )
     return None
@@ -309,17 +309,17 @@ def _advice(
     advice = []
     if Role.PRIMARY in roles and human:
         advice.append(
-            "Train on answers in the base model's own words (its own, verified ones) instead of "
-            "human ones: those often make a capable base worse."
+            "Train on the base model's own, verified answers instead of human ones. Human "
+            "answers often make a capable base worse."
         )
     if roles:
-        advice.append("Take a lower train.learning_rate or fewer train.epochs.")
+        advice.append("Lower train.learning_rate or train.epochs.")
     if Role.GUARD in roles:
-        advice.append("Mix general rows into the training data, so that less is forgotten.")
+        advice.append("Add general rows to the training data, so that the model forgets less.")
     if not roles:
         advice.append("Train on more rows, or measure on more problems (eval.sets.NAME.count).")
     if any(c.lost for c in comparisons):
-        advice.append("Read report.md of stage eval: it lists the problems that were lost.")
+        advice.append("Read report.md of stage eval. It lists the problems that were lost.")
     return advice
 
 

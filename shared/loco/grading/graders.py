@@ -138,7 +138,7 @@ def _contains(grader: ContainsGrader, text: str) -> Graded:
     extracted = text[:_QUOTED]
     missing = next((p for p in grader.all if not there(p)), None)
     if missing is not None:
-        return Graded(False, extracted, f"lacks {missing!r}")
+        return Graded(False, extracted, f"does not contain {missing!r}")
     if grader.any and not any(there(p) for p in grader.any):
         return Graded(False, extracted, f"has none of {', '.join(map(repr, grader.any))}"[:_QUOTED])
     unwanted = next((p for p in grader.none if there(p)), None)
@@ -178,7 +178,7 @@ def _regex(grader: RegexGrader, text: str) -> Graded:
 def _json(item: EvalItem, grader: JsonGrader, text: str) -> Graded:
     read = json_answers.found(text, only=grader.only)
     if read is None:
-        return Graded(False, None, "is not JSON" if grader.only else "holds no JSON")
+        return Graded(False, None, "is not JSON" if grader.only else "contains no JSON")
     if "expected" in grader.model_fields_set:
         expected: json_answers.Read | None = json_answers.Read(grader.expected)
     else:

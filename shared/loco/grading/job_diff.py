@@ -73,13 +73,15 @@ def _verdict(
         return Sameness.DIFFERENT, why
     both = first.tasks.keys() & second.tasks.keys()
     if not both:
-        return Sameness.DIFFERENT, ["No stage has committed in both: there is nothing to compare."]
+        return Sameness.DIFFERENT, [
+            "No stage has finished in both jobs, so there is nothing to compare."
+        ]
     measured = Stage.EVAL in both
     unread = measured and (first.answers is None or second.answers is None)
     if outputs or unread:
-        why = [f"{d.field} differs, as far as that goes." for d in outputs]
+        why = [f"{d.field} differs." for d in outputs]
         if unread:
-            why.append("The answers could not be read again.")
+            why.append("The answers could not be read.")
         why.append(
             f"Same recipe and data; losses within {LOSS_TOLERANCE:.0%}"
             + (f"; no score differs at p < {MAX_P:g}." if measured else "; nothing was measured.")
@@ -105,10 +107,10 @@ def _what_differs(
     for stage in Stage:
         if (stage in first.tasks) != (stage in second.tasks):
             one = first if stage in first.tasks else second
-            yield f"Only job {one.job.id} has committed {stage}."
+            yield f"Only job {one.job.id} has finished {stage}."
     for difference in _differences(_files(first), _files(second)):
         if difference.first is not None and difference.second is not None:
-            yield f"{difference.field} is not the same: other rows were used."
+            yield f"{difference.field} differs: the jobs used different rows."
     for figure in scores:
         name = figure.field.removeprefix("train.")
         if name in (*_LOSSES, _PREFERENCE_LOSS) and not _close(figure.first, figure.second):
@@ -217,7 +219,7 @@ def _answers(first: JobRecords, second: JobRecords) -> Iterator[Difference]:
             yield Difference(
                 field=f"eval.{name}.answers",
                 first=f"{len(keys)} answers",
-                second=f"{changed} of them other words",
+                second=f"{changed} of them in other words",
             )
 
 

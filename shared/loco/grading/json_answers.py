@@ -66,12 +66,12 @@ def fault(grader: JsonGrader, expected: Read | None, read: Read) -> str | None:
     """What is wrong with a value, in words, or None when it is right."""
     if grader.types:
         if not isinstance(read.value, dict):
-            return "is no JSON object"
+            return "is not a JSON object"
         for field, kind in grader.types.items():
             if field not in read.value:
                 return f"has no field {field!r}"
             if not _is(read.value[field], kind):
-                return f"field {field!r} is no {kind}"
+                return f"field {field!r} is not a {kind}"
     if expected is not None and not _equal(grader, expected.value, read.value):
         return f"is not {written(expected):.200}"
     return None

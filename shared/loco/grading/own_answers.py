@@ -19,14 +19,14 @@ def advice(*, own: bool, solved: float, what: str) -> str | None:
     """
     if own and solved < TOO_FEW:
         return (
-            "Train on rows that come with answers (prepare.source of kind huggingface or jsonl; profile "
-            f"`gold` of math): the base solves {share(solved)} of {what} by itself, so its own right "
-            "answers are too few."
+            "Train on rows with answers (prepare.source of kind huggingface or jsonl; profile "
+            f"`gold` of math). The base solves only {share(solved)} of {what} by itself, so it "
+            "has too few right answers of its own."
         )
     if not own and solved > CAPABLE:
         return (
-            "Train on the base's own verified answers to the same questions (prepare.source of kind self; "
-            f"profile `default` of math): the base solves {share(solved)} of {what} by itself, and "
-            "answers that others wrote often make such a base worse."
+            "Train on the base's own verified answers to the same questions (prepare.source of "
+            f"kind self; profile `default` of math). The base solves {share(solved)} of {what} "
+            "by itself, and answers from others often make such a base worse."
         )
     return None

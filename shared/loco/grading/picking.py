@@ -83,8 +83,8 @@ def _numbers(answers: Sequence[str]) -> Picked | None:
     if len(wanted) < len(set(answers)):
         return None
     worked = any(wanted[answer] != answer.strip() for answer in answers)
-    what = "every answer ends on a number" if worked else "every answer is a number"
-    why = f"{what}, so the number that the model gives is compared; how it gets there is not"
+    what = "every answer ends with a number" if worked else "every answer is a number"
+    why = f"{what}, so only the number in the model's answer is compared, not the way to it"
     return Picked("numeric", why, dict.fromkeys(wanted), wanted)
 
 
@@ -109,7 +109,10 @@ def _options(answers: Sequence[str]) -> Picked | None:
     if unclear(grader) is not None or any(label_of(grader, o) is None for o in different):
         return None
     shown = ", ".join(different[:6]) + (", …" if len(different) > 6 else "")
-    why = f"{len(different)} answers come again and again ({shown}), so the model has to name the right one"
+    why = (
+        f"only {len(different)} different answers appear ({shown}), so the model must name the "
+        "right one"
+    )
     return Picked("choice", why, dict.fromkeys(answers, grader), {a: a.strip() for a in answers})
 
 
@@ -119,7 +122,7 @@ def _json(answers: Sequence[str]) -> Picked | None:
         read = parsed(answer.strip()) if answer.strip()[:1] in ("{", "[") else None
         if read is None:
             return None
-    why = "every answer is JSON, so values are compared, whatever the spacing or order of fields"
+    why = "every answer is JSON, so values are compared; spacing and order of fields do not matter"
     grader = JsonGrader(kind="json")
     return Picked("json", why, dict.fromkeys(answers, grader), {a: a.strip() for a in answers})
 
@@ -132,11 +135,12 @@ def _code(answers: Sequence[str]) -> Picked | None:
     graders = {a: _holds(_FUNCTION.findall(a)[:_PHRASES] or rare[a]) for a in answers}
     return Picked(
         "contains",
-        "most answers are code; rows hold no tests, so only the names that it must define are looked for",
+        "most answers are code, but the rows have no tests, so only the names that the code "
+        "must define are checked",
         graders,
         {answer: answer for answer in answers},
         'Give each line of the eval set tests: "grader": {"kind": "code", "entry": "f", "cases": '
-        '[{"args": [2], "expected": 4}]}. Then the answers are run (docs/eval.md).',
+        '[{"args": [2], "expected": 4}]}. Then the grader runs the answers (docs/eval.md).',
     )
 
 
@@ -160,7 +164,7 @@ def _short(answers: Sequence[str]) -> Picked | None:
         if not words_in(text):
             return None
     why = (
-        "the answers are short texts, so all their words are compared, but not case and punctuation"
+        "the answers are short texts, so all words are compared; case and punctuation do not matter"
     )
     grader = WordsGrader(kind="words")
     return Picked("words", why, dict.fromkeys(answers, grader), {a: a.strip() for a in answers})
@@ -172,12 +176,12 @@ def _long(answers: Sequence[str]) -> Picked:
     graders = {answer: _holds(rare[answer]) for answer in answers}
     return Picked(
         "contains",
-        f"the answers are long texts, which no program can judge; up to {_PHRASES} of the words "
-        "that set each one apart are looked for",
+        f"the answers are long texts, which no program can judge, so up to {_PHRASES} typical "
+        "words of each answer are checked",
         graders,
         {answer: answer for answer in answers},
-        "Go through the eval set and put what a right answer must hold into `grader.all`, and what "
-        "it must not into `grader.none`.",
+        "Edit the eval set: put what a right answer must contain into `grader.all`, and what it "
+        "must not contain into `grader.none`.",
     )
 
 

@@ -28,8 +28,8 @@ _START_SECONDS = 30.0
 _LONGEST_OUTPUT_BYTES = 1 << 20
 _ENDING_SECONDS = 0.5
 _HINT = (
-    "Code is graded on Linux with seccomp, better with Landlock (kernel 5.13 or later, and a container "
-    "policy that allows both); or choose another grader."
+    "Grading code needs Linux with seccomp, ideally also Landlock (kernel 5.13 or later, and a "
+    "container policy that allows both). Or choose another grader."
 )
 
 
@@ -149,7 +149,7 @@ def _exchange(process: subprocess.Popen[bytes], job: bytes, steps: int, seconds:
                 received += data
                 lines += data.count(b"\n")
                 if len(received) > _LONGEST_OUTPUT_BYTES:
-                    return _outcome(b"", "sent back more than 1 MiB")
+                    return _outcome(b"", "returned more than 1 MiB")
                 if not ready and b"\n" in received:
                     first, _, received = received.partition(b"\n")
                     lines -= 1
@@ -203,6 +203,6 @@ def _outcome(received: bytes | bytearray, ended: str | None) -> Outcome:
 
 def _unavailable(what: str) -> SandboxUnavailable:
     return SandboxUnavailable(
-        f"Code cannot be graded safely on this machine, so none was run. It lacks: {what}.",
+        f"This machine cannot run code safely, so no code was graded. Missing: {what}.",
         hint=_HINT,
     )

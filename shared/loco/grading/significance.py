@@ -103,7 +103,7 @@ def difference_interval(
         ValueError: the counts or the level are impossible.
     """
     if min(won, lost) < 0 or won + lost > total or not 0 < level < 1:
-        raise ValueError(f"no such comparison: {won} won, {lost} lost of {total}, level {level}")
+        raise ValueError(f"impossible comparison: {won} won, {lost} lost of {total}, level {level}")
     if total == 0:
         return -1.0, 1.0
     outside = (1 - level) / 2

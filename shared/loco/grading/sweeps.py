@@ -75,8 +75,8 @@ def hopeless(point: SweepPoint, others: Iterable[SweepPoint]) -> str | None:
         return None
     passes = "1 pass" if newest.epoch == 1 else f"{newest.epoch:g} passes"
     return (
-        f"Stopped early: its lowest validation loss in {passes} is {lowest:.4f}, and the median of "
-        f"{len(losses)} others was {median:.4f} then."
+        f"Stopped early: its lowest validation loss in {passes} is {lowest:.4f}. The median of "
+        f"{len(losses)} others was {median:.4f} at that point."
     )
 
 

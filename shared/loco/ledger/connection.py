@@ -54,13 +54,14 @@ class Connection:
             yield self._client
         except redis.AuthenticationError as error:
             raise RedisUnavailable(
-                f"Redis at {self.address} refuses the password: {error}.",
-                hint="Put user and password into LOCO_REDIS_URL: redis://USER:PASSWORD@HOST:6379/0.",
+                f"Redis at {self.address} does not accept the password: {error}.",
+                hint="Put user and password into LOCO_REDIS_URL: "
+                "redis://USER:PASSWORD@HOST:6379/0.",
             ) from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise RedisUnavailable(
                 f"Redis at {self.address} does not answer: {error}.",
-                hint="Start it (`loco up` brings its own), or correct LOCO_REDIS_URL.",
+                hint="Start it (`loco up` starts its own), or correct LOCO_REDIS_URL.",
             ) from error
         except redis.ResponseError as error:
             raise _refused(self.address, error) from error
@@ -76,11 +77,11 @@ def _refused(address: str, error: redis.ResponseError) -> Exception:
     if isinstance(error, redis.OutOfMemoryError) or "maxmemory" in text:
         return RedisUnavailable(
             f"Redis at {address} is full: {text}.",
-            hint="Raise maxmemory or delete old data; jobs go on by themselves afterwards.",
+            hint="Raise maxmemory or delete old data. Jobs then continue by themselves.",
         )
     if isinstance(error, redis.ReadOnlyError) or text.startswith(("MISCONF", "NOREPLICAS")):
         return RedisUnavailable(
-            f"Redis at {address} takes no writes: {text}.",
+            f"Redis at {address} does not accept writes: {text}.",
             hint="Check its disk and its role (a replica is read-only).",
         )
     return error
@@ -92,10 +93,11 @@ def unguarded(url: str) -> tuple[str, str] | None:
     if parts.scheme == "unix" or parts.password or "password=" in parts.query:
         return None
     return (
-        f"Redis at {masked(url)} is used without a password: whoever reaches that port, every user "
-        "of its machine for one, rules all jobs and makes keys.",
-        "Give Redis a password (requirepass) and LOCO_REDIS_URL, too: redis://:PASSWORD@HOST:6379/0; "
-        "or unset that variable, and `loco up` brings a Redis on a socket.",
+        f"Redis at {masked(url)} has no password. Anybody who reaches that port, such as every "
+        "user of its machine, can control all jobs and make keys.",
+        "Set a password in Redis (requirepass) and in LOCO_REDIS_URL: "
+        "redis://:PASSWORD@HOST:6379/0. Or unset that variable: then `loco up` starts its own "
+        "Redis on a socket.",
     )
 
 

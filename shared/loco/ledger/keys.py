@@ -67,9 +67,10 @@ class Keys:
         _check("name", name)
         if owner is None and name == LOCAL:
             raise InvalidRequest(
-                f"A key called {LOCAL} says whose it is (--owner): the jobs made without a key are {LOCAL}'s.",
+                f"A key with the name {LOCAL} needs an owner (--owner), because jobs made "
+                f"without a key belong to {LOCAL}.",
                 param="owner",
-                hint=f"Say `--owner {LOCAL}` to take them over, or another owner.",
+                hint=f"Add `--owner {LOCAL}` to own those jobs, or name another owner.",
             )
         owner = name if owner is None else owner
         _check("owner", owner)
@@ -160,7 +161,7 @@ class Keys:
         """
         if self.any():
             raise Conflict(
-                "There are API keys, so the server asks for one.",
+                "There are API keys, so the server stays closed.",
                 hint="Revoke them first: `loco keys list`, `loco keys revoke ID`.",
             )
         with self._connection.client() as client:
@@ -170,9 +171,9 @@ class Keys:
 def _check(field: str, text: str) -> None:
     if not 0 < len(text) <= LONGEST_NAME or not text.isprintable():
         raise InvalidRequest(
-            f"The {field} of a key has 1 to {LONGEST_NAME} printable characters.",
+            f"The {field} of a key must have 1 to {LONGEST_NAME} printable characters.",
             param=field,
-            hint="Say what the key is for (`laptop`) and whose it is (`anna`).",
+            hint="Write what the key is for (`laptop`) and who owns it (`anna`).",
         )
 
 

@@ -160,7 +160,7 @@ class Ledger(LedgerReader):
         if outcome == "conflict":
             raise _key_conflict(job_id)
         if outcome == "gone":
-            raise Conflict(f"Job {job_id}, which this one descends from, was deleted meanwhile.")
+            raise Conflict(f"Job {job_id}, which this one builds on, was deleted in the meantime.")
         return self.job(job_id), outcome == "created"
 
     def accepted(
@@ -205,9 +205,9 @@ class Ledger(LedgerReader):
         job = self.job(job_id)
         if answer not in ("ok", "missing"):
             raise Conflict(
-                f"Job {job_id} is {answer}; only failed and cancelled jobs can be retried.",
+                f"Job {job_id} is {answer}. Only failed and cancelled jobs can be retried.",
                 param="job_id",
-                hint="Submit a new job; stages whose inputs match are taken over.",
+                hint="Submit a new job. It reuses stages whose inputs match.",
             )
         return job
 
@@ -386,7 +386,7 @@ def _idempotency(key: str, owner: str) -> str:
 
 def _key_conflict(job_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
-        f"This Idempotency-Key was used with another request, for job {job_id}.",
+        f"This Idempotency-Key was already used with another request, for job {job_id}.",
         param="Idempotency-Key",
-        hint="Send a new key with a changed request, or the old request with the old key.",
+        hint="Use a new key for a changed request, or send the old request with the old key.",
     )

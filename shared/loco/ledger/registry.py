@@ -151,15 +151,15 @@ class Registry:
             raise VersionRefused(
                 f"The gate refused version {number} of {adapter}: {why}",
                 param="version",
-                hint="Promote it all the same with `force` (`loco promote --force`), or another "
-                f"version: `loco versions {adapter}`.",
+                hint="Promote it anyway with `force` (`loco promote --force`), or choose "
+                f"another version: `loco versions {adapter}`.",
             )
         if answer == "foreign":
             model = self.version(adapter, number).model
             raise Conflict(
                 f"{model}:latest belongs to another adapter.",
                 param="version",
-                hint=f"Give {adapter} a model_name of its own and build it again.",
+                hint=f"Give {adapter} its own model_name and build it again.",
             )
         return str(answer) == "promoted"
 
@@ -181,8 +181,8 @@ class Registry:
         nonce = uuid.uuid4().hex
         if self._run("rollback", model, adapter, str(to), by, reason, nonce) != "ok":
             raise Conflict(
-                f"Another version of {model} was promoted meanwhile.",
-                hint=f"Look at `loco versions {adapter}` and ask again.",
+                f"Another version of {model} was promoted in the meantime.",
+                hint=f"Look at `loco versions {adapter}` and try again.",
             )
 
     def restored(self, adapter: str, number: int, digest: str, *, by: str, reason: str) -> None:
@@ -365,12 +365,12 @@ def rollback_target(registry: Registry, adapter: str, model: str) -> int:
         raise InvalidRequest(
             f"No version of {adapter} is promoted as {model}.",
             param="model",
-            hint=f"`loco versions {adapter}` lists what is.",
+            hint=f"`loco versions {adapter}` lists the versions.",
         )
     before = registry.before(model)
     if before is None:
         raise Conflict(
-            f"Nothing was promoted as {model} before version {pointer.version}.",
+            f"No version was promoted as {model} before version {pointer.version}.",
             param="model",
             hint=f"Promote another version by hand: `loco versions {adapter}` lists them.",
         )

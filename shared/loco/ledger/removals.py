@@ -49,7 +49,7 @@ class Removals:
         if number:
             found.append(f"version {number} of {job.adapter}")
         if sweep and not JobStatus(sweep).is_terminal:
-            found.append(f"sweep {job.spec.sweep} (it runs)")
+            found.append(f"sweep {job.spec.sweep} (still running)")
         for other, spec, reused in self._others(job.id):
             if job.id in reused:
                 found.append(f"job {other} (reuses its stages)")
@@ -90,12 +90,12 @@ class Removals:
                 return
             if told not in ("changed", "version"):
                 raise Conflict(
-                    f"Job {job.id} is {told}: only jobs that have ended are deleted.",
+                    f"Job {job.id} is {told}. Only ended jobs can be deleted.",
                     param="job_id",
                     hint=f"`loco cancel {job.id}` ends it.",
                 )
         raise Busy(
-            f"Jobs come and go while the ones that build on {job.id} are looked for.",
+            f"Jobs changed while the server searched for those that build on {job.id}.",
             hint="Try again in a moment.",
         )
 
@@ -180,6 +180,6 @@ def _needed(job: Job, needed_by: tuple[str, ...]) -> Conflict:
     return Conflict(
         f"Job {job.id} is needed by {', '.join(needed_by[:_NAMED])}{more}.",
         param="job_id",
-        hint="Delete those jobs first; a registered version is made again from its job's files, so "
-        "that job stays.",
+        hint="Delete those jobs first. The job of a registered version stays, because the "
+        "version is made again from its files.",
     )

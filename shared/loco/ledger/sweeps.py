@@ -266,7 +266,7 @@ class Sweeps:
             raise _key_conflict(sweep_id)
         if outcome == "too many":
             raise QuotaExceeded(
-                f"{owner!r:.200} has {_MOST_OPEN} sweeps that have not ended, and no more are allowed.",
+                f"{owner!r:.200} has {_MOST_OPEN} running sweeps. No more are allowed.",
                 hint="Wait until one ends, or cancel one: `loco sweeps` lists them.",
             )
         return str(sweep_id), outcome == "created"
@@ -476,7 +476,7 @@ def _unknown(sweep_id: str, error: type[NotFound | InvalidRequest]) -> NotFound 
 
 def _key_conflict(sweep_id: str) -> IdempotencyConflict:
     return IdempotencyConflict(
-        f"This Idempotency-Key was used with another request, for {sweep_id}.",
+        f"This Idempotency-Key was already used with another request, for {sweep_id}.",
         param="Idempotency-Key",
-        hint="Send a new key with a changed request, or the old request with the old key.",
+        hint="Use a new key for a changed request, or send the old request with the old key.",
     )

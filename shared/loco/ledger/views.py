@@ -48,8 +48,8 @@ _LIMITS = (
     *("string_pattern_mismatch", "value_error"),
 )
 _ACCEPTED_EARLIER = (
-    "Most likely an earlier release accepted the job, whose limits were wider: submit it again within "
-    "today's (docs/security.md); its files stay in adapters/NAME/runs/JOB_ID. Or else: "
+    "Most likely an earlier release with wider limits accepted the job. Submit it again within "
+    "today's limits (docs/security.md). Its files stay in adapters/NAME/runs/JOB_ID. Otherwise: "
 )
 
 
@@ -71,9 +71,9 @@ def readable(what: str, record_id: str) -> Iterator[None]:
             if error.title == JobSpec.__name__ and first["type"] in _LIMITS:
                 hint = _ACCEPTED_EARLIER
         raise UnreadableRecord(
-            f"The ledger's record of {what} {record_id!r:.100} cannot be read: {reason:.300}.",
-            hint=f"{hint}Something other than locollm, or a newer release, wrote to its Redis. Nothing of "
-            "it is used; everything else goes on.",
+            f"The record of {what} {record_id!r:.100} cannot be read: {reason:.300}.",
+            hint=f"{hint}Another program or a newer release wrote to locollm's Redis. The "
+            "record is not used; everything else continues.",
         ) from error
 
 
@@ -97,7 +97,9 @@ def legible(
                 if len(_told) >= _MOST_TOLD:
                     _told.clear()
                 _told.add(what)
-                logger.warning("%s Others of its list are left out without a word.", error)
+                logger.warning(
+                    "%s Later records of this list are skipped without a message.", error
+                )
     return found
 
 

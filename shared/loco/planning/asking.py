@@ -81,8 +81,9 @@ def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> I
     model = spec.train.base_model.ollama
     if asking is None:
         yield (
-            f"How long prepare takes is not known: {model} has answered no questions of {spec.adapter} "
-            f"yet. {spec.prepare.examples + spec.prepare.validation} rows take at least as many answers."
+            f"How long prepare takes is not known: {model} has answered no questions of "
+            f"{spec.adapter} yet. {spec.prepare.examples + spec.prepare.validation} rows need "
+            "at least as many answers."
         )
         return
     before = asking.before
@@ -90,10 +91,11 @@ def notes_on_source(spec: JobSpec, history: History, asking: Asking | None) -> I
     if asking.all_of is not None:
         questions = f"all {asking.all_of:,} usable questions that an earlier run found"
     yield (
-        f"prepare asks {model} about {questions} and takes about {asking.answers:,} "
-        f"answers: {share(before.pass_rate)} of the first ones were right, answers had {before.tokens:.0f} "
-        f"tokens, and {before.tokens_per_second:.0f} tokens came a second when {before.stage} asked. Answers that are known from "
-        "earlier jobs are not asked again."
+        f"prepare asks {model} about {questions} and takes about {asking.answers:,} answers: "
+        f"{share(before.pass_rate)} of the first ones were right, answers had "
+        f"{before.tokens:.0f} tokens, and stage {before.stage} got "
+        f"{before.tokens_per_second:.0f} tokens per second. Answers from earlier jobs are "
+        "reused."
     )
     advice = own_answers.advice(
         own=True, solved=before.pass_rate, what=f"what {before.stage} asked"

@@ -33,6 +33,6 @@ def out_of_time() -> Busy:
     """The error of a plan that was not made in time."""
     return Busy(
         "The plan was not made in time.",
-        hint="Other plans may be in the way: ask again. If it stays so, set train.micro_batch, which"
-        " leaves fewer ways to weigh.",
+        hint="Other plans may be running: try again. If it happens again, set "
+        "train.micro_batch, so there are fewer alternatives to compare.",
     )

@@ -42,7 +42,7 @@ def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
     config = base.config or _config_here(base, models_dir)
     if config is None:
         raise InvalidRequest(
-            f"The shape of {base.name} is not known before it is downloaded.",
+            f"The shape of {base.name} is not known before its download.",
             param="base_model",
             hint="Copy these fields of its config.json to `config` in adapters/base_models.yaml: "
             + ", ".join(name for name in Shape.model_fields if name != "quantized_bytes")
@@ -52,7 +52,7 @@ def shape_of(base: BaseModelSpec, models_dir: Path) -> Shape:
         return with_stored_size(Shape.of(config), base, models_dir)
     except (KeyError, ValidationError, TypeError) as error:
         raise InvalidRequest(
-            f"The config of {base.name} does not describe a decoder: {error}.",
+            f"The config of {base.name} does not describe a decoder model: {error}.",
             param="base_model",
             hint="Correct `config` in adapters/base_models.yaml or the model's config.json.",
         ) from error
@@ -74,9 +74,9 @@ def device_of(asked: AskedDevice | None, workers: list[WorkerInfo]) -> tuple[Dev
     heard = [w for w in workers if w.queue == Queue.GPU and w.hardware is not None]
     if not heard:
         raise InvalidRequest(
-            "No running worker says what it would train on.",
+            "No running worker reports a device to train on.",
             param="device",
-            hint="Start it with `loco up`, or name a device to plan for: "
+            hint="Start one with `loco up`, or name a device to plan for: "
             '`loco plan NAME --gpu-memory 8`, or "device": {"memory_gb": 8}.',
         )
     newest = max(heard, key=lambda w: w.seen_at)
@@ -92,7 +92,7 @@ def engine_for(spec: TrainSpec, device: Device) -> Engine:
     """
     if spec.engine == "unsloth" and not device.is_gpu:
         raise InvalidRequest(
-            "Engine unsloth needs an NVIDIA GPU, and training would run on a CPU.",
+            "Engine unsloth needs an NVIDIA GPU, but training would run on a CPU.",
             param="train.engine",
             hint="Set train.engine to auto or peft.",
         )
@@ -136,7 +136,7 @@ def _lengths_of_rows(spec: JobSpec, history: History, settings: Settings) -> tup
             rows = min(left_of(spec.prepare, guess.rows), spec.prepare.examples)
             return _scaled(cut(guess, longest), rows), f"the characters of {source.path}"
     if (made := GENERATED.get(generator_of(source))) is not None:
-        return _scaled(cut(made, longest), spec.prepare.examples), "what this generator makes"
+        return _scaled(cut(made, longest), spec.prepare.examples), "what this generator produces"
     left = settings.adapters_dir / spec.adapter / _DATA
     of_no_job = left.is_file() and not left.with_name(PUBLISH_LOCK).exists()
     if of_no_job and (guess := lengths_of_file(left)):

@@ -110,14 +110,16 @@ def make_plan(
         for way in own_splits(spec, shape, device, engine=engine)
     ]
     if not device.is_gpu and own[0].fits(device):
-        why = "the recipe's own batches; more rows a pass gain little"
+        why = "the recipe's own batches; more rows per pass gain little"
         return plan_of(own[0], spec, lengths, why)
     if fitting:
         return plan_of(_fastest(fitting), spec, lengths, _why(found, fitting, device))
     smallest = min(found, key=lambda e: (e.memory.peak_gb, e.way.simplicity))
     for last in sorted((*own, smallest), key=lambda e: e.ran_out):
         if last.fits_barely(device):
-            return plan_of(last, spec, lengths, "nothing faster fits, and this without a margin")
+            return plan_of(
+                last, spec, lengths, "no faster plan fits, and this one fits without a margin"
+            )
     raise _too_large(
         spec, shape, lengths, device, engine=engine, smallest=smallest, lessons=lessons
     )
@@ -154,7 +156,7 @@ def next_rung(
             return None
         way = replace(own, gradient_checkpointing=True)
     found = estimate(way, spec, shape, lengths, device, lessons=lessons, pairs=pairs)
-    below = plan_of(found, spec, lengths, "memory ran out with the plan before")
+    below = plan_of(found, spec, lengths, "the plan before ran out of memory")
     return below.model_copy(update={"free_gb": plan.free_gb})  # before the base was loaded
 
 
@@ -322,12 +324,12 @@ def plan_of(found: Estimate, spec: TrainSpec, lengths: Lengths, why: str) -> Pla
 
 def _why(found: list[Estimate], fitting: list[Estimate], device: Device) -> str:
     free = f"{device.free_gb:.1f} GB are free"
-    words = f"the fastest of {len(fitting)} ways that fit of {len(found)}; {free}"
+    words = f"the fastest of {len(fitting)} plans that fit, out of {len(found)}; {free}"
     if found[0].way.precision != fitting[0].way.precision:
         least = min(e.memory.peak_gb for e in found if e.way.precision == found[0].way.precision)
-        words += f", 16-bit weights would take {least + margin_gb(least, device):.1f}"
+        words += f", 16-bit weights would need {least + margin_gb(least, device):.1f}"
     if device.is_gpu and not rates(device).known:
-        words += f"; the rates of {device.name} are guessed"
+        words += f"; the speed of {device.name} is a guess"
     return words
 
 
@@ -360,8 +362,8 @@ def _too_large(
     choices.append(f"use {where} with {needed:.1f} GB free, or a smaller base model")
     detail = ", ".join(described(smallest.way, spec.step_rows))
     return OutOfMemory(
-        f"{spec.base_model.name} does not fit: the smallest way to train it ({detail}) needs "
-        f"{needed:.1f} GB with a margin, and {device.free_gb:.1f} GB of {device.name} are free.",
+        f"{spec.base_model.name} does not fit. The smallest way to train it ({detail}) needs "
+        f"{needed:.1f} GB with a margin, but {device.name} has {device.free_gb:.1f} GB free.",
         param=param,
         hint=_sentence("; ".join(choices)),
     )

@@ -170,13 +170,17 @@ def _notes(case: _Case, plan: Plan) -> Iterator[str]:
     device, base = case.device, case.spec.base_model
     if plan.precision == "4bit" and base.train != base.merge and case.shape.quantized_bytes is None:
         yield (
-            f"{base.train} is not here yet: its size is that of plain NF4. A dynamic quantization "
-            "leaves some layers in 16 bits; train reads its size once it is fetched."
+            f"{base.train} is not downloaded yet, so its size is computed for plain NF4. A "
+            "dynamic quantization keeps some layers in 16 bits. Training reads the real size "
+            "after the download."
         )
     if device.is_gpu and not rates(device).known:
-        yield f"The rates of {device.name} are not known: times are of a slow GPU of its generation."
+        yield (
+            f"The speed of {device.name} is not known. The times are for a slow GPU of its "
+            "generation."
+        )
     if case.engine == "unsloth" and case.spec.engine == "auto":
-        yield "This GPU is older than Ampere: engine unsloth is taken where it is installed."
+        yield "This GPU is older than Ampere, so training uses engine unsloth if it is installed."
 
 
 def _with_smaller_models(error: OutOfMemory, case: _Case, settings: Settings) -> OutOfMemory:

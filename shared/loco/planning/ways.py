@@ -178,7 +178,7 @@ def micro_batches(spec: TrainSpec) -> tuple[int, ...]:
             f"micro_batch {spec.micro_batch} does not divide the {rows} rows of an optimizer step "
             f"(batch_size {spec.batch_size} x gradient_accumulation {spec.gradient_accumulation}).",
             param="train.micro_batch",
-            hint=f"Take one of {', '.join(map(str, divisors[::-1][:_SHOWN]))}, or leave it out.",
+            hint=f"Use one of {', '.join(map(str, divisors[::-1][:_SHOWN]))}, or leave it out.",
         )
     return (spec.micro_batch,)
 
@@ -197,7 +197,7 @@ def _recordings(
         return (False,)
     if spec.cuda_graphs and spec.padding_free is False:
         raise InvalidRequest(
-            "train.cuda_graphs: padded rows cannot be recorded.",
+            "train.cuda_graphs does not work with padded rows.",
             param="train.cuda_graphs",
             hint="Unset train.padding_free or train.cuda_graphs.",
         )

@@ -42,7 +42,7 @@ def celery_app(settings: Settings) -> Celery:
     if settings.redis_url is None:
         raise RedisUnavailable(
             "No Redis is configured.",
-            hint="Set LOCO_REDIS_URL, or use `loco up`, which brings a server along.",
+            hint="Set LOCO_REDIS_URL, or use `loco up`, which starts a server.",
         )
     drop_what_is_no_message()
     app = Celery("loco", set_as_current=False, loader=_Loader)

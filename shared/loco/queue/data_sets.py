@@ -34,10 +34,10 @@ def delete(ledger: LedgerReader, settings: Settings, record: DataSet) -> None:
     if jobs := list(_readers(ledger, record)):
         more = f" and {len(jobs) - _NAMED} more" if len(jobs) > _NAMED else ""
         raise Conflict(
-            f"Data set {record.name} ({record.id}) is read by jobs that have not ended: "
+            f"Data set {record.name} ({record.id}) is in use by jobs that have not ended: "
             f"{', '.join(jobs[:_NAMED])}{more}.",
             param="dataset",
-            hint="Wait for them, or `loco cancel` them.",
+            hint="Wait for them, or cancel them with `loco cancel`.",
         )
     data_sets(settings).delete(record)
 

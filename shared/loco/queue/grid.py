@@ -35,10 +35,10 @@ def points_of(adapters_dir: Path, request: SweepRequest) -> list[dict[str, Any]]
         parts = [f"{len(values)} of {field}" for field, values in request.grid.items()]
         parts += [f"{request.seeds} seeds"] if request.seeds > 1 else []
         raise InvalidRequest(
-            f"This sweep has {count} points ({' x '.join(parts) or 'nothing varies'}); 2 to "
-            f"{MOST_POINTS} are allowed.",
+            f"This sweep has {count} points ({' x '.join(parts) or 'nothing varies'}). It must "
+            f"have 2 to {MOST_POINTS}.",
             param="grid",
-            hint=f"Leave out values until at most {MOST_POINTS} combinations are left."
+            hint=f"Leave out values until at most {MOST_POINTS} combinations remain."
             if count > 1
             else "Give a field of train several values, like `--set train.learning_rate=1e-4,2e-4`, or "
             "ask for `--seeds 3`.",
@@ -96,8 +96,8 @@ def _check_fields(request: SweepRequest) -> None:
             if field.partition(".")[0] not in set(Stage):
                 meant = nearest(field, [_SECTION + path for path in field_paths(TrainSpec)])
             raise InvalidRequest(
-                f"{field} has {len(values)} values, and a sweep varies fields of train alone: all its "
-                "trainings share one prepare, and only the best is exported.",
+                f"{field} has {len(values)} values, but a sweep can only vary fields of train. "
+                "All its trainings share one prepare, and only the best is exported.",
                 param=field,
                 hint=f"Did you mean {meant}?"
                 if meant
@@ -107,7 +107,7 @@ def _check_fields(request: SweepRequest) -> None:
         outer = next((other for other in request.grid if field.startswith(f"{other}.")), None)
         if outer is not None:
             raise InvalidRequest(
-                f"{field} is a part of {outer}, and the sweep varies both.",
+                f"{field} is a part of {outer}, but the sweep varies both.",
                 param=field,
                 hint=f"Put the values of {field} into those of {outer}, or leave {outer} out.",
             )
@@ -115,7 +115,7 @@ def _check_fields(request: SweepRequest) -> None:
         raise InvalidRequest(
             f"seeds and {SEED} both choose the seed.",
             param="seeds",
-            hint=f"Leave one of them out: seeds counts up from {SEED}.",
+            hint=f"Leave one of them out. seeds counts up from {SEED}.",
         )
 
 

@@ -77,7 +77,7 @@ def _spec(
         raise NotFound(
             f"Job {job_id} reads {', '.join(uploads)}, which {reader!r} has not uploaded.",
             param="job_id",
-            hint="Ask its owner or somebody with an admin key to replay it.",
+            hint="Ask its owner, or somebody with an admin key, to replay it.",
         )
     spec = built_on(ledger, original.spec)
     _check_inputs(settings, original)
@@ -103,15 +103,15 @@ def _check_inputs(settings: Settings, job: Job) -> None:
     )  # no stage reads it, but a job without its copy is of a release that kept none
     if unknown := sorted(named - job.spec.inputs.keys()):
         raise Conflict(
-            f"Job {job.id} was accepted by a release that kept no copies: what "
-            f"{', '.join(unknown)} held then is not known.",
-            hint=f"Submit it anew with the files of today: loco submit {job.adapter} "
+            f"An earlier release accepted job {job.id} and kept no copies, so the content of "
+            f"{', '.join(unknown)} at that time is not known.",
+            hint=f"Submit it again with today's files: loco submit {job.adapter} "
             f"--profile {job.profile}",
         )
     for name, frozen in job.spec.inputs.items():
         if not is_intact(settings.adapters_dir, name, frozen):
             raise Conflict(
-                f"{name!r} as job {job.id} read it is gone or was changed: {frozen.path} in the "
-                f"adapters folder should have SHA-256 {frozen.sha256}.",
-                hint="Put that file back there, or submit the job anew with the files of today.",
+                f"The copy of {name!r} that job {job.id} read is missing or changed: "
+                f"{frozen.path} in the adapters folder should have SHA-256 {frozen.sha256}.",
+                hint="Put that file back, or submit the job again with today's files.",
             )

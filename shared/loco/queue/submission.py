@@ -160,18 +160,18 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
     if not needed:
         if spec.from_job is not None:
             raise InvalidRequest(
-                "from_job stands in for stages left out, but none is.",
+                "from_job replaces stages that are left out, but none is left out.",
                 param="from_job",
-                hint="Leave from_job out, or name the stages to run in `stages`.",
+                hint="Remove from_job, or name the stages to run in `stages`.",
             )
         return spec
     job_id = spec.from_job or ledger.newest(spec.adapter, spec.profile, needed[-1])
     if job_id is None:
         raise StageGap(
-            f"Stage {spec.stages[0]} needs the outputs of {', '.join(needed)}, and no job of "
-            f"{spec.adapter} with profile {spec.profile} has committed {needed[-1]}.",
+            f"Stage {spec.stages[0]} needs the outputs of {', '.join(needed)}, but no job of "
+            f"{spec.adapter} with profile {spec.profile} has finished {needed[-1]}.",
             param="stages",
-            hint="Leave `stages` out to run them all, or name a job in `from_job`.",
+            hint="Remove `stages` to run them all, or name a job in `from_job`.",
         )
     try:
         source = ledger.job(job_id)
@@ -196,7 +196,7 @@ def built_on(ledger: Ledger, spec: JobSpec) -> JobSpec:
     missing = [stage for stage in needed if stage not in outputs]
     if missing:
         raise StageGap(
-            f"Job {job_id} has not committed {', '.join(missing)}, which {spec.stages[0]} needs.",
+            f"Job {job_id} has not finished {', '.join(missing)}, which {spec.stages[0]} needs.",
             param="from_job" if spec.from_job else "stages",
             hint=f"Start `stages` at {missing[0]}, or name another job in `from_job`.",
         )
@@ -235,10 +235,10 @@ def check_size_of(spec: JobSpec) -> None:
     sizes = {name: len(json.dumps(value)) for name, value in parts.items()}
     largest = max(sizes, key=lambda name: sizes[name])
     raise InvalidRequest(
-        f"The resolved spec has {size:,} bytes; {_LARGEST_SPEC:,} are allowed. {largest} alone has "
-        f"{sizes[largest]:,}.",
+        f"The resolved spec has {size:,} bytes. {_LARGEST_SPEC:,} are allowed. {largest} alone "
+        f"has {sizes[largest]:,}.",
         param=largest,
-        hint="Shorten it: texts and rows belong in files that the recipe names.",
+        hint="Shorten it. Put texts and rows into files that the recipe names.",
     )
 
 
@@ -246,7 +246,7 @@ def check_key(key: str) -> None:
     """Raises InvalidRequest where an idempotency key is empty or too long."""
     if not 0 < len(key) <= _LONGEST_KEY:
         raise InvalidRequest(
-            f"The idempotency key has {len(key)} characters, not 1 to {_LONGEST_KEY}.",
+            f"The idempotency key has {len(key)} characters. It must have 1 to {_LONGEST_KEY}.",
             param="Idempotency-Key",
             hint="A random UUID is a good key.",
         )
@@ -289,8 +289,8 @@ def _taken(ledger: Ledger, settings: Settings, request: JobRequest, reader: Read
             inputs = {RECIPE: recipe, **_frozen_files(settings, spec, read)}
             return spec.model_copy(update={"inputs": inputs})
     raise Conflict(
-        f"{request.adapter}/{RECIPE} changes while it is read.",
-        hint="Submit the job once nothing writes to the recipe any more.",
+        f"{request.adapter}/{RECIPE} is changing right now.",
+        hint="Submit the job when nothing writes to the recipe.",
     )
 
 
@@ -322,7 +322,7 @@ def _frozen_upload(settings: Settings, record: DataSet, name: str, field: str) -
     frozen = freeze(file, name, settings.adapters_dir, link=True)
     if frozen.sha256 != record.sha256:
         raise DataError(
-            f"The rows of data set {record.name} ({record.id}) are not what was uploaded any more.",
+            f"The rows of data set {record.name} ({record.id}) changed after the upload.",
             hint=f"Delete it (`loco data rm {record.id}`) and push the file again.",
         )
     return frozen

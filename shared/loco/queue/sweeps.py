@@ -111,8 +111,8 @@ def _planned(
     spec = frozen_spec(ledger, settings, job_request(request, points[0]), reader)
     if spec.train != trains[0]:
         raise Conflict(
-            f"{request.adapter}/{RECIPE} changes while it is read.",
-            hint="Submit the sweep once nothing writes to the recipe any more.",
+            f"{request.adapter}/{RECIPE} is changing right now.",
+            hint="Submit the sweep when nothing writes to the recipe.",
         )
     _check_ranking(request, spec)
     for train in trains:
@@ -127,7 +127,7 @@ def _check_size(request: SweepRequest, points: Sequence[dict[str, Any]]) -> None
         if size > _LARGEST_POINTS:
             sizes = {field: len(json.dumps(values)) for field, values in request.grid.items()}
             raise InvalidRequest(
-                f"The first {number} of {len(points)} points set {size:,} characters as JSON; "
+                f"The first {number} of {len(points)} points have {size:,} characters as JSON. "
                 f"{_LARGEST_POINTS:,} are allowed for all.",
                 param=max(sizes, key=lambda field: sizes[field]),
                 hint="Write its values shorter, or leave some out.",
@@ -174,7 +174,7 @@ def advance_all(ledger: Ledger) -> Iterator[Hint]:
         except Exception:  # a record that cannot be read, say: it costs its own sweep only
             if sweep_id not in _told:
                 _told.add(sweep_id)
-                logger.exception("%s takes no step", sweep_id)
+                logger.exception("%s cannot continue", sweep_id)
 
 
 def advance(ledger: Ledger, sweep_id: str) -> list[Hint]:
@@ -287,9 +287,10 @@ def _close_final(ledger: Ledger, sweep: Sweep) -> None:
     if status is not JobStatus.SUCCEEDED:
         error = ErrorBody(
             code="final_job_ended",
-            message=f"The best is point {sweep.best}, but job {sweep.final_job}, which goes on with it, "
-            f"is {sweep.final_status or 'gone'}.",
-            hint=f"`loco job {sweep.final_job}` says why, `loco retry {sweep.final_job}` continues.",
+            message=f"The best is point {sweep.best}, but its job {sweep.final_job} is "
+            f"{sweep.final_status or 'gone'}.",
+            hint=f"`loco job {sweep.final_job}` says why. `loco retry {sweep.final_job}` "
+            "continues it.",
         )
     ledger.sweeps.close(sweep.id, status, error=error)
 
@@ -307,9 +308,9 @@ def _close_unprepared(ledger: Ledger, sweep: Sweep) -> None:
 def _nothing_to_rank_by(sweep: Sweep) -> ErrorBody:
     return ErrorBody(
         code="no_validation_loss",
-        message=f"Job {sweep.prepare_job} kept no row to measure the validation loss on: the source had "
-        "none left for it. Nothing was trained.",
-        hint="Ask for fewer prepare.examples, or rank by train_loss.",
+        message=f"Job {sweep.prepare_job} found no rows for the validation loss: the source had "
+        "none left. Nothing was trained.",
+        hint="Lower prepare.examples, or rank by train_loss.",
     )
 
 
@@ -317,9 +318,9 @@ def _nothing_to_choose(points: Sequence[SweepPoint]) -> ErrorBody:
     if any(point.status is PointStatus.SUCCEEDED for point in points):
         return ErrorBody(
             code="no_validation_loss",
-            message="No training measured a validation loss: the source had no rows left for it, or they "
-            "did not fit in memory.",
-            hint="Ask for fewer prepare.examples, or rank by train_loss. Trainings that ended are reused.",
+            message="No training measured a validation loss: the source had no rows left, or "
+            "they did not fit in memory.",
+            hint="Lower prepare.examples, or rank by train_loss. Ended trainings are reused.",
         )
     first = next((point for point in points if point.status is PointStatus.FAILED), points[0])
     return ErrorBody(
@@ -381,7 +382,7 @@ def _part(
 def _check_ranking(request: SweepRequest, spec: JobSpec) -> None:
     if request.rank_by is RankBy.VALIDATION_LOSS and not spec.prepare.validation:
         raise InvalidRequest(
-            "rank_by validation_loss needs validation rows, and prepare.validation is 0.",
+            "rank_by validation_loss needs validation rows, but prepare.validation is 0.",
             param="prepare.validation",
             hint="Set prepare.validation (32 is the default), or rank by train_loss.",
         )

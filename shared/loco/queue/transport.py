@@ -25,7 +25,7 @@ _NO_ENVELOPE = (
 
 
 class _NoMessageError(ValueError):
-    """What was read is no message."""
+    """What was read is not a message."""
 
 
 class _Envelope(Message):  # type: ignore[misc]  # kombu has no types
@@ -70,7 +70,7 @@ def _tolerant(read: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return read(channel, *arguments, **options)
         except _NoMessageError as error:
-            logger.warning("a message that is none was dropped: %.200s", error)
+            logger.warning("dropped a message that cannot be read: %.200s", error)
             raise Empty from error
 
     return tolerant

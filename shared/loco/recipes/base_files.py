@@ -70,7 +70,7 @@ def tensor_entries(file: Path) -> Iterator[TensorEntry]:
             raise ValueError("the header is longer than the file")
         entries: Any = json.loads(content.read(length))
     if not isinstance(entries, dict):
-        raise ValueError("the header is no JSON object")
+        raise ValueError("the header is not a JSON object")
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
         match entry:

@@ -50,10 +50,10 @@ def _entry(name: str, value: Any) -> BaseModelSpec:
     # here and not in the contract, which also reads the jobs of earlier releases
     if entry.system is not None and not entry.system.strip():
         raise InvalidRequest(
-            f"{CATALOG}: {name}: system is empty. It would be trained with, and left out where it "
-            "is served.",
+            f"{CATALOG}: {name}: system is empty. Training would use it, but Ollama would leave "
+            "it out.",
             param="system",
-            hint="Leave it out for the chat template's own, or write one.",
+            hint="Remove it to use the chat template's own, or write one.",
         )
     if entry.kind == "hub":
         for field in ("train", "merge"):
@@ -61,6 +61,6 @@ def _entry(name: str, value: Any) -> BaseModelSpec:
                 getattr(entry, field),
                 param=field,
                 what=f"model ({CATALOG}: {name})",
-                hint="Write owner/name, or kind: folder for a folder of this machine.",
+                hint="Write owner/name, or kind: folder for a folder on this machine.",
             )
     return entry

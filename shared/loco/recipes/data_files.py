@@ -74,9 +74,9 @@ def check_size(file: Path, field: str) -> Path:
     size = file.stat().st_size
     if size > (most := largest(field)):
         raise DataError(
-            f"{file.name} has {size:,} bytes, and {field} may name a file of {most:,} at most.",
+            f"{file.name} has {size:,} bytes. A file for {field} may have {most:,}.",
             param=field,
-            hint="Take a part of it.",
+            hint="Use a part of it.",
         )
     return file
 
@@ -110,7 +110,7 @@ def data_file(
         raise DataError(
             f"{path!r} as it was when the job was accepted {what}: {file}.",
             param="path",
-            hint="Submit the job anew: it then takes the file as it is now.",
+            hint="Submit the job again. It then uses the file as it is now.",
         )
     return file
 
@@ -132,7 +132,7 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
     folders = [folder.resolve() for folder in (adapter_dir, *dataset_dirs)]
     if not path.isprintable() or not path.strip() or ".." in PurePosixPath(path).parts:
         raise DataError(
-            f"{path!r} is not a file name that may be used here.",
+            f"{path!r} is not allowed as a file name here.",
             param="path",
             hint="Name a file in the adapter's folder, without `..`.",
         )
@@ -155,15 +155,15 @@ def dataset_path(path: str, adapter_dir: Path, dataset_dirs: Iterable[Path] = ()
             irregular = True
     if irregular:
         raise DataError(
-            f"{path!r} is no regular file.",
+            f"{path!r} is not a regular file.",
             param="path",
-            hint="Name a file; folders, pipes and devices are not read.",
+            hint="Name a file. Folders, pipes and devices are not allowed.",
         )
     where = ", ".join(str(f) for f in folders)
     raise DataError(
-        f"{path!r} lies outside the folders data may come from."
+        f"{path!r} is outside the folders that data may come from."
         if outside
         else f"No data file {path!r}. Looked in: {where}.",
         param="path",
-        hint="Put the file in the adapter's folder, or name its folder in LOCO_DATASET_DIRS.",
+        hint="Put the file in the adapter's folder, or add its folder to LOCO_DATASET_DIRS.",
     )

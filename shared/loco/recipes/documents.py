@@ -38,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         document = _read(*state)
     except FileNotFoundError as error:
         raise InvalidRequest(
-            f"{path.name} is missing in {path.parent}.",
+            f"There is no {path.name} in {path.parent}.",
             hint="Point LOCO_ADAPTERS_DIR at a folder like the repository's adapters/.",
         ) from error
     except OSError as error:
@@ -54,8 +54,8 @@ def _read(path: Path, *state: int) -> Any:
     size = state[2]
     if size > LARGEST_BYTES:
         raise InvalidRequest(
-            f"{path} has {size:,} bytes; {LARGEST_BYTES:,} are allowed.",
-            hint="Rows belong in a JSONL file that the recipe names.",
+            f"{path} has {size:,} bytes. {LARGEST_BYTES:,} are allowed.",
+            hint="Put rows into a JSONL file that the recipe names.",
         )
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
         if isinstance(event, yaml.ScalarEvent):
             text = event.value
         if opened and opened[-1].repeats(text):
-            raise _refusal(event, "the key stands there twice")
+            raise _refusal(event, "the key appears twice")
         if isinstance(event, yaml.CollectionStartEvent):
             texts.pop(event.anchor or "", None)  # an anchor may be used anew
             opened.append(
@@ -114,10 +114,10 @@ def _weigh(events: Iterator[yaml.Event], most: int) -> None:
             sizes[event.anchor], texts[event.anchor] = 1, event.value
         size = sizes.get(event.anchor or "") if isinstance(event, yaml.AliasEvent) else 1
         if size is None:
-            raise _refusal(event, f"alias *{event.anchor} stands for nothing before it")
+            raise _refusal(event, f"alias *{event.anchor} has no anchor before it")
         total += size
         if total > most:
-            raise _refusal(event, f"more than {most:,} values, aliases counted where they stand")
+            raise _refusal(event, f"more than {most:,} values, counting every use of an alias")
         if len(opened) > DEEPEST:
             raise _refusal(event, f"nested more than {DEEPEST} levels deep")
 

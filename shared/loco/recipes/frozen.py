@@ -76,9 +76,9 @@ def freeze(file: Path, name: str, adapters_dir: Path, *, link: bool = False) -> 
         if kept:
             return frozen
     raise DataError(
-        f"{name!r} changes while it is copied.",
+        f"{name!r} is changing right now.",
         param="path",
-        hint="Submit the job once nothing writes to the file any more.",
+        hint="Submit the job when nothing writes to the file.",
     )
 
 
@@ -115,8 +115,8 @@ def frozen_file(adapters_dir: Path, name: str, frozen: FrozenFile) -> Path:
     path = (adapters_dir / frozen.path).resolve()
     if not path.is_relative_to(store):
         raise NotFound(
-            f"The frozen copy of {name!r} lies outside the store {store}.",
-            hint="Submit the job anew.",
+            f"The copy of {name!r} is outside the store {store}.",
+            hint="Submit the job again.",
         )
     return path
 
@@ -148,11 +148,11 @@ def _opened(file: Path, name: str) -> BufferedReader:
         raise DataError(
             f"{name!r} cannot be read: {error.strerror}.",
             param="path",
-            hint=f"Let the server's user read {file}.",
+            hint=f"Allow the server's user to read {file}.",
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise DataError(f"{name!r} is no regular file.", param="path", hint="Name a file.")
+        raise DataError(f"{name!r} is not a regular file.", param="path", hint="Name a file.")
     return os.fdopen(descriptor, "rb")
 
 
@@ -230,11 +230,11 @@ def _copy(source: BufferedReader, copy: BinaryIO, size: int) -> str:
 def _unwritable(error: OSError, name: str, size: int, store: Path) -> LocoError:
     if error.errno in _FULL:
         return DiskFull(
-            f"There is no room for a copy of {name!r} ({size / 1e6:.1f} MB) in {store}: "
+            f"There is no space for a copy of {name!r} ({size / 1e6:.1f} MB) in {store}: "
             f"{error.strerror}.",
             hint="Free disk space there and submit the job again.",
         )
     return LocoError(
         f"{name!r} cannot be copied to {store}: {error.strerror}.",
-        hint=f"Let the server's user write to {store}; it holds what jobs read.",
+        hint=f"Allow the server's user to write to {store}. It holds the files that jobs read.",
     )

@@ -48,24 +48,26 @@ def check_source(source: Any) -> None:
     if kind == "self":
         if source.get("questions") is None:
             raise InvalidRequest(
-                f"{_SOURCE}: kind self asks the base model, and has no questions to ask.",
+                f"{_SOURCE}: kind self asks the base model, but has no questions to ask.",
                 param=f"{_SOURCE}.questions",
-                hint=f"Set {_SOURCE}.questions to a source of questions with their answers, such as "
-                "{kind: huggingface, dataset: openai/gsm8k} or {kind: jsonl, path: mine.jsonl}. A source "
-                "of another kind replaces the recipe's whole.",
+                hint=f"Set {_SOURCE}.questions to a source of questions with their answers, "
+                "such as {kind: huggingface, dataset: openai/gsm8k} or {kind: jsonl, path: "
+                "mine.jsonl}. A source of another kind replaces the whole source of the "
+                "recipe.",
             )
         if stray := _first(source, _GIVEN - _OWN):
             raise InvalidRequest(
-                f"{_SOURCE}.{stray}: source self asks questions, which have this field.",
+                f"{_SOURCE}.{stray}: in source self this field belongs to `questions`.",
                 param=f"{_SOURCE}.{stray}",
-                hint=f"For other questions `--set {_questions(source, stray)}`; for rows with the answers "
-                f"that they come with set {_SOURCE}.kind, too.",
+                hint=f"For other questions `--set {_questions(source, stray)}`; for rows that "
+                f"come with answers, set {_SOURCE}.kind too.",
             )
     elif stray := _first(source, _OWN - _GIVEN):
         raise InvalidRequest(
-            f"{_SOURCE}.{stray}: a source of kind {kind} asks nothing; its rows come with their answers.",
+            f"{_SOURCE}.{stray}: a source of kind {kind} asks no questions. Its rows come "
+            "with answers.",
             param=f"{_SOURCE}.{stray}",
-            hint=f"Leave it out, or set {_SOURCE}.kind to self with {_SOURCE}.questions.",
+            hint=f"Remove it, or set {_SOURCE}.kind to self with {_SOURCE}.questions.",
         )
 
 

@@ -88,9 +88,9 @@ def ensure_plain(adapters_dir: Path, base: BaseModelSpec, suffix: str | None, ow
     ):
         if count >= most:
             raise Conflict(
-                f"There are {most} adapters {PREFIX}-…{whose} already.",
+                f"There are already {most} adapters {PREFIX}-…{whose}.",
                 param="suffix",
-                hint="Use a suffix again, name an `adapter`, or delete some of their folders.",
+                hint="Reuse a suffix, name an `adapter`, or delete some of their folders.",
             )
     text = _text(base, name)
     temporary = path.with_name(f".{RECIPE}.{os.getpid()}.{os.urandom(4).hex()}.part")

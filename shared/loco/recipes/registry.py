@@ -31,7 +31,7 @@ _MOST_VALUES = 2_000_000
 REGISTRY = "registry.yaml"
 _LOCK = ".registry.lock"
 _HEADER = (
-    "# A readable copy of the ledger's registry: edits are lost, `loco promote` changes it.\n"
+    "# A readable copy of the registry. Edits are lost: use `loco promote`.\n"
     "# The newest version of an adapter comes first.\n"
 )
 
@@ -109,5 +109,5 @@ class _Plain(yaml.SafeDumper):
 def _unreadable(path: Path, error: Exception) -> Conflict:
     return Conflict(
         f"{path} cannot be read: {error}",
-        hint="Mend the file, or move it away: then versions count from 1 again.",
+        hint="Fix the file, or move it away. Then versions count from 1 again.",
     )

@@ -46,9 +46,9 @@ BROUGHT = DatasetSource(kind="dataset", dataset="rows-of-the-job")
 class Recipe(Contract):
     """The content of adapters/NAME/adapter.yaml."""
 
-    name: str = Field(description="Name of the adapter, equal to its folder's.")
-    description: str = Field(description="What the adapter is good at, one line.")
-    base_model: str = Field(description="Name in the catalog of base models.")
+    name: str = Field(description="Name of the adapter, the same as its folder's.")
+    description: str = Field(description="What the adapter is good at, in one line.")
+    base_model: str = Field(description="Name of a base model in the catalog.")
     model_name: str = Field(description="Name of the built model in Ollama.")
     prepare: dict[str, Any] = Field({}, description="Settings of stage prepare.")
     train: dict[str, Any] = Field({}, description="Settings of stage train.")
@@ -58,7 +58,8 @@ class Recipe(Contract):
     )
     eval: dict[str, Any] = Field({}, description="Settings of stage eval.")
     profiles: dict[str, dict[str, Any]] = Field(
-        {}, description="Name to overrides: `base_model` and the stage sections."
+        {},
+        description="Profiles by name, each with what it overrides: `base_model` and stage sections.",
     )
 
     @property
@@ -177,15 +178,16 @@ def resolve(adapters_dir: Path, request: JobRequest, recipe: Recipe | None = Non
     measured = document[Stage.EVAL.value] = _with_named_sets(document[Stage.EVAL.value])
     if "eval_sets" in document[Stage.PREPARE.value]:
         raise InvalidRequest(
-            "prepare.eval_sets follows from eval.sets.",
+            "prepare.eval_sets cannot be set. It follows from eval.sets.",
             param="prepare.eval_sets",
             hint="Name the sets of problems in eval.sets.",
         )
     if document[Stage.PREPARE.value].get("source") is None:
         raise InvalidRequest(
-            f"prepare.source: {recipe.name}/{RECIPE} names none, so each job brings its rows.",
+            f"prepare.source: {recipe.name}/{RECIPE} has none, so each job must bring its rows.",
             param="prepare.source",
-            hint=f"`loco submit {recipe.name} --data rows.csv` does, or set prepare.source in the recipe.",
+            hint=f"Use `loco submit {recipe.name} --data rows.csv`, or set prepare.source in the "
+            "recipe.",
         )
     check_source(document[Stage.PREPARE.value].get("source"))
     job = validated(JobSpec, document, where="", known=settable())
@@ -245,10 +247,10 @@ def _check_validation_source(job: JobSpec) -> None:
     """Refuses rows with answers of others to measure a base's own answers on."""
     if job.prepare.validation_source is not None and isinstance(job.prepare.source, SelfSource):
         raise InvalidRequest(
-            "prepare.validation_source cannot be set with source self, which answers its own "
-            "validation questions.",
+            "prepare.validation_source cannot be set with source self, which takes validation "
+            "rows from its own questions.",
             param="prepare.validation_source",
-            hint="Leave it out, or take a source with answers.",
+            hint="Remove it, or use a source with answers.",
         )
 
 
@@ -257,7 +259,7 @@ def _check_select(job: JobSpec) -> None:
     trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
     if trains and job.train.select == "best" and not job.prepare.validation:
         raise InvalidRequest(
-            "train.select: best needs validation rows, and prepare.validation is 0.",
+            "train.select: best needs validation rows, but prepare.validation is 0.",
             param="train.select",
             hint="Set prepare.validation (32 is the default), or train.select: last.",
         )
@@ -273,9 +275,9 @@ def _check_preference(job: JobSpec) -> None:
     trains = {Stage.PREPARE, Stage.TRAIN} <= set(job.stages)
     if trains and job.train.preference and not makes_pairs:
         raise InvalidRequest(
-            "train.preference needs pairs of a right and a wrong answer, and prepare makes none.",
+            "train.preference needs pairs of a right and a wrong answer, but prepare makes none.",
             param="train.preference",
-            hint="Take prepare.source.kind: self and set prepare.source.pairs, or train without pairs: "
+            hint="Set prepare.source.kind: self and prepare.source.pairs, or train without pairs: "
             "`--set train.preference=null`.",
         )
 
@@ -301,11 +303,13 @@ def _check_fixed(stage: Stage, section: Mapping[str, Any], *, where: str, top: s
     fixed = next((name for name in FROM_THE_TOP if name in section), None)
     if fixed is None:
         return
-    hint = f"Set {fixed} at the top of the {top}; it reaches every stage that needs it."
+    hint = f"Set {fixed} at the top of the {top}. Every stage that needs it gets it."
     if (fixed, top) == ("model_name", "request"):
-        hint = "Copy the adapter's folder to make one of another name."
+        hint = "To use another name, copy the adapter's folder."
     raise InvalidRequest(
-        f"{where}{stage}.{fixed} follows from the recipe.", param=f"{stage}.{fixed}", hint=hint
+        f"{where}{stage}.{fixed} cannot be set. It follows from the recipe.",
+        param=f"{stage}.{fixed}",
+        hint=hint,
     )
 
 
@@ -330,22 +334,22 @@ def _served_name(recipe: Recipe, request: JobRequest, base: str) -> str:
 def _check_sets(job: JobSpec) -> None:
     if Stage.EVAL in job.stages and not job.eval.sets:
         raise InvalidRequest(
-            "eval.sets is empty: eval has nothing to ask.",
+            "eval.sets is empty, so eval has no questions.",
             param="eval.sets",
-            hint="Name a set of problems (docs/eval.md), or end before eval: "
+            hint="Name a set of problems (docs/eval.md), or stop before eval: "
             "`stages: [prepare, train, export, register]`.",
         )
     primary = [name for name, s in job.eval.sets.items() if s.role is Role.PRIMARY]
     if len(primary) > 1:
         raise InvalidRequest(
-            f"eval.sets: {' and '.join(primary)} are all primary; one set decides.",
+            f"eval.sets: {' and '.join(primary)} are all primary. Only one set can decide.",
             param="eval.sets",
             hint="Give the others the role `guard` or `shown`.",
         )
     for name, entry in job.eval.sets.items():
         if entry.count == "all" and isinstance(entry.source, ReasoningGymSource | ArithmeticSource):
             raise InvalidRequest(
-                f"eval.sets.{name}.count is `all`, but source {entry.source.kind} has no end.",
+                f"eval.sets.{name}.count is `all`, but source {entry.source.kind} is endless.",
                 param=f"eval.sets.{name}.count",
                 hint="Give the number of problems to generate, e.g. 200.",
             )
@@ -360,8 +364,8 @@ def _checked_stages(asked: tuple[Stage, ...] | None) -> tuple[Stage, ...]:
     start, stop = order.index(asked[0]), order.index(asked[-1])
     if asked != order[start : stop + 1]:
         raise StageGap(
-            f"stages {', '.join(asked)} are not consecutive.",
+            f"stages {', '.join(asked)} do not follow each other.",
             param="stages",
-            hint=f"Stages run in the order {', '.join(order)}; name a run without holes.",
+            hint=f"Stages run in the order {', '.join(order)}. Leave none out in between.",
         )
     return asked

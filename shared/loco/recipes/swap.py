@@ -77,9 +77,9 @@ def writable(adapters_dir: Path) -> Iterator[None]:
 
 def _unwritable(adapters_dir: Path, error: OSError) -> LocoError:
     return LocoError(
-        f"The server may not write to its adapters folder {adapters_dir}: {error.strerror}.",
-        hint="Let its user write there (in compose.yaml: mount ./adapters without `:ro` for the API), "
-        "or put the recipe into the folder by hand.",
+        f"The server cannot write to its adapters folder {adapters_dir}: {error.strerror}.",
+        hint="Allow its user to write there (in compose.yaml: mount ./adapters without `:ro` "
+        "for the API), or put the recipe into the folder by hand.",
     )
 
 

@@ -62,7 +62,7 @@ def settled(spec: JobSpec, find: Callable[[str], DataSet]) -> JobSpec:
     trains = {Stage.PREPARE, Stage.TRAIN} <= set(spec.stages)
     if trains and spec.train.preference and layouts and layouts[0] is not Layout.PAIRS:
         raise InvalidRequest(
-            f"train.preference needs pairs, and the rows of the data set are {layouts[0]}.",
+            f"train.preference needs pairs, but the rows of the data set are {layouts[0]}.",
             param="train.preference",
             hint="Push rows of prompt, chosen and rejected, or train without pairs: "
             "`--set train.preference=null`.",

@@ -22,7 +22,7 @@ def main() -> int:
     except LocoError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 (a program; the engine shows this)
         return 1
-    print(", ".join(alive) or f"No worker on {host} was heard of in the last minute.")  # noqa: T201
+    print(", ".join(alive) or f"No worker on {host} gave a sign of life in the last minute.")  # noqa: T201
     return 0 if alive else 1
 
 

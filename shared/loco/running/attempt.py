@@ -221,7 +221,7 @@ def collect(
             raise LocoError(
                 f"Stage {stage} names the file {name!r} at {relative!r}, "
                 f"which is not a file inside its folder {folder}.",
-                hint="This is a fault of the stage program; please report it.",
+                hint="This is a bug in the stage program. Please report it.",
             )
         artifacts.append(sealed(settings.adapters_dir, path, name=name, stage=stage))
     return result, artifacts
@@ -244,7 +244,7 @@ def sweep_others(folder: Path, *, resume: Iterable[Path] = ()) -> None:
             try:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             except OSError as error:
-                logger.warning("%s is left over: %s", entry, error)
+                logger.warning("could not delete %s: %s", entry, error)
 
 
 def _content(inputs: Inputs, field: str, path: str) -> list[str | None]:

@@ -49,7 +49,9 @@ def read_log(
         raise NotFound(
             f"Stage {stage} of job {job.id} has logs of {len(logs)} attempts, none of attempt {attempt}.",
             param="attempt",
-            hint="Leave it out for the newest one." if logs else "No attempt has left a log yet.",
+            hint="Leave attempt out for the newest one."
+            if logs
+            else "No attempt has left a log yet.",
         )
     number = attempt or len(logs)
     ended = number < len(logs) or task.status is not StageStatus.RUNNING
@@ -109,4 +111,4 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _gone(path: Path) -> NotFound:
-    return NotFound(f"{path.name} is no longer on the server.", hint="It was deleted by hand.")
+    return NotFound(f"{path.name} is no longer on the server.", hint="Somebody deleted it.")

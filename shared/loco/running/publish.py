@@ -211,7 +211,7 @@ def _locked(path: Path) -> Iterator[TextIO]:
     with path.open("a+") as file:
         while not _taken(file):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path} has been held for {_PATIENCE:g} seconds by a reader")
+                raise TimeoutError(f"a reader has kept {path} locked for {_PATIENCE:g} seconds")
             time.sleep(_LOOK)
         yield file
 

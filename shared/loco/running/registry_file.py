@@ -20,7 +20,7 @@ def export_committed(ledger: Ledger, settings: Settings) -> None:
     try:
         export(ledger, settings.adapters_dir)
     except (OSError, Conflict) as error:
-        logger.warning("%s is not written: %s", registry.REGISTRY, error)
+        logger.warning("could not write %s: %s", registry.REGISTRY, error)
 
 
 def export(ledger: Ledger, adapters_dir: Path) -> bool:
@@ -64,7 +64,7 @@ def take_over(ledger: Ledger, adapters_dir: Path) -> int:
         return 0
     count = ledger.registry.take_over(registry.read(adapters_dir))
     if count:
-        logger.info("%d versions of %s were taken over", count, adapters_dir / registry.REGISTRY)
+        logger.info("imported %d versions of %s", count, adapters_dir / registry.REGISTRY)
     return count
 
 

@@ -96,7 +96,8 @@ def _clear(ledger: Ledger, adapters_dir: Path, leftover: Leftover, *, wait: bool
             in_use = ledger.removals.inputs_in_use(but=leftover.job_id)
             if in_use is None:
                 logger.warning(
-                    "Frozen inputs of deleted job %s stay: a job's record cannot be read, which may name them.",
+                    "Inputs of deleted job %s stay: the record of another job, which may "
+                    "need them, cannot be read.",
                     leftover.job_id,
                 )
             for name in leftover.inputs:
@@ -107,7 +108,7 @@ def _clear(ledger: Ledger, adapters_dir: Path, leftover: Leftover, *, wait: bool
     except BlockingIOError:
         return False
     except (OSError, UnsafePath) as error:
-        logger.warning("Files of deleted job %s are left: %s", leftover.job_id, error)
+        logger.warning("Files of deleted job %s could not be deleted: %s", leftover.job_id, error)
         return False
     ledger.removals.cleared(leftover.job_id)
     return True
@@ -123,7 +124,7 @@ def _own(adapters_dir: Path, folder: str) -> Path:
     if (adapters_dir / folder).is_symlink():
         raise UnsafePath(
             f"{folder} is a link to {place}.",
-            hint="What it leads to is left alone: delete the link.",
+            hint="Its target was not touched. Delete the link.",
         )
     return place
 

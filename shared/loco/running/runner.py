@@ -250,7 +250,7 @@ class Runner:
             "commit",
         )
         if answer is CommitAnswer.STALE:
-            logger.warning("%s: token %d is superseded, not committed", claim.task_id, claim.token)
+            logger.warning("%s: token %d is outdated, result not kept", claim.task_id, claim.token)
         else:
             sweep_others(folder)
         return answer
@@ -289,7 +289,7 @@ class Runner:
             try:
                 self._follow()
             except Exception:  # it stands in the ledger, and is tried again
-                logger.exception("%s: Ollama does not follow yet", claim.task_id)
+                logger.exception("%s: promoted, but not yet in Ollama", claim.task_id)
 
 
 def publish_committed(ledger: Ledger, settings: Settings, task_id: str) -> None:
@@ -319,11 +319,11 @@ def _crash(claim: Claim, code: int, folder: Path) -> Failure:
         how = f"was killed by {name}"
         if name == "SIGKILL":
             hint = (
-                "Often the kernel's out-of-memory killer (see `dmesg`): take a smaller batch_size "
-                f"or max_length, or give the machine more memory. {hint}"
+                "This is often the kernel's out-of-memory killer (see `dmesg`). Lower "
+                f"batch_size or max_length, or give the machine more memory. {hint}"
             )
     else:
-        how = f"ended with exit code {code} without a word"
+        how = f"ended with exit code {code} without a message"
     tail = log_tail(folder / LOG)
     return Failure(
         code=WorkerCrashed.code,

@@ -132,7 +132,7 @@ def verified(adapters_dir: Path, artifact: Artifact) -> Path:
         digest = None
     if digest is None:
         raise NotFound(
-            f"{artifact.path}, written by stage {artifact.stage}, is gone.",
+            f"{artifact.path}, written by stage {artifact.stage}, is missing.",
             hint=f"Run stage {artifact.stage} again: submit a job that starts with it.",
         )
     if digest != artifact.sha256:
@@ -144,11 +144,11 @@ def _changed(artifact: Artifact, digest: str) -> ArtifactChanged:
     now = f"its SHA-256 was {artifact.sha256} and is {digest} now."
     if artifact.stage is None:
         return ArtifactChanged(
-            f"{artifact.path} is not the file that the job was accepted with: {now}",
-            hint="Submit the job anew: it then takes the file as it is now.",
+            f"{artifact.path} changed after the job was accepted: {now}",
+            hint="Submit the job again. It then uses the file as it is now.",
         )
     return ArtifactChanged(
-        f"{artifact.path} is not the file that stage {artifact.stage} committed: {now}",
+        f"{artifact.path} changed after stage {artifact.stage} finished: {now}",
         hint=f"Run stage {artifact.stage} again: submit a job that starts with it. To train on "
         "edited rows, edit a copy and name it as prepare's source (kind: jsonl).",
     )

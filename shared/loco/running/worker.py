@@ -178,12 +178,12 @@ class _Worker:
         try:
             self._ledger.drain(os.environ[WORKER_ID])
         except RedisUnavailable as error:
-            logger.warning("not drained, the lease will run out: %s", error)
+            logger.warning("could not give the stage back, it will time out: %s", error)
 
     def _exit_in_time(self) -> None:
         timings = self._settings.timings
         time.sleep(timings.renew + timings.stop_grace + _EXIT_MARGIN_SECONDS)
-        logger.error("the running stage did not end in time; exiting, its lease will run out")
+        logger.error("the running stage did not end in time; exiting, the stage will time out")
         os._exit(1)
 
     def _beat_idle(self) -> None:
@@ -213,7 +213,7 @@ class _Worker:
             try:
                 self._follow()
             except RedisUnavailable as error:
-                logger.warning("follow: Redis does not answer: %s", error)
+                logger.warning("cannot update Ollama: Redis does not answer: %s", error)
             except Exception:  # the loop must outlive any single fault, and say so
                 logger.exception("follow")
             time.sleep(self._settings.timings.reap)
@@ -236,7 +236,7 @@ class _Worker:
             self._ledger.heartbeat(info)
             self._beaten_at = time.monotonic()
         except RedisUnavailable as error:
-            logger.warning("no heartbeat: %s", error)
+            logger.warning("could not send a sign of life: %s", error)
 
 
 def _log_to_stderr(**_: Any) -> None:

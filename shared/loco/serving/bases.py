@@ -42,17 +42,18 @@ def require_base(
     if digest is None:
         raise CandidateMissing(
             f"Ollama at {host.url} created {base.model} but does not list it.",
-            hint="Its own log says more.",
+            hint="Ollama's own log says more.",
         )
     return digest
 
 
 def _file(host: OllamaHost, base: ServedBase, models_dir: Path) -> Path:
     fix = (
-        f"Copy {base.path} there from the machine that exported the adapter, or build the adapter "
-        "again without reuse (`loco submit ADAPTER --no-reuse`): export writes the base anew."
+        f"Copy {base.path} there from the machine that exported the adapter, or build the "
+        "adapter again without reuse (`loco submit ADAPTER --no-reuse`). Export then writes the "
+        "base again."
     )
-    missing = f"{base.model}, which the adapter is served on, is not in Ollama at {host.url}"
+    missing = f"{base.model}, the base of the adapter, is not in Ollama at {host.url}"
     try:
         path = inside(models_dir, base.path)
     except UnsafePath as error:
@@ -60,5 +61,5 @@ def _file(host: OllamaHost, base: ServedBase, models_dir: Path) -> Path:
     if not path.is_file():
         raise CandidateMissing(f"{missing}, and its GGUF is not at {path}.", hint=fix)
     if f"sha256:{sha256_of(path)}" != base.blob:
-        raise CandidateMissing(f"{missing}, and {path} was changed since it was written.", hint=fix)
+        raise CandidateMissing(f"{missing}, and {path} has changed since it was written.", hint=fix)
     return path

@@ -333,9 +333,13 @@ class OllamaHost:
             seconds: for so long.
             waiting: what else it was asked at the same time.
         """
-        hint = "It is reached, but stuck or slow: its own log and `ollama ps` say what it does."
+        hint = (
+            "Ollama answers, but is stuck or slow. Its own log and `ollama ps` show what it does."
+        )
         if waiting is not None and waiting.at_once > 1:
-            hint += f" Asked less at once it may get on: {waiting.field} below {waiting.at_once}."
+            hint += (
+                f" Fewer questions at once may help: set {waiting.field} below {waiting.at_once}."
+            )
         return OllamaUnavailable(
             f"Ollama at {self.url} did not {doing} within {seconds:.0f} s",
             param=waiting.field if waiting else None,
@@ -347,14 +351,14 @@ class OllamaHost:
             return self._unavailable(f"Ollama at {self.url} is busy: {said}")
         return OllamaRefused(
             f"Ollama at {self.url} did not {doing}: {said}",
-            hint="Its own log says more; `loco doctor` checks the server.",
+            hint="Ollama's own log says more. `loco doctor` checks Ollama.",
         )
 
     def _unavailable(self, message: str) -> OllamaUnavailable:
         return OllamaUnavailable(
             message,
-            hint="Start it (`ollama serve`), or point OLLAMA_HOST at one that runs; "
-            "`loco up` starts a stand-in where none answers.",
+            hint="Start it (`ollama serve`), or point OLLAMA_HOST at one that runs. `loco up` "
+            "starts a stand-in if none answers.",
         )
 
 

@@ -72,7 +72,7 @@ def follow_all(ledger: Ledger, ollama_host: str) -> None:
         try:
             follow(ledger, ollama_host, model, wait=False)
         except (OllamaUnavailable, OllamaRefused, CandidateMissing) as error:
-            logger.warning("%s:latest does not follow yet: %s %s", model, error, error.hint or "")
+            logger.warning("%s:latest is not up to date yet: %s %s", model, error, error.hint or "")
 
 
 def check_candidate(
@@ -86,16 +86,16 @@ def check_candidate(
     found = host.digests().get(candidate)
     if found is None:
         raise CandidateMissing(
-            f"Ollama at {host.url} has no {candidate} any more.",
+            f"Ollama at {host.url} no longer has {candidate}.",
             param="version",
-            hint=f"`loco setup {adapter} --version {number}` makes it again from its GGUF.",
+            hint=f"`loco setup {adapter} --version {number}` creates it again from its GGUF.",
         )
     if found != digest:
         raise CandidateMissing(
-            f"{candidate} in Ollama at {host.url} is not the model that was registered: its digest "
-            f"is {found[:12]}, not {digest[:12]}.",
+            f"{candidate} in Ollama at {host.url} is not the registered model: its digest is "
+            f"{found[:12]}, not {digest[:12]}.",
             param="version",
-            hint=f"`loco setup {adapter} --version {number}` makes it again from its GGUF.",
+            hint=f"`loco setup {adapter} --version {number}` creates it again from its GGUF.",
         )
 
 
@@ -118,9 +118,9 @@ def copy(host: OllamaHost, pointer: Pointer) -> None:
     seen = host.digests().get(pointer.latest)
     if seen != pointer.digest:
         raise OllamaRefused(
-            f"Ollama at {host.url} said it copied {pointer.candidate} to {pointer.latest}, but that "
-            f"has digest {(seen or 'none')[:12]} instead of {pointer.digest[:12]}.",
-            hint="Its own log says more; the copy is tried again.",
+            f"Ollama at {host.url} reported a copy of {pointer.candidate} to {pointer.latest}, "
+            f"but the copy has digest {(seen or 'none')[:12]} instead of {pointer.digest[:12]}.",
+            hint="Ollama's own log says more. The workers try the copy again.",
         )
 
 

@@ -142,7 +142,7 @@ def restore(
     # made again and the same: nothing has happened to the version, and `latest` has followed already
     if created and not before == digest == version.digest:
         assert digest is not None
-        changed = f"Digest {version.digest[:12]} became {digest[:12]}."
+        changed = f"The digest changed from {version.digest[:12]} to {digest[:12]}."
         why = changed if digest != version.digest else "Made again with the same digest."
         ledger.registry.restored(adapter, number, digest, by=by, reason=why)
     pointer = ledger.registry.promoted(version.model)
@@ -182,7 +182,7 @@ def _create(host: OllamaHost, settings: Settings, adapter: str, version: Version
     if digest is None:
         raise CandidateMissing(
             f"Ollama at {host.url} created {version.candidate} but does not list it.",
-            hint="Its own log says more.",
+            hint="Ollama's own log says more.",
         )
     return digest
 
@@ -198,14 +198,14 @@ def _gguf(adapters_dir: Path, adapter: str, version: Version) -> Path:
     inside = path.is_relative_to((adapters_dir / adapter).resolve())
     if not inside or not path.is_file():
         raise NotFound(
-            f"{version.gguf}, the GGUF of version {version.version}, is gone.",
+            f"{version.gguf}, the GGUF of version {version.version}, is missing.",
             hint=f"Build it again: `loco submit {adapter}` makes a new version.",
         )
     found = f"sha256:{sha256_of(path)}"
     if found != version.blob:
         raise Conflict(
-            f"{version.gguf} was changed: it has {found[:19]}, version {version.version} was "
-            f"registered with {version.blob[:19]}.",
+            f"{version.gguf} has changed: its hash is {found[:19]}, but version "
+            f"{version.version} was registered with {version.blob[:19]}.",
             hint=f"Build it again: `loco submit {adapter}` makes a new version.",
         )
     return path
@@ -229,7 +229,7 @@ def _follow(ledger: Ledger, settings: Settings, version: Version) -> None:
         follow(ledger, settings.ollama_host, version.model)
     except LocoError as error:
         recorded = (
-            f"Version {version.version} is recorded as promoted, but Ollama does not follow: "
+            f"Version {version.version} is promoted, but Ollama does not serve it as latest yet: "
         )
         raise type(error)(
             recorded + error.message,

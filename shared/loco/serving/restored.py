@@ -52,7 +52,7 @@ def check_restored(
     if reference is None:
         warnings.append(
             f"Not proven: no readable {REFERENCE} of job {version.job}, so its rendered prompts "
-            "were not compared with those of the training."
+            "were not compared with those of training."
         )
     elif (differing := _prompt_faults(host, shown, version, reference)) is None:
         warnings.append(
@@ -64,9 +64,10 @@ def check_restored(
         raise RegistrationFailed(
             f"{version.candidate} in Ollama at {host.url} is not what was registered: "
             f"{'; '.join(faults[:_SHOWN_FAULTS])}.",
-            hint=f"Nothing was pointed at it. `loco setup {adapter} --version {version.version} --all` "
-            "makes it anew; if that does not mend it, this release of Ollama serves it otherwise: "
-            "take the one it was registered with, or build it again.",
+            hint=f"`latest` did not move. `loco setup {adapter} --version {version.version} "
+            "--all` creates it again. If that does not fix it, this release of Ollama "
+            "serves it differently: use the release it was registered with, or build it "
+            "again.",
         )
     return tuple(warnings)
 
@@ -105,7 +106,7 @@ def _prompt_faults(
             return None
         if not same_prompt(seen, prompt.rendered, beginning):
             faults.append(
-                f"prompt {prompt.name} is rendered otherwise than in training, "
+                f"prompt {prompt.name} is rendered differently from training, "
                 f"{difference(prompt.rendered, seen)}"
             )
     return faults

@@ -110,7 +110,7 @@ def _wait(file: TextIO, device: str, emit: Emitter) -> None:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 name = "The CPU" if device == "cpu" else f"GPU {device}"
-                emit.log(f"{name} is in use by process {holder}; waiting for it.")
+                emit.log(f"{name} is in use by process {holder}. Waiting for it.")
             emit.check_stop()
             time.sleep(_POLL_SECONDS)
         else:

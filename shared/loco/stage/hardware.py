@@ -36,10 +36,10 @@ def gpu(device_id: str) -> Device | None:
     try:
         (found,) = nvml.gpus(device_id)
     except nvml.DriverFault as error:
-        logger.warning("GPU %s is not described: %s", device_id, error)
+        logger.warning("cannot describe GPU %s: %s", device_id, error)
         return None
     if found.memory is None or found.free is None:
-        logger.warning("GPU %s is not described: it does not say how much memory it has", device_id)
+        logger.warning("cannot describe GPU %s: it does not say how much memory it has", device_id)
         return None
     return Device(
         name=found.name,

@@ -148,7 +148,7 @@ def _as_ours(stage: Stage, error: Exception, out: Path) -> LocoError:
         return disk_full(out)
     return LocoError(
         f"{stage} failed: {type(error).__name__}: {error}",
-        hint="The attempt's log has the traceback; please report it with spec.json.",
+        hint="The attempt's log has the traceback. Please report it with spec.json.",
     )
 
 
@@ -207,10 +207,13 @@ def _parse(stage: Stage, argv: list[str] | None) -> argparse.Namespace:
         "--supervised",
         type=int,
         metavar="PID",
-        help="parent to die with; ticks and stop requests come on standard input",
+        help="parent to end with; signs of life and stop requests come on standard input",
     )
     parser.add_argument(
-        "--watchdog-seconds", type=float, default=45, help="exit without a tick for so long"
+        "--watchdog-seconds",
+        type=float,
+        default=45,
+        help="exit after this long without a sign of life",
     )
     return parser.parse_args(argv)
 

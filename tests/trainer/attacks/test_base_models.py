@@ -79,7 +79,7 @@ def test_the_converters_process_loads_no_program_of_a_tokenizer(
         check=False,
     )
     said, refused, ran = done.stdout.splitlines()
-    assert "programs of models are not run" in said
+    assert "does not run programs from models" in said
     assert (refused, ran) == ("did not run", "ran"), done.stderr
 
 

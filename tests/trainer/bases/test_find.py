@@ -150,7 +150,7 @@ def test_a_part_that_cannot_be_completed_is_no_model(
     leave_a_part(tmp_path / "models" / "hub", lost=lost)
     found, _ = ask(hub_model, tmp_path, "http://127.0.0.1:9")
     assert found.startswith("source_unreachable")
-    assert f"only in part on this machine (without {lost})" in found
+    assert f"incomplete on this machine (missing: {lost})" in found
 
 
 def test_a_part_in_the_users_cache_is_passed_over(
@@ -172,7 +172,7 @@ def test_a_folder_names_the_files_its_index_wants(
     (tmp_path / SHARDS[1]).unlink()
     with pytest.raises(UnknownBaseModel, match=rf"lacks {SHARDS[1]}\.") as missing:
         find.resolve(base, "merge", tmp_path, recorder)
-    assert "Copy what is missing there" in (missing.value.hint or "")
+    assert "Copy the missing files there" in (missing.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_during_a_download_is_named(
         raise LocalEntryNotFoundError("not here") if local_files_only else error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(DiskFull, match="ran full while team/toy was downloaded") as full:
+    with pytest.raises(DiskFull, match="became full while team/toy was downloading") as full:
         find.resolve(hub_model, "train", tmp_path, recorder)
     assert "LOCO_DATA_DIR" in (full.value.hint or "")
 

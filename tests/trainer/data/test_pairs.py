@@ -106,7 +106,7 @@ def test_thoughts_are_in_one_place_as_in_rows(family: Any, tmp_path: Path, name:
         DataError, match=r"line 1: .*`content` and in `reasoning_content`"
     ) as caught:
         pairs.read(path, Template.of(family("qwen3"), None), max_length=128)
-    assert caught.value.hint == "Keep one of them."
+    assert caught.value.hint == "Keep only one of them."
 
 
 def test_an_empty_file_says_what_makes_pairs(template: Template, tmp_path: Path) -> None:

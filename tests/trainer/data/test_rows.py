@@ -334,7 +334,7 @@ def test_a_greeting_before_the_first_question_is_not_trained_on(
     assert trained_on(row, template) == [ANSWER["content"] + "<|im_end|>"]
     assert "How can I help?" in template.tokenizer.decode(row.input_ids)
     path = write(tmp_path / "t.jsonl", {"conversations": [greeting, greeting]})
-    with pytest.raises(DataError, match=r"t\.jsonl, line 1: no user's turn") as caught:
+    with pytest.raises(DataError, match=r"t\.jsonl, line 1: an answer has no user turn") as caught:
         rows.read(path, template, max_length=100)
     assert caught.value.hint is not None
 

@@ -140,7 +140,7 @@ def test_the_comment_keeps_known_templates_away_and_nothing_closes_it() -> None:
 
 
 def test_what_is_no_template_is_refused() -> None:
-    with pytest.raises(ExportFailed, match="no Jinja template"):
+    with pytest.raises(ExportFailed, match="not a Jinja template"):
         served.embedded("{% if %}", think=False, title=TITLE)
 
 
@@ -151,7 +151,7 @@ def test_a_choice_that_cannot_be_settled_is_refused(family: Family) -> None:
     asked = CONVERSATIONS[0]
     good = served.embedded(text, think=False, title=TITLE)
     assert served.require_same(template, good, asked, think=False) == template.prompt(asked)
-    with pytest.raises(ExportFailed, match="it differs where a server passes nothing"):
+    with pytest.raises(ExportFailed, match="it differs if a server passes nothing"):
         served.require_same(template, text, asked, think=False)
     thinking = served.embedded(text, think=True, title=TITLE)
     prompt = template.prompt(asked, think=True)

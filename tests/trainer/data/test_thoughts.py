@@ -69,7 +69,7 @@ def test_thoughts_in_both_places_are_refused(family: Family, tmp_path: Path) -> 
     both = {**thought("42"), "reasoning_content": "Others."}
     with pytest.raises(DataError, match=r"line 1: .*reasoning_content") as caught:
         read(with_template(family, "qwen3"), tmp_path, QUESTION, both)
-    assert caught.value.hint == "Keep one of them."
+    assert caught.value.hint == "Keep only one of them."
 
 
 def test_a_template_that_drops_thoughts_is_refused(family: Family) -> None:

@@ -112,7 +112,7 @@ def test_a_base_of_which_only_the_config_is_here_is_checked_by_its_own_names(
     ("asked", "fault"),
     [
         (["v_proj", "q_porj"], "has no layer q_porj"),
-        (["q_proj", "embed_tokens"], "embed_tokens is no linear layer"),
+        (["q_proj", "embed_tokens"], "embed_tokens is not a linear layer"),
         (["lm_head"], "lm_head shares its weights with the embedding"),
     ],
 )

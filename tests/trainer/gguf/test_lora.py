@@ -143,7 +143,7 @@ def test_alone_no_base_is_written(llama: Lane, tmp_path: Path, recorder: Any) ->
 
 @pytest.mark.slow
 def test_an_adapter_of_another_base_does_not_fit(llama: Lane, qwen3: Lane) -> None:
-    refused = r"cannot put adapter\.gguf on"
+    refused = r"cannot apply adapter\.gguf on"
     with loaded(llama.gguf) as model, pytest.raises(ExportFailed, match=refused):
         model.require_fits(qwen3.lora)
     with pytest.raises(ExportFailed, match=refused), loaded(llama.gguf, adapter=qwen3.lora):
@@ -172,8 +172,8 @@ class Rearranging:
     [
         (lambda w: [("x.weight", w.flip(1))], "columns rearranged"),
         (lambda w: [("x.weight", w + 1)], "columns rearranged"),
-        (lambda w: [("x.weight", w.T)], "another form"),
-        (lambda w: [("x", w)], "another form"),
+        (lambda w: [("x.weight", w.T)], "another shape"),
+        (lambda w: [("x", w)], "another shape"),
         (lambda _: [], "is 0 tensors"),
         (lambda w: [("x.weight", w[:2]), ("y.weight", w[2:])], "is 2 tensors"),
     ],

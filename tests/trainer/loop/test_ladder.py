@@ -107,7 +107,7 @@ def test_the_micro_batch_is_halved_until_it_fits(run: Any, refuse: Any, recorder
     assert short.plan == short.attempts[-1].plan
     assert [s.step for s in short.log] == list(range(1, 7))
     said = " ".join(event.message for event in recorder.of_type("log"))
-    assert "Out of memory at step 3 with 8 rows a forward pass; going on from step 2" in said
+    assert "Out of memory at step 3 with 8 rows per forward pass. Continuing from step 2" in said
 
 
 def test_with_one_row_a_pass_activations_are_computed_again(run: Any, refuse: Any) -> None:

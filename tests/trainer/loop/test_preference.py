@@ -324,7 +324,9 @@ def test_pairs_have_no_dropout_after_the_losses_were_measured_again(
     checkpoints.seal(checkpoint)
     resumed = given.model_copy(update={"resume": (checkpoint,)})
     result = train.run(spec, resumed, tmp_path / "second", recorder)
-    assert "measured again" in " ".join(e.message for e in recorder.of_type("log"))
+    assert "Measuring the validation loss again" in " ".join(
+        e.message for e in recorder.of_type("log")
+    )
     assert [point.step for point in result.validations] == [0, 6, 12]
     assert result.log[6].margin == pytest.approx(0, abs=1e-4)
 

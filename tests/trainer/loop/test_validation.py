@@ -142,7 +142,7 @@ def test_measuring_changes_nothing_and_last_keeps_the_last(
     result = train.run(spec, given, tmp_path / "measured", recorder)
     assert (result.best_step, result.selected_step) == (4, 6)
     assert result.validation_loss == result.validations[-1].loss
-    assert "train.select: best would keep the one before" in said(recorder)
+    assert "train.select: best would keep the earlier one" in said(recorder)
     alone = {n: p for n, p in given.files.items() if "validation" not in n}
     bare = train.run(spec, given.model_copy(update={"files": alone}), tmp_path / "bare", recorder)
     assert (bare.validations, bare.best_step, bare.selected_step) == ((), None, 6)
@@ -194,7 +194,7 @@ def test_a_damaged_best_adapter_is_noticed(
     best.write_bytes(best.read_bytes()[:-100])
     resumed = given.model_copy(update={"resume": (newest, before)})
     result = train.run(rising, resumed, tmp_path / "again", recorder)
-    assert "checkpoint-5 is passed over: best.safetensors is damaged" in said(recorder)
+    assert "Skipped checkpoint checkpoint-5: best.safetensors is damaged" in said(recorder)
     assert (result.resumed_from_step, result.selected_step) == (4, 4)
     assert same(tmp_path / "again", tmp_path / "whole")
 
@@ -240,8 +240,8 @@ def test_a_rate_that_ruins_the_model_keeps_the_base_and_says_so(
     added = {n: t for n, t in adapter_of(tmp_path).items() if "lora_B" in n}
     assert added
     assert not any(t.any() for t in added.values())
-    assert "Warning: training made the validation loss worse at every measure" in said(recorder)
-    assert "it is the base. Try a lower train.learning_rate" in said(recorder)
+    assert "Warning: training made the validation loss worse every time" in said(recorder)
+    assert "so the model equals the base. Try a lower train.learning_rate" in said(recorder)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_losses_of_a_base_held_otherwise_are_not_compared(
     assert [p.step for p in result.validations] == sorted({0, best, 6})
     theirs = {p.step: p.loss for p in whole.validations}
     assert all(p.loss == pytest.approx(theirs[p.step], abs=1e-4) for p in result.validations)
-    assert "the validation loss is measured again" in said(recorder)
+    assert "Measuring the validation loss again" in said(recorder)
     assert [s.loss for s in result.log] == pytest.approx([s.loss for s in whole.log], abs=1e-4)
 
 

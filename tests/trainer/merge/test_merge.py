@@ -136,7 +136,7 @@ def test_an_adapter_without_numbers_is_refused(toy_dir: Path, adapter: Path) -> 
     weights = load_file(adapter / "adapter_model.safetensors")
     next(iter(weights.values())).fill_(float("nan"))
     save_file(weights, adapter / "adapter_model.safetensors")
-    with pytest.raises(ExportFailed, match="no numbers"):
+    with pytest.raises(ExportFailed, match="not numbers"):
         merged(toy_dir, adapter)
 
 
@@ -147,7 +147,7 @@ def test_a_quantized_base_is_refused(toy_dir: Path, adapter: Path, tmp_path: Pat
     name = "model.layers.0.self_attn.q_proj.weight"
     weights[name] = weights[name].to(torch.uint8)
     save_file(weights, base / "model.safetensors")
-    with pytest.raises(ExportFailed, match="as U8: merging into quantized"):
+    with pytest.raises(ExportFailed, match="Merging into quantized"):
         check(base, adapter)
 
 
@@ -162,7 +162,7 @@ def test_an_adapter_on_an_embedding_is_refused(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     more = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(4, 8)}
     save_file(load_file(file) | more, file)
-    with pytest.raises(ExportFailed, match="lora_embedding_A, which belongs to no linear layer"):
+    with pytest.raises(ExportFailed, match="lora_embedding_A, which is not part of a linear layer"):
         Adapter(adapter)
 
 
@@ -173,7 +173,7 @@ def test_a_base_that_lacks_a_file_is_refused_by_its_name(toy_dir: Path, tmp_path
     listed.write_text(json.dumps({"metadata": {}, "weight_map": names}))
     with pytest.raises(ExportFailed, match=r"lacks model-00002-of-00002\.safetensors") as caught:
         index(base)
-    assert "fetch it again" in (caught.value.hint or "")
+    assert "download it again" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100])

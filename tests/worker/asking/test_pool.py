@@ -133,5 +133,5 @@ def test_a_server_that_says_nothing_is_given_up_in_words_of_its_own(
     for error in (caught.value, one.value):
         assert error.retryable
         assert error.hint is not None
-        assert error.hint.startswith("It is reached, but")
+        assert error.hint.startswith("Ollama answers, but")
         assert "ollama serve" not in error.hint

@@ -57,14 +57,14 @@ def test_where_latest_is_another_one_it_is_left_out(chosen: Any, answering: Any)
     answering.models |= {OLD: "another", LATEST: "another"}
     found = chosen()
     assert promoted(found) is None
-    assert "is not what was promoted" in found.left_out["promoted"]
+    assert "is not the promoted model" in found.left_out["promoted"]
     del answering.models[OLD]
-    assert chosen().left_out == {"promoted": f"{OLD} is not in Ollama any more"}
+    assert chosen().left_out == {"promoted": f"{OLD} is no longer in Ollama"}
 
 
 def test_a_candidate_that_is_another_model_is_not_measured(chosen: Any, answering: Any) -> None:
     answering.models[NEW] = "another"
-    with pytest.raises(RegistrationFailed, match="is not what was registered") as caught:
+    with pytest.raises(RegistrationFailed, match="is not the registered model") as caught:
         chosen()
     assert "Run stage register again" in str(caught.value.hint)
     version = {"version": 7, "candidate": NEW, "digest": "two"}

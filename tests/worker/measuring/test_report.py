@@ -136,12 +136,12 @@ def test_how_much_of_a_gain_the_limit_may_have_made_is_said() -> None:
     assert (made.won, made.won_on_cut, made.lost) == (7, 2, 1)
     [warning] = warnings([made], {"held_out": 0}, trained_on_known=True, num_predict=128)
     assert (
-        "2 of 7 problems won are ones of these; taken as ties, 5 are won and 1 lost, p = 0.22"
+        "2 of 7 problems won are among these. If they count as ties, 5 are won and 1 lost, p = 0.22"
         in (warning)
     )
     made = compare("held_out", HELD_OUT, Baseline.BASE, base, verdicts("candidate", {8}))
     [warning] = warnings([made], {"held_out": 0}, trained_on_known=True, num_predict=128)
-    assert "None of the problems won is one of these." in warning
+    assert "None of the problems won is among these." in warning
 
 
 def test_a_stricter_p_needs_a_larger_difference() -> None:

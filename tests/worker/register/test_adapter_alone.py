@@ -92,7 +92,7 @@ def test_a_server_too_old_for_adapters_gets_nothing(
 
     failed = failures(register_it, tmp_path, ollama_host=tampering(answer=answer), **alone)
     assert failed == {"adapters"}
-    assert said(tmp_path, "adapters").startswith("Ollama 0.5.4 takes no adapters")
+    assert said(tmp_path, "adapters").startswith("Ollama 0.5.4 does not take adapters")
     assert "/api/create" not in asked
 
 
@@ -103,7 +103,7 @@ def test_a_base_that_is_nowhere_says_how_to_get_it(
     httpx.request("DELETE", f"{model_host}/api/delete", json={"model": base["model"]})
     kept = tmp_path / "models" / base["path"]
     kept.write_bytes(kept.read_bytes() + b"x")
-    with pytest.raises(CandidateMissing, match="was changed since it was written"):
+    with pytest.raises(CandidateMissing, match="has changed since it was written"):
         register_it(**alone)
     kept.unlink()
     with pytest.raises(CandidateMissing, match="its GGUF is not at") as caught:
@@ -111,5 +111,5 @@ def test_a_base_that_is_nowhere_says_how_to_get_it(
     assert base["model"] in caught.value.message
     assert "--no-reuse" in str(caught.value.hint)
     base["path"] = "../../etc/passwd"
-    with pytest.raises(CandidateMissing, match="leads out of"):
+    with pytest.raises(CandidateMissing, match="leads outside"):
         register_it(**alone)

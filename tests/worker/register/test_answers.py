@@ -84,7 +84,7 @@ def test_a_reference_without_answers_to_rows_is_a_warning() -> None:
     answers.greedy_answers(rows(), findings)
     assert findings.checks[0].passed
     [warning] = findings.warnings
-    assert "the base serves in its place would not be noticed" in warning
+    assert "the answers would not show if the base served in its place" in warning
 
 
 def test_a_long_answer_that_ended_in_the_reference_has_to_end() -> None:

@@ -168,7 +168,7 @@ def test_a_base_that_solves_nothing_is_told_what_to_take(
     assert not error.retryable
     assert "solved 0 of 40 questions" in error.error.message
     assert error.error.hint is not None
-    assert "right answers are too few" in error.error.hint
+    assert "too few right answers of its own" in error.error.hint
     assert "Traceback" not in log
     assert error.error.hint in log
 

@@ -213,7 +213,7 @@ def test_a_question_longer_than_the_context_is_passed_over(
     )
     got = run("a", url=base.url, questions=sums(6), examples=6, per_question=1)
     assert len(got.rows) == 5
-    assert "1 questions do not fit prepare.source.num_ctx" in heard.logs
+    assert "1 questions do not fit in prepare.source.num_ctx" in heard.logs
 
 
 def test_a_hint_that_does_not_fit_says_nothing_of_the_question(
@@ -227,10 +227,10 @@ def test_a_hint_that_does_not_fit_says_nothing_of_the_question(
     )
     got = run("a", url=base.url, questions=sums(10), examples=10, per_question=1, hints=True)
     assert (len(got.rows), got.sampling.hinted) == (9, 5)
-    assert "do not fit prepare.source.num_ctx" not in heard.logs
+    assert "do not fit in prepare.source.num_ctx" not in heard.logs
     (line,) = [x for x in got.lines("samples.jsonl") if x["question"] == "What is 2 + 1?"]
     assert [t["why"] for t in line["hinted"]] == [
-        "question and hint do not fit prepare.source.num_ctx"
+        "question and hint do not fit in prepare.source.num_ctx"
     ]
 
 
@@ -296,7 +296,7 @@ def test_missing_rows_are_not_laid_on_a_source_that_has_more(
     assert "0 validation rows instead of 2: too few other questions were solved" in heard.logs
     assert "the source has no more" not in heard.logs
     run("b", url=base.url, questions=sums(40), examples=50, samples=1, fallback="gold")
-    assert "rows instead of 50: the source has no more usable ones" in heard.logs
+    assert "rows instead of 50: the source has no more usable rows" in heard.logs
 
 
 def test_a_silent_server_is_told_by_the_field_that_asks_less_at_once(

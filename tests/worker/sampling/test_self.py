@@ -114,7 +114,7 @@ def test_a_base_that_solves_nothing_gets_the_advice(run: Any, sums: Any, base: A
     questions = sums(60)
     with pytest.raises(DataError, match="solved 0 of 60 questions") as caught:
         run("a", url=base.url, questions=questions, samples=1)
-    assert "Train on rows that come with answers" in str(caught.value.hint)
+    assert "Train on rows with answers" in str(caught.value.hint)
     assert "0 % of the questions of sums.jsonl" in str(caught.value.hint)
     gold = run("b", url=base.url, questions=questions, samples=1, fallback="gold")
     assert len(gold.rows) == gold.sampling.gold == 6
@@ -155,7 +155,7 @@ def test_a_base_that_stays_loaded_is_no_failure(run: Any, sums: Any, base: Any, 
     base.answer = solving(lambda *_: True)
     base.unloads = False
     run("a", url=base.url, questions=sums(20))
-    assert "stays in the server's memory" in heard.logs
+    assert "stays in Ollama's memory" in heard.logs
 
 
 def test_the_base_is_unloaded_whatever_came_of_it(

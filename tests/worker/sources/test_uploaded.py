@@ -101,7 +101,7 @@ def test_its_rows_are_problems_of_an_eval_set(tmp_path: Path) -> None:
 def test_a_talk_is_no_problem_of_an_eval_set(tmp_path: Path) -> None:
     turns = [{"role": r, "content": r} for r in ("user", "assistant", "user", "assistant")]
     given = source("jsonl")
-    with pytest.raises(DataError, match="line 1: a chat of several questions"):
+    with pytest.raises(DataError, match="line 1: a chat with several questions"):
         run(
             tmp_path,
             json.dumps({"messages": turns}),
