@@ -9,6 +9,7 @@ from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.errors import ErrorBody
 from loco.contracts.plans import Device, Lengths, Memory, Plan
 from loco.contracts.requests import JobRequest
+from loco.contracts.specs import BaseModelSpec
 from loco.contracts.stages import Stage
 
 
@@ -59,6 +60,10 @@ class BaseFit(Contract):
         None, description="Weights to fetch that are not here yet, 10^9 bytes, computed."
     )
     error: ErrorBody | None = Field(None, description="Why its shape is not known, if so.")
+    entry: BaseModelSpec | None = Field(
+        None,
+        description="The catalog's entry, without the shape: a laptop checks a recipe against it.",
+    )
 
 
 class Needs(Contract):
