@@ -1,9 +1,13 @@
 """`loco check`: recipe, rows and eval set before any GPU time, and ten rows as the model will see them."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from rich.text import Text
 
 from loco.cli.console import client, note, show, stdout
@@ -37,13 +41,10 @@ def check(
 ) -> int:
     """Check recipe, rows and eval set, and show rows as the model will see them. Exit code 1: problems found."""
     settings = Settings.from_environment()
-    catalog = settings.adapters_dir / CATALOG
-    found = checks.check(
-        source or place_of(name, Path.cwd()),
-        name,
-        profile,
-        catalog=catalog if catalog.is_file() else None,
-    )
+    with _catalog(context, settings) as (catalog, unasked):
+        found = checks.check(source or place_of(name, Path.cwd()), name, profile, catalog=catalog)
+    if found.spec is None and unasked is not None:
+        found.notes.append(f"The server was not asked for its base models: {unasked.message}")
     seen, unseen = _look(context, found, settings)
     if seen is not None:
         _show_rows(seen)
@@ -61,6 +62,28 @@ def check(
         f"result; {len(found.problems) or 'nothing'} to fix."
     )
     return 1 if found.problems else 0
+
+
+@contextmanager
+def _catalog(
+    context: typer.Context, settings: Settings
+) -> Iterator[tuple[Path | None, LocoError | None]]:
+    """The base models that a recipe may name: this machine's, else the server's, else why not."""
+    here = settings.adapters_dir / CATALOG
+    if here.is_file():
+        yield here, None
+        return
+    try:
+        with client(context) as loco:
+            entries = {base["name"]: base.get("entry") for base in loco.bases()["data"]}
+    except LocoError as error:  # told by who asked: rows and eval set are checked without
+        yield None, error
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / CATALOG
+        # a server of an earlier release sends no entries
+        path.write_text(yaml.safe_dump({n: e for n, e in entries.items() if e is not None}))
+        yield (path if all(entries.values()) else None), None
 
 
 def _look(

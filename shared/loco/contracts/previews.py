@@ -9,6 +9,7 @@ from loco.contracts.bounds import LONGEST_NAME
 from loco.contracts.errors import ErrorBody
 from loco.contracts.plans import Device, Lengths, Memory, Plan
 from loco.contracts.requests import JobRequest
+from loco.contracts.specs import BaseModelSpec
 from loco.contracts.stages import Stage
 
 
@@ -63,6 +64,10 @@ class BaseFit(Contract):
     )
     error: ErrorBody | None = Field(
         None, description="Why the model's shape is not known, if it is not."
+    )
+    entry: BaseModelSpec | None = Field(
+        None,
+        description="The catalog's entry, without the shape: a laptop checks a recipe against it.",
     )
 
 

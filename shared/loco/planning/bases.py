@@ -67,12 +67,13 @@ def _fit(base: BaseModelSpec, settings: Settings, device: Device | None) -> Base
         "license": base.license,
         "ollama": base.ollama,
     }
+    # without its config, which is no value that can be remembered and is in the shape
+    plain = base.model_copy(update={"config": None})
+    known["entry"] = plain
     try:
         shape = shape_of(base, settings.models_dir)
     except InvalidRequest as error:
         return BaseFit(**known, error=error.body)
-    # without its config, which is no value that can be remembered and is in the shape
-    plain = base.model_copy(update={"config": None})
     plan = _planned(plain, shape, device) if device else None
     four_bit = plan.precision == "4bit" if plan else True
     missing = fetched(base, shape, settings.models_dir, four_bit=four_bit)
