@@ -329,5 +329,5 @@ def test_where_code_cannot_be_graded_what_lacks_is_named(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     found = doctor.code_grading()
     assert found.level is Level.WARNING
-    assert "It lacks: Linux (this is darwin)" in found.message
+    assert "Missing: Linux (this is darwin)" in found.message
     assert "seccomp" in found.fix

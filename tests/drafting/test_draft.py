@@ -85,7 +85,7 @@ def test_nothing_is_written_over_and_wrong_names_are_refused(drafted, tmp_path: 
         drafted(sums(10))
     with pytest.raises(InvalidRequest, match="cannot be the name"):
         draft.place_of("../units", tmp_path)
-    with pytest.raises(DataError, match="5 rows that can be used"):
+    with pytest.raises(DataError, match="5 usable rows"):
         drafted(sums(5), name="few")
     found = rows.divided(table(tmp_path / "r.csv", sums(10)))
     with pytest.raises(InvalidRequest, match="--base"):

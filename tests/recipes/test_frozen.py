@@ -155,7 +155,7 @@ def test_no_room_is_said_and_nothing_is_left(rows: Path, tmp_path: Path) -> None
     said = subprocess.run(
         [sys.executable, "-c", FULL, rows, tmp_path], capture_output=True, text=True, check=True
     )
-    assert "no room for a copy of 'rows.jsonl' (3.0 MB)" in said.stdout
+    assert "no space for a copy of 'rows.jsonl' (3.0 MB)" in said.stdout
     assert kept(tmp_path) == []
 
 
