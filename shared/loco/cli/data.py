@@ -10,7 +10,7 @@ from rich.text import Text
 from loco.cli.console import client, note, show, show_json, stderr, table
 from loco.client.client import Client
 from loco.contracts.datasets import DataSet, DataSetDetail, ShownRow
-from loco.contracts.errors import InvalidRequest
+from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.figures import size
 
 app = typer.Typer(no_args_is_help=True, help="Your own rows: upload, list, look at, delete.")
@@ -167,7 +167,7 @@ def rows_for_job(
         source: dict[str, Any] = {"kind": "dataset", "dataset": found.id}
         note(f"{found.name} ({found.id}): {_in_words(found)}")
     else:
-        found = loco.dataset(data)
+        found = _there(loco, data)
         source = {"kind": "dataset", "dataset": found.id}
         if columns:
             source["mapping"] = mapping_of(columns)
@@ -175,6 +175,18 @@ def rows_for_job(
     validation = int(prepare.get("validation", recipe.get("validation", 0)))
     examples = max(1, found.rows - min(validation, found.rows // 10))
     return {**overrides, "prepare": {"examples": examples, **prepare, "source": source}}
+
+
+def _there(loco: Client, data: str) -> DataSet:
+    """A data set of the server; what is none may have been meant as a file here."""
+    try:
+        return loco.dataset(data)
+    except NotFound as error:
+        raise NotFound(
+            f"No file {data} in {Path.cwd()}, and no data set of that name on {loco.server}.",
+            param="--data",
+            hint=f"Check the path. {error.hint}",
+        ) from error
 
 
 def mapping_of(pairs: list[str]) -> dict[str, str]:
