@@ -253,6 +253,9 @@ class ExportResult(StageResult):
     base_reused: bool = Field(
         False, description="Whether an earlier export had written that base already."
     )
+    base_asked: bool = Field(
+        False, description="Whether the recipe wants the base served too (`export.base`)."
+    )
     base_gguf: str | None = Field(
         None, description="Artifact name of the base through the same export; none: not asked for."
     )
