@@ -7,7 +7,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
+from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.datasets import DataSet, DataSetDetail, ShownRow
 from loco.contracts.errors import InvalidRequest, NotFound
@@ -60,9 +61,10 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         show_json(found)
         return
-    rows = table(
+    rows = Listing(
         *("name", "id", "owner", "format", "layout", "rows", "size", "made"),
         right=("rows", "size"),
+        spare=("owner", "made", "format", "layout", "size"),
     )
     for entry in found:
         ready = entry.status == "ready"

@@ -12,8 +12,9 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
 from loco.cli.data import MapOption, rows_for_job
+from loco.cli.listing import Listing
 from loco.cli.moments import absolute, moment
 from loco.cli.new import made_for_job
 from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
@@ -187,9 +188,10 @@ def jobs(
     if as_json:
         show_json(found)
         return
-    rows = table(
+    rows = Listing(
         *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took"),
         right=("age", "took"),
+        spare=("owner", "profile", "took", "age", "gate", "adapter"),
     )
     for entry in found:
         rows.add_row(
@@ -288,7 +290,7 @@ def artifacts(
     if as_json:
         show_json(found)
         return
-    rows = table("artifact", "size", "sha256", right=("size",))
+    rows = Listing("artifact", "size", "sha256", right=("size",), below="sha256")
     for artifact in found:
         rows.add_row(artifact.full_name, size(artifact.size), artifact.sha256)
     show(rows) if found else note("No inputs are kept of this job, and no stage has committed yet.")

@@ -8,7 +8,8 @@ import typer
 from rich.text import Text
 
 from loco.cli import sweep_view
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
+from loco.cli.listing import Listing
 from loco.cli.overrides import parse_grid, parse_metadata
 from loco.cli.summary import STYLES, render
 from loco.client.client import Client
@@ -125,7 +126,8 @@ def sweeps(
         show_json(found)
         return
     columns = ("sweep", "adapter", "profile", "owner", "status", "points", "best", "age")
-    rows = table(*columns, right=("points", "best", "age"))
+    spare = ("owner", "profile", "age", "best", "adapter")
+    rows = Listing(*columns, right=("points", "best", "age"), spare=spare)
     for entry in found:
         rows.add_row(*_row(entry))
     show(rows) if found else note("No sweeps.")
