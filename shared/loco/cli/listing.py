@@ -62,8 +62,8 @@ class Listing:
             wide = max(self._width(shown), options.max_width)
             yield from console.render(self._table(shown, self._rows), options.update(width=wide))
         gone = [n for n in every if n not in shown and not (under and n == self._below)]
-        if gone := [self._columns[n] for n in gone if self._holds(n)]:
-            told = f"Left out on so narrow a terminal: {', '.join(gone)}."
+        if missed := [self._columns[n] for n in gone if self._holds(n)]:
+            told = f"Left out on so narrow a terminal: {', '.join(missed)}."
             yield Text(told, style="dim")
 
     def _fitted(self, width: int) -> tuple[list[int], bool]:
