@@ -188,10 +188,12 @@ def jobs(
     if as_json:
         show_json(found)
         return
+    swept = ("sweep",) if any(entry.spec.sweep for entry in found) else ()
     rows = Listing(
-        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took"),
+        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took", *swept),
         right=("age", "took"),
         spare=("owner", "profile", "took", "age", "gate", "adapter"),
+        below="sweep" if swept else None,
     )
     for entry in found:
         rows.add_row(
@@ -204,6 +206,7 @@ def jobs(
             Text(said := verdict(entry), style=VERDICTS.get(said, "default")),
             duration((datetime.now(UTC) - entry.created_at).total_seconds()),
             _took(entry),
+            *((entry.spec.sweep or "",) if swept else ()),
         )
     show(rows) if found else note("No jobs.")
 
@@ -230,7 +233,7 @@ def watch(
     tell = Notice(notify, notify_command)
     with client(context) as loco:
         if is_sweep(job_id):
-            return watch_sweep(loco, job_id, as_json=as_json)
+            return watch_sweep(loco, job_id, tell, as_json=as_json)
         seen = loco.job(loco.job_id(job_id))
         ended = seen if seen.is_terminal else follow(loco, seen)
     show_job(ended, as_json=as_json)
