@@ -70,7 +70,7 @@ def writable(adapters_dir: Path) -> Iterator[None]:
     except PermissionError as error:
         raise _unwritable(adapters_dir, error) from error
     except OSError as error:
-        if error.errno == errno.EROFS:  # mounted read-only, as compose.yaml does
+        if error.errno == errno.EROFS:  # mounted read-only
             raise _unwritable(adapters_dir, error) from error
         raise
 
@@ -78,7 +78,7 @@ def writable(adapters_dir: Path) -> Iterator[None]:
 def _unwritable(adapters_dir: Path, error: OSError) -> LocoError:
     return LocoError(
         f"The server may not write to its adapters folder {adapters_dir}: {error.strerror}.",
-        hint="Let its user write there (in compose.yaml: mount ./adapters without `:ro` for the API), "
+        hint="Let its user write there (in compose.yaml: no `:ro` behind ./adapters of the API), "
         "or put the recipe into the folder by hand.",
     )
 
