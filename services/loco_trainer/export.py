@@ -82,6 +82,7 @@ def run(spec: ExportSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Expor
         system=checked.system,
         sample_prompt=checked.reference.prompts[0].messages[-1]["content"],
         sample_answer=checked.reference.prompts[0].answer or "",
+        base_asked=spec.base,
         base_gguf=base_name,
         device=exported.written.device,
         read_seconds=exported.written.read_seconds,

@@ -309,6 +309,8 @@ def _create_base(
     gguf = inputs.files.get(f"export/gguf/base.{spec.quantization}.gguf")
     model = exported_base(subject.model)
     if subject.served_base is not None:
+        if not inputs.results.get(Stage.EXPORT, {}).get("base_asked"):
+            return None  # one name a version, as of a merged model
         # the same weights without the adapter, with the settings of the candidate
         emit.progress(message=f"creating {model}", percent=70, last=True)
         host.create(

@@ -43,7 +43,7 @@ def test_submit_uploads_a_file_once_and_keeps_some_rows_to_measure_on(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--data", "nothing.jsonl"), "No data set 'nothing.jsonl'"),
+        (("--data", "nothing.jsonl"), "error: No file nothing.jsonl in "),
         (("--map", "question=Frage"), "--map needs --data"),
         (("--data", "units", "--set", "prepare.source={kind: arithmetic}"), "both choose the rows"),
     ],
@@ -52,3 +52,10 @@ def test_what_cannot_be_meant_is_said(loco, words: tuple[str, ...], said: str) -
     told = loco("submit", "math", "--profile", "tiny", *words)
     assert told.returncode == 2
     assert said in told.stderr
+
+
+def test_an_adapter_that_is_not_there_is_made_from_rows(loco) -> None:
+    told = loco("submit", "units")
+    assert told.returncode == 2
+    assert "No adapter 'units'. Adapters here: " in told.stderr
+    assert "`loco new units --data rows.csv`, then `loco adapters push units`" in told.stderr

@@ -51,6 +51,19 @@ def test_every_attempt_keeps_its_log(run, client, hands, attempt):
     assert (code, "has no stage export" in told) == (2, True)
 
 
+def test_nothing_waits_for_a_stage_that_will_not_run(run, client, attempt):
+    job = client.submit("math", **TINY)
+    attempt(Stage.PREPARE, b"read 7 rows\n")
+    client.cancel(job.id)
+    client.submit("math", **TINY)
+    never = client.jobs()
+    client.cancel(next(iter(never)).id)
+    code, _, told = run("logs", "last", "train")
+    assert code == 2
+    assert "has no log: it did not run before the job was cancelled" in told
+    assert "--follow" not in told, "nothing is coming"
+
+
 def test_a_log_is_followed_over_attempts_and_stages_to_the_jobs_end(
     started, client, hands, attempt
 ):

@@ -203,12 +203,18 @@ def test_from_the_command_to_the_table(loco, started, client, ledger, hands) -> 
 
 
 @pytest.mark.redis
-def test_cancel_takes_a_sweep(loco, client) -> None:
+def test_cancel_takes_a_sweep(loco, client, tmp_path) -> None:
     made = client.submit_sweep("math", {"train.epochs": [1, 2]}, profile="tiny")
+    rows = loco("jobs").stdout.splitlines()
+    assert (rows[0].split()[-1], rows[1].split()[-1]) == ("sweep", made.id)
     assert "cancelled" in loco("cancel", made.id).stdout
     assert client.wait_sweep(made.id).status == "cancelled"
-    watched = loco("watch", made.id)
+    words = f"sh -c 'echo $LOCO_JOB_ID $LOCO_JOB_STATUS $LOCO_JOB_ADAPTER > {tmp_path}/told'"
+    watched = loco("watch", made.id, "--notify-command", words)
     assert watched.returncode == 1
+    assert (tmp_path / "told").read_text() == f"{made.id} cancelled math\n"
+    early = loco("sweep", "math", "--set", "train.epochs=1,2", "--notify")
+    assert (early.returncode, "--notify needs --wait" in early.stderr) == (2, True)
 
 
 @pytest.mark.redis

@@ -65,7 +65,7 @@ def test_versions_as_a_table(run, build, tags):
     assert [row[0] for row in rows] == ["version", "3", "2", "1"]
     assert "not measured" in stdout
     (line,) = [line for line in stdout.splitlines() if first in line]
-    assert "not yet in Ollama" in line
+    assert "waits for Ollama" in line
     assert "held_out 42 % → 57 %" in line
     assert "better" in line
     follow_all(build.ledger, tags.url)

@@ -221,13 +221,12 @@ def test_folders_and_volumes_exist(resolved: dict[str, Any]) -> None:
     assert used == set(volumes())
 
 
-def test_the_api_reads_what_it_plans_with_and_writes_only_copies(resolved: dict[str, Any]) -> None:
+def test_the_api_takes_recipes_deletes_jobs_files_and_only_reads_models(
+    resolved: dict[str, Any],
+) -> None:
+    """With the adapters folder read-only `loco adapters push` was refused, and `loco rm` freed nothing."""
     api = resolved["api"]
-    assert api["volumes"] == [
-        "./adapters:/adapters:ro",
-        f"./adapters/{STORE}:/adapters/{STORE}",
-        "models:/data/models:ro",
-    ]
+    assert api["volumes"] == ["./adapters:/adapters", "models:/data/models:ro"]
     kept = ROOT / "adapters" / STORE / ".gitignore"
     assert kept.is_file(), "a folder that the engine makes would belong to root"
     assert str(Settings.from_environment(api["environment"]).models_dir) == "/data/models"

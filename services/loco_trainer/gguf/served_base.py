@@ -53,10 +53,16 @@ def place(spec: ExportSpec, folder: Path, outtype: str, models_dir: Path) -> Pat
 
 
 def kept(path: Path) -> Kept | None:
-    """What is known of a file that an earlier export finished; None: there is none, or it was cut."""
+    """What is known of a file that an earlier export finished; None: there is none, or it was cut.
+
+    It counts as used now, so that it stays until the export that asks has said so.
+    """
     try:
         known = Kept(**json.loads(_facts(path).read_bytes()))
-        return known if path.stat().st_size == known.size else None
+        if path.stat().st_size != known.size:
+            return None
+        os.utime(path)
+        return known
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from loco.cli.console import client, note, show, show_json, table
+from loco.cli.console import client, note, show, show_json
 from loco.cli.data import pushed
+from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from loco.contracts.files import write_text
@@ -38,7 +39,11 @@ def adapters(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         show_json(found)
         return
-    rows = table("adapter", "profiles", "base model", "model", "good at")
+    rows = Listing(
+        *("adapter", "profiles", "base model", "model", "good at"),
+        spare=("model", "profiles"),
+        below="good at",
+    )
     for adapter in found:
         error = adapter.get("error")
         rows.add_row(

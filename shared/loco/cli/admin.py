@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loco.box.doctor import Finding, Level, examine
-from loco.cli.console import client, note, on_the_server, show, show_json, table
+from loco.cli.console import client, note, on_the_server, show, show_json
+from loco.cli.listing import Listing
 from loco.client.running import up_at
 from loco.contracts.errors import LocoError
 from loco.contracts.release import is_client_alone, release
@@ -57,7 +58,12 @@ def workers(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         show_json(found)
         return
-    rows = table("worker", "queue", "device", "host", "pid", "runs", right=("pid",))
+    rows = Listing(
+        *("worker", "queue", "device", "host", "pid", "runs"),
+        right=("pid",),
+        spare=("pid", "host"),
+        below="runs",
+    )
     for worker in found:
         runs = worker.task_id or "nothing"
         rows.add_row(worker.id, worker.queue, worker.device, worker.host, str(worker.pid), runs)

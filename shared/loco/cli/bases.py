@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from loco.cli.console import client, note, show, show_json, table
+from loco.cli.console import client, note, show, show_json
+from loco.cli.listing import Listing
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.previews import BaseFit
 
@@ -39,7 +40,12 @@ def bases(
         show_json(found)
         return
     device = found["device"]
-    rows = table("base model", "size", "fits", "smallest card", "download", "license", right=_RIGHT)
+    rows = Listing(
+        *("base model", "size", "fits", "smallest card", "download", "license"),
+        right=_RIGHT,
+        spare=("size", "smallest card"),
+        below="license",
+    )
     for entry in found["data"]:
         rows.add_row(*_row(BaseFit.model_validate(entry)))
     show(rows)

@@ -7,10 +7,11 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
+from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.datasets import DataSet, DataSetDetail, ShownRow
-from loco.contracts.errors import InvalidRequest
+from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.figures import size
 
 app = typer.Typer(no_args_is_help=True, help="Your own rows: upload, list, show, delete.")
@@ -62,9 +63,10 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         show_json(found)
         return
-    rows = table(
+    rows = Listing(
         *("name", "id", "owner", "format", "layout", "rows", "size", "made"),
         right=("rows", "size"),
+        spare=("owner", "made", "format", "layout", "size"),
     )
     for entry in found:
         ready = entry.status == "ready"
@@ -169,7 +171,7 @@ def rows_for_job(
         source: dict[str, Any] = {"kind": "dataset", "dataset": found.id}
         note(f"{found.name} ({found.id}): {_in_words(found)}")
     else:
-        found = loco.dataset(data)
+        found = _there(loco, data)
         source = {"kind": "dataset", "dataset": found.id}
         if columns:
             source["mapping"] = mapping_of(columns)
@@ -177,6 +179,18 @@ def rows_for_job(
     validation = int(prepare.get("validation", recipe.get("validation", 0)))
     examples = max(1, found.rows - min(validation, found.rows // 10))
     return {**overrides, "prepare": {"examples": examples, **prepare, "source": source}}
+
+
+def _there(loco: Client, data: str) -> DataSet:
+    """A data set of the server; what is none may have been meant as a file here."""
+    try:
+        return loco.dataset(data)
+    except NotFound as error:
+        raise NotFound(
+            f"No file {data} in {Path.cwd()}, and no data set of that name on {loco.server}.",
+            param="--data",
+            hint=f"Check the path. {error.hint}",
+        ) from error
 
 
 def mapping_of(pairs: list[str]) -> dict[str, str]:

@@ -12,8 +12,9 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
 from loco.cli.data import MapOption, rows_for_job
+from loco.cli.listing import Listing
 from loco.cli.moments import absolute, moment
 from loco.cli.new import made_for_job
 from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
@@ -190,9 +191,12 @@ def jobs(
     if as_json:
         show_json(found)
         return
-    rows = table(
-        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took"),
+    swept = ("sweep",) if any(entry.spec.sweep for entry in found) else ()
+    rows = Listing(
+        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took", *swept),
         right=("age", "took"),
+        spare=("owner", "profile", "took", "age", "gate", "adapter"),
+        below="sweep" if swept else None,
     )
     for entry in found:
         rows.add_row(
@@ -205,6 +209,7 @@ def jobs(
             Text(said := verdict(entry), style=VERDICTS.get(said, "default")),
             duration((datetime.now(UTC) - entry.created_at).total_seconds()),
             _took(entry),
+            *((entry.spec.sweep or "",) if swept else ()),
         )
     show(rows) if found else note("No jobs.")
 
@@ -231,7 +236,7 @@ def watch(
     tell = Notice(notify, notify_command)
     with client(context) as loco:
         if is_sweep(job_id):
-            return watch_sweep(loco, job_id, as_json=as_json)
+            return watch_sweep(loco, job_id, tell, as_json=as_json)
         seen = loco.job(loco.job_id(job_id))
         ended = seen if seen.is_terminal else follow(loco, seen)
     show_job(ended, as_json=as_json)
@@ -292,7 +297,7 @@ def artifacts(
     if as_json:
         show_json(found)
         return
-    rows = table("artifact", "size", "sha256", right=("size",))
+    rows = Listing("artifact", "size", "sha256", right=("size",), below="sha256")
     for artifact in found:
         rows.add_row(artifact.full_name, size(artifact.size), artifact.sha256)
     show(rows) if found else note(

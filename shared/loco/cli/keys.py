@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from loco.cli.console import Target, note, show, show_json, table
+from loco.cli.console import Target, note, show, show_json
 from loco.cli.key_places import KeyPlace, key_place
+from loco.cli.listing import Listing
 from loco.contracts.keys import Scope, lifetime_of
 
 app = typer.Typer(
@@ -67,7 +68,10 @@ def list_keys(context: typer.Context, as_json: JsonOption = False) -> None:
     if as_json:
         show_json(known)
         return
-    rows = table("id", "name", "owner", "scope", "created", "expires", "last used")
+    rows = Listing(
+        *("id", "name", "owner", "scope", "created", "expires", "last used"),
+        spare=("created", "owner", "last used", "expires"),
+    )
     for key in known:
         over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
         expires = _time(key.expires_at) + (" (over)" if over else "")
@@ -133,7 +137,11 @@ def audit(
     if as_json:
         show_json(events)
         return
-    rows = table("at", "by", "owner", "from", "action", "target", "outcome")
+    rows = Listing(
+        *("at", "by", "owner", "from", "action", "target", "outcome"),
+        spare=("owner", "from", "outcome"),
+        below="target",
+    )
     for event in events:
         outcome = event.outcome if event.status is None else f"{event.outcome} {event.status}"
         times = f" x{event.count}" if event.count > 1 else ""

@@ -14,11 +14,17 @@ from loco.cli.console import client, note, show_json
 from loco.cli.jobs import JobArgument, JsonOption
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.jobs import Job, StageStatus, Task
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.logs import LogPage
 from loco.contracts.printable import printable
 from loco.contracts.stages import Stage
 
+#: How a job has ended, after "before the job".
+_ENDED = {
+    JobStatus.SUCCEEDED: "ended",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "was cancelled",
+}
 #: Seconds between two looks at a log that is being written.
 _LOOK_SECONDS = 1.0
 
@@ -96,6 +102,13 @@ def _nothing(job: Job, stage: Stage) -> NotFound:
             f"Stage {stage} of job {job.id} was reused from job {task.reused_from}, so it "
             "did not run.",
             hint=f"loco logs {task.reused_from} {stage}",
+        )
+    if job.is_terminal:
+        return NotFound(
+            f"Stage {stage} of job {job.id} has no log: it did not run before the job {_ENDED[job.status]}.",
+            hint=f"`loco logs {job.id}` shows the stage that ran last."
+            if any(t.attempt and not t.reused_from for t in job.stages)
+            else f"`loco job {job.id}` says how it ended.",
         )
     return NotFound(
         f"Stage {stage} of job {job.id} has no log yet: it is "

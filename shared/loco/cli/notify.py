@@ -13,10 +13,12 @@ from typing import Annotated
 
 import typer
 
+from loco.cli import sweep_view
 from loco.cli.console import note
 from loco.cli.summary import headline
 from loco.contracts.errors import InvalidRequest
 from loco.contracts.jobs import Job
+from loco.contracts.sweeps import Sweep
 
 NotifyOption = Annotated[
     bool,
@@ -26,8 +28,8 @@ NotifyCommandOption = Annotated[
     str | None,
     typer.Option(
         metavar="CMD",
-        help="When it ends, run this command here, with LOCO_JOB_ID, LOCO_JOB_STATUS and "
-        "LOCO_JOB_ADAPTER set.",
+        help="When it ends, run this command here, with LOCO_JOB_ID (a sweep's ID for a sweep), "
+        "LOCO_JOB_STATUS and LOCO_JOB_ADAPTER set.",
     ),
 ]
 
@@ -56,14 +58,14 @@ class Notice:
     def __bool__(self) -> bool:
         return self.desktop or self.command is not None
 
-    def of(self, job: Job) -> None:
-        """Tells of a job's end; that it cannot is said and changes no exit code."""
+    def of(self, job: Job | Sweep) -> None:
+        """Tells of a job's or sweep's end; that it cannot is said and changes no exit code."""
         if self.desktop:
             if sys.stderr.isatty():
                 sys.stderr.write("\a")
             sender = shutil.which("notify-send")
             if sender:
-                _run([sender, "loco", "--", headline(job).plain])
+                _run([sender, "loco", "--", _headline(job)])
         if self.command is not None:
             told = {
                 "LOCO_JOB_ID": job.id,
@@ -71,6 +73,10 @@ class Notice:
                 "LOCO_JOB_ADAPTER": job.adapter,
             }
             _run(shlex.split(self.command), told)
+
+
+def _headline(ended: Job | Sweep) -> str:
+    return (headline(ended) if isinstance(ended, Job) else sweep_view.headline(ended)).plain
 
 
 def _run(command: list[str], told: dict[str, str] | None = None) -> None:

@@ -8,7 +8,9 @@ import typer
 from rich.text import Text
 
 from loco.cli import sweep_view
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, note, show, show_json, stderr
+from loco.cli.listing import Listing
+from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
 from loco.cli.overrides import parse_grid, parse_metadata
 from loco.cli.summary import STYLES, render
 from loco.client.client import Client
@@ -77,9 +79,18 @@ def sweep(
     wait: Annotated[
         bool, typer.Option("--wait", help="Show progress until the sweep ends.")
     ] = False,
+    notify: NotifyOption = False,
+    notify_command: NotifyCommandOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Train an adapter several ways on the same rows and build the best one."""
+    tell = Notice(notify, notify_command)
+    if tell and not wait:
+        raise InvalidRequest(
+            "--notify needs --wait: this program tells of the end, not the server.",
+            param="--notify",
+            hint="Add --wait, or later: `loco watch SWEEP --notify`.",
+        )
     grid, single = parse_grid(assignments or [])
     if other := sorted(single.keys() - set(Stage)):
         raise InvalidRequest(
@@ -110,7 +121,7 @@ def sweep(
             _show(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
             return 0
-        return watch(loco, accepted.id, as_json=as_json)
+        return watch(loco, accepted.id, tell, as_json=as_json)
 
 
 def sweeps(
@@ -131,7 +142,8 @@ def sweeps(
         show_json(found)
         return
     columns = ("sweep", "adapter", "profile", "owner", "status", "points", "best", "age")
-    rows = table(*columns, right=("points", "best", "age"))
+    spare = ("owner", "profile", "age", "best", "adapter")
+    rows = Listing(*columns, right=("points", "best", "age"), spare=spare)
     for entry in found:
         rows.add_row(*_row(entry))
     show(rows) if found else note("No sweeps.")
@@ -142,7 +154,7 @@ def is_sweep(word: str) -> bool:
     return word.startswith("sweep-")
 
 
-def watch(loco: Client, sweep_id: str, *, as_json: bool) -> int:
+def watch(loco: Client, sweep_id: str, tell: Notice, *, as_json: bool) -> int:
     """Shows a sweep's progress until it has ended, then its table and what became of the best."""
     try:
         ended = sweep_view.follow(loco, sweep_id, stderr())
@@ -155,6 +167,7 @@ def watch(loco: Client, sweep_id: str, *, as_json: bool) -> int:
     _show(ended, as_json=as_json)
     if ended.final_job is not None and not as_json:
         show("", render(loco.job(ended.final_job)))
+    tell.of(ended)
     return 0 if ended.status is JobStatus.SUCCEEDED else 1
 
 

@@ -7,7 +7,8 @@ import typer
 from rich.text import Text
 
 from loco.cli import completion
-from loco.cli.console import client, note, show, show_json, table
+from loco.cli.console import client, note, show, show_json
+from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.evaluation import Role
@@ -47,7 +48,12 @@ def versions(
         show_json(found)
         return
     right = ("version", "age")
-    rows = table("version", "", "model", "job", "base → adapter", "verdict", "age", right=right)
+    rows = Listing(
+        *("version", "state", "model", "job", "base → adapter", "verdict", "age"),
+        right=right,
+        spare=("age", "model", "job"),
+        below="base → adapter",
+    )
     for version in found:
         verdict = version.gate.verdict.value if version.gate else "not measured"
         rows.add_row(
@@ -169,7 +175,7 @@ def _mark(version: Version) -> Text:
     if not version.promoted:
         return Text("")
     if version.served_at is None:
-        return Text("promoted, not yet in Ollama", style="yellow")
+        return Text("waits for Ollama", style="yellow")
     return Text("serves", style="green")
 
 

@@ -278,6 +278,9 @@ class ExportResult(StageResult):
     base_reused: bool = Field(
         False, description="Whether an earlier export had already written that base."
     )
+    base_asked: bool = Field(
+        False, description="Whether the recipe wants the base served too (`export.base`)."
+    )
     base_gguf: str | None = Field(
         None, description="Artifact name of the base after the same export. Null: not requested."
     )

@@ -5,7 +5,7 @@ nothing was submitted or committed since, or the look starts again.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from loco.contracts.errors import Busy, Conflict
@@ -136,6 +136,40 @@ class Removals:
                 return None
             used |= {str(f["path"]) for f in inputs.values() if isinstance(f, dict) and "path" in f}
         return used
+
+    def named(self, files: Iterable[str]) -> set[str]:
+        """Which of these file names any job's export or any version names.
+
+        Read as text: a record that cannot be read keeps what it names.
+        """
+        left, found = set(files), set()
+        for text in self._exports_and_versions():
+            found |= {name for name in left if name in text}
+            left -= found
+            if not left:
+                break
+        return found
+
+    def _exports_and_versions(self) -> Iterator[str]:
+        """What every export said and every version says, as stored."""
+        with self._connection.client() as client:
+            wanted = [
+                self._key("task", f"{job_id}-{Stage.EXPORT}")
+                for job_id in client.zrange(self._key("jobs"), 0, -1)
+            ]
+            for adapter in client.hkeys(self._key("version-count")):
+                numbers = client.zrange(self._key("versions", adapter), 0, -1)
+                wanted += [self._key("version", adapter, number) for number in numbers]
+        for start in range(0, len(wanted), _BATCH):
+            with self._connection.client() as client:
+                pipeline = client.pipeline(transaction=False)
+                for key in wanted[start : start + _BATCH]:
+                    pipeline.hvals(key)
+                # a key of another type names nothing
+                answers = pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, list):
+                    yield "\n".join(str(value) for value in answer)
 
     def replayed_elsewhere(self, job_id: str, place: str) -> bool:
         """Whether another job than this one publishes its files at a place."""

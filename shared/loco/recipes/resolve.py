@@ -80,12 +80,17 @@ def load_recipe(adapters_dir: Path, name: str) -> Recipe:
         UnknownAdapter: no such adapter, or the name could never be one.
         InvalidRequest: the recipe's YAML or a field of it is wrong.
     """
-    if not re.fullmatch(NAME_PATTERN, name) or not (adapters_dir / name / RECIPE).is_file():
+    could_be = re.fullmatch(NAME_PATTERN, name) is not None
+    if not could_be or not (adapters_dir / name / RECIPE).is_file():
         here = ", ".join(adapter_names(adapters_dir)) or "none"
+        made = (
+            f", or make it from rows of yours: `loco new {name} --data rows.csv`, then `loco adapters "
+            f"push {name}`"
+        )
         raise UnknownAdapter(
             f"No adapter {name!r}. Adapters here: {here}.",
             param="adapter",
-            hint=f"Name one of them, or write {RECIPE} in a folder of that name.",
+            hint=f"Name one of them{made if could_be else ''}.",
         )
     path = adapters_dir / name / RECIPE
     known = (*field_paths(Recipe), *settable())

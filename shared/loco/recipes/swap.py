@@ -70,7 +70,7 @@ def writable(adapters_dir: Path) -> Iterator[None]:
     except PermissionError as error:
         raise _unwritable(adapters_dir, error) from error
     except OSError as error:
-        if error.errno == errno.EROFS:  # mounted read-only, as compose.yaml does
+        if error.errno == errno.EROFS:  # mounted read-only
             raise _unwritable(adapters_dir, error) from error
         raise
 

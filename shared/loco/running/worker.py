@@ -45,6 +45,8 @@ WORKER_ID = "LOCO_WORKER_ID"
 _BEAT_SECONDS = 5.0
 #: Between two looks at the memory that is free.
 _LOOK_SECONDS = 60.0
+#: Between two looks for files that nothing uses any more.
+_TIDY_SECONDS = 3600.0
 #: On top of the time a stage gets to stop: hashing, committing, Celery's own end.
 _EXIT_MARGIN_SECONDS = 10.0
 
@@ -56,6 +58,7 @@ def worker_app(
     module: str,
     command: Callable[[Stage], Sequence[str]] | None = None,
     serve: Callable[[Ledger, str], None] | None = None,
+    tidy: Callable[[Ledger], object] | None = None,
 ) -> Celery:
     """The Celery app of the worker of one queue.
 
@@ -65,12 +68,13 @@ def worker_app(
         module: the module that calls this; the pool child, a fresh interpreter, imports it too.
         command: the program of a stage; the default is its module in this process's Python.
         serve: has the Ollama at an address follow the ledger; None: this worker does not do that.
+        tidy: deletes files that nothing uses any more; called every hour. None: likewise.
     """
     if queue is Queue.GPU and (words := pin(settings.gpu)):
         logger.warning(words)
     app = celery_app(settings)
     app.conf.imports = (module,)
-    worker = _Worker(app, settings, queue, command, serve)
+    worker = _Worker(app, settings, queue, command=command, serve=serve, tidy=tidy)
     # shared: the pool child gets its app by pickle, without the tasks registered on this one
     shared_task(name=TASK, ignore_result=True)(worker.run_stage)
     # weak=False: Celery's signals hold their receivers weakly
@@ -107,12 +111,15 @@ class _Worker:
         app: Celery,
         settings: Settings,
         queue: Queue,
+        *,
         command: Callable[[Stage], Sequence[str]] | None,
         serve: Callable[[Ledger, str], None] | None,
+        tidy: Callable[[Ledger], object] | None,
     ) -> None:
         self._app = app
         self._command = command
         self._serve = serve
+        self._tidy = tidy
         self._settings = settings
         self._queue = queue
         self._ledger = Ledger.connect(
@@ -167,6 +174,8 @@ class _Worker:
         # apart from the reaper: an Ollama that hangs must not delay that
         threading.Thread(target=self._keep_following, name="follow", daemon=True).start()
         threading.Thread(target=self._beat_idle, name="heartbeat", daemon=True).start()
+        if self._tidy is not None:
+            threading.Thread(target=self._keep_tidy, name="tidy", daemon=True).start()
 
     def on_shutting_down(self, **_: Any) -> None:
         """Drains: the running attempt is told at its next renewal, stops and is released."""
@@ -217,6 +226,16 @@ class _Worker:
             except Exception:  # the loop must outlive any single fault, and say so
                 logger.exception("follow")
             time.sleep(self._settings.timings.reap)
+
+    def _keep_tidy(self) -> None:
+        while self._tidy is not None:
+            try:
+                self._tidy(self._ledger)
+            except (RedisUnavailable, OSError) as error:
+                logger.warning("unused files stay for now: %s", error)
+            except Exception:  # the loop must outlive any single fault, and say so
+                logger.exception("tidy")
+            time.sleep(_TIDY_SECONDS)
 
     def _send_hint(self, job_id: str, stage: Stage) -> None:
         send_hint(self._app, Hint(job_id=job_id, stage=stage))

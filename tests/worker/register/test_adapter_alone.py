@@ -70,6 +70,19 @@ def test_an_adapter_that_changes_nothing_is_told_by_its_answers(
     assert "sha256:" in said(tmp_path, "digest_new")
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_version_has_one_name_unless_the_base_is_asked_for(
+    register_it: Register, alone: dict[str, Any], tmp_path: Path, model_host: str, asked: bool
+) -> None:
+    """Every job left a `MODEL:JOB_ID-base` behind in Ollama, asked for or not."""
+    job = "20261128-120000-aaaaaa"
+    alone["results"][Stage.EXPORT]["base_asked"] = asked
+    failures(register_it, tmp_path, job_id=job, **alone)
+    with OllamaHost(model_host) as host:
+        names = {name.partition(":")[2] for name in host.digests() if job in name}
+    assert names == ({job, f"{job}-base"} if asked else {job})
+
+
 def test_a_server_that_leaves_the_adapter_out_is_named(
     register_it: Register, alone: dict[str, Any], tampering: Tampering, tmp_path: Path
 ) -> None:
