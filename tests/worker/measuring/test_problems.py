@@ -116,7 +116,7 @@ def test_a_sample_is_the_same_for_every_job_and_part_of_a_larger_one(
     assert drawn("all") == [str(n) for n in range(1, 61)]
     assert drawn(20) == sorted(drawn(20), key=int)
     with pytest.raises(
-        DataError, match=r"eval\.sets\.mine: 61 problems .* gsm.jsonl has 60"
+        DataError, match=r"eval\.sets\.mine: the recipe wants 61 problems.* gsm.jsonl has 60"
     ) as few:
         drawn(61)
     assert few.value.param == "eval.sets.mine.count"
