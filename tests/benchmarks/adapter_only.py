@@ -32,7 +32,8 @@ def main() -> None:
     """Prints a table, a row an export."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=2)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--formats", nargs="+", default=("merged", "both", "adapter"))
+    asked = parser.parse_args()
     base = catalog.base_model(REPOSITORY / "adapters", "smollm2-135m-instruct")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -52,8 +53,8 @@ def main() -> None:
         )
         print("| format | seconds | CPU seconds | of which writing the LoRA | new bytes |")
         print("|---|---|---|---|---|")
-        for number in range(rounds):
-            for name in ("merged", "both", "adapter"):
+        for number in range(asked.rounds):
+            for name in asked.formats:
                 _row(base, inputs, name, work / f"{name}-{number}")
 
 
