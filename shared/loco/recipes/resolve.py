@@ -83,7 +83,7 @@ def load_recipe(adapters_dir: Path, name: str) -> Recipe:
         raise UnknownAdapter(
             f"No adapter {name!r}. Adapters here: {here}.",
             param="adapter",
-            hint=f"Name one of them, or write {RECIPE} in a folder of that name.",
+            hint="Name one of them, or send yours with `loco adapters push`.",
         )
     path = adapters_dir / name / RECIPE
     known = (*field_paths(Recipe), *settable())
