@@ -8,7 +8,7 @@ characters are written out.
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from loco.contracts.printable import json_printable, printable
 
 #: Lines that are not for a terminal are not folded at its width.
 _PIPE_WIDTH = 160
+#: Columns from which a screen has room for everything.
+_WIDE = 110
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,33 @@ def table(*columns: str, right: Iterable[str] = ()) -> Table:
         made.add_column(
             column, justify="right" if column in right else "left", overflow="fold", no_wrap=False
         )
+    return made
+
+
+def listing(
+    columns: Sequence[str],
+    lines: Iterable[Sequence[str | Text]],
+    *,
+    right: Iterable[str] = (),
+    whole: Container[str] = (),
+    spare: Container[str] = (),
+) -> Table:
+    """A table of these lines for standard output.
+
+    Args:
+        columns: the headings.
+        lines: a cell each.
+        right: columns of numbers.
+        whole: columns that are never folded, as people copy what they hold.
+        spare: columns that a narrow screen leaves out, so that the others keep their lines.
+    """
+    narrow = stdout().width < _WIDE
+    kept = [n for n, column in enumerate(columns) if not (narrow and column in spare)]
+    made = table(*(columns[n] for n in kept), right=right)
+    for column in made.columns:
+        column.no_wrap = str(column.header) in whole
+    for line in lines:
+        made.add_row(*(line[n] for n in kept))
     return made
 
 

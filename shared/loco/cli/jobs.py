@@ -12,7 +12,7 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
-from loco.cli.console import client, note, show, show_json, stderr, table
+from loco.cli.console import client, listing, note, show, show_json, stderr, table
 from loco.cli.data import MapOption, rows_for_job
 from loco.cli.moments import absolute, moment
 from loco.cli.new import made_for_job
@@ -26,7 +26,7 @@ from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.figures import duration, size
+from loco.contracts.figures import age, duration, size
 from loco.contracts.jobs import Job, JobStatus
 from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
@@ -187,12 +187,9 @@ def jobs(
     if as_json:
         show_json(found)
         return
-    rows = table(
-        *("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took"),
-        right=("age", "took"),
-    )
-    for entry in found:
-        rows.add_row(
+    columns = ("job", "adapter", "profile", "owner", "status", "stage", "gate", "age", "took")
+    lines = [
+        (
             entry.id,
             entry.adapter,
             entry.profile,
@@ -200,9 +197,13 @@ def jobs(
             Text(entry.status.value, style=STYLES[entry.status]),
             _current_stage(entry),
             Text(said := verdict(entry), style=VERDICTS.get(said, "default")),
-            duration((datetime.now(UTC) - entry.created_at).total_seconds()),
+            age((datetime.now(UTC) - entry.created_at).total_seconds()),
             _took(entry),
         )
+        for entry in found
+    ]
+    whole, spare = ("job", "status", "gate", "age"), ("owner", "took")
+    rows = listing(columns, lines, right=("age", "took"), whole=whole, spare=spare)
     show(rows) if found else note("No jobs.")
 
 

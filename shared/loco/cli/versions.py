@@ -7,11 +7,11 @@ import typer
 from rich.text import Text
 
 from loco.cli import completion
-from loco.cli.console import client, note, show, show_json, table
+from loco.cli.console import client, listing, note, show, show_json
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.evaluation import Role
-from loco.contracts.figures import duration, share
+from loco.contracts.figures import age, share
 from loco.contracts.versions import Pointer, Restored, Version
 
 AdapterArgument = Annotated[
@@ -46,19 +46,24 @@ def versions(
     if as_json:
         show_json(found)
         return
-    right = ("version", "age")
-    rows = table("version", "", "model", "job", "base → adapter", "verdict", "age", right=right)
+    lines = []
     for version in found:
         verdict = version.gate.verdict.value if version.gate else "not measured"
-        rows.add_row(
-            str(version.version),
-            _mark(version),
-            version.model,
-            version.job,
-            _accuracy(version),
-            Text(verdict, style=VERDICTS.get(verdict, "dim")),
-            _age(version),
+        lines.append(
+            (
+                str(version.version),
+                _mark(version),
+                version.model,
+                version.job,
+                _accuracy(version),
+                Text(verdict, style=VERDICTS.get(verdict, "dim")),
+                _age(version),
+            )
         )
+    columns = ("version", "", "model", "job", "base → adapter", "verdict", "age")
+    whole = ("", "model", "job", "verdict", "age")
+    right = ("version", "age")
+    rows = listing(columns, lines, right=right, whole=whole, spare=("job",))
     nothing = f"{adapter} has no versions yet. Build one: `loco submit {adapter} --wait`."
     show(rows) if found else note(nothing)
 
@@ -191,4 +196,4 @@ def _age(version: Version) -> str:
         registered = datetime.fromisoformat(version.registered_at)
     except ValueError:
         return ""
-    return duration((datetime.now(UTC) - registered).total_seconds())
+    return age((datetime.now(UTC) - registered).total_seconds())
