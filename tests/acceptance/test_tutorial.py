@@ -28,6 +28,8 @@ ROWS, COLUMNS = 40, 80
 #: Seconds that a command may take; the training on a busy machine takes most of them.
 PATIENCE = 1200.0
 READY = 90.0
+#: Lines of output in a failure.
+SHOWN = 80
 
 
 class Terminal:
@@ -136,7 +138,7 @@ class Reader:
 
 
 def told(command: Command, terminal: Terminal) -> str:
-    said = "\n".join(terminal.lines)
+    said = "\n".join(terminal.lines[-SHOWN:])  # a live view is drawn thousands of times
     return f"{PAGE.name}, line {command.line}: {command.text}\n{said}"
 
 
@@ -161,7 +163,11 @@ def test_every_command_of_the_tutorial_does_what_the_page_says(reader: Reader) -
     for command in page.commands:
         began = time.monotonic()
         terminal = reader.type(command)
-        print(f"$ {command.text}  # {time.monotonic() - began:.1f} s", *terminal.lines, sep="\n")
+        print(
+            f"$ {command.text}  # {time.monotonic() - began:.1f} s",
+            *terminal.lines[-SHOWN:],
+            sep="\n",
+        )
     # whatever the page promises: its model beats its base, was promoted for it, and serves
     asked = Command("loco versions loans --json", 0)
     versions = json.loads("\n".join(reader.type(asked).lines))

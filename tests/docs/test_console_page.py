@@ -74,6 +74,8 @@ def test_promised_lines_are_whole_lines_in_order() -> None:
     assert missing(["Verdict: better. …", "job units"], said) == "job units"
     assert missing(["Verdict: better."], said) == "Verdict: better."
     assert missing(["held out …/20", "held out …/20"], said) == "held out …/20"
+    assert missing(["held … out … 0/20 …", "… Verdict: … won. …"], said) is None
+    assert missing(["… held 0/20 …"], said) == "… held 0/20 …"
     assert missing(["held.out 0/20"], said) == "held.out 0/20"
 
 
