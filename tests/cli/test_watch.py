@@ -164,7 +164,7 @@ def test_the_summary_says_what_a_job_came_to(make_job):
 
 @pytest.mark.parametrize(
     ("version", "told"),
-    [("0.33.0", "ollama run locollm-math"), ("0.33.0+locollm", "curl http://h")],
+    [("0.33.0", "ollama run locollm-math"), ("0.33.0+locollm", "loco chat math --job ")],
 )
 def test_where_there_is_no_ollama_the_summary_names_none(make_job, version, told):
     result = {

@@ -54,6 +54,15 @@ def test_every_profile_resolves_and_no_question_is_in_both_parts(
     assert {item.grader.kind for item in items if item.grader} == {"words"}
 
 
+def test_tiny_sees_rows_half_as_often_as_it_learns_faster(drafted, adapters_dir: Path) -> None:
+    drafted(sums(60))
+    epochs = {
+        profile: resolve(adapters_dir, JobRequest(adapter="units", profile=profile)).train.epochs
+        for profile in ("default", "tiny")
+    }
+    assert epochs == {"default": 12, "tiny": 6}
+
+
 def test_the_same_seed_gives_the_same_split_and_another_another(tmp_path: Path) -> None:
     file = table(tmp_path / "rows.csv", sums(60))
 

@@ -27,7 +27,7 @@ from loco.cli.versions import VERDICTS
 from loco.client.client import Client
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.figures import duration, size
+from loco.contracts.figures import age, duration, size
 from loco.contracts.jobs import Job, JobStatus
 from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
@@ -207,7 +207,7 @@ def jobs(
             Text(entry.status.value, style=STYLES[entry.status]),
             _current_stage(entry),
             Text(said := verdict(entry), style=VERDICTS.get(said, "default")),
-            duration((datetime.now(UTC) - entry.created_at).total_seconds()),
+            age((datetime.now(UTC) - entry.created_at).total_seconds()),
             _took(entry),
             *((entry.spec.sweep or "",) if swept else ()),
         )

@@ -90,7 +90,7 @@ def made_for_job(
 
 def tell(written: Draft) -> None:
     """Says what was written, and what was left out and why."""
-    found, folder = written.divided, written.folder
+    found, folder = written.divided, _from_here(written.folder)
     show(
         f"{folder / draft.ROWS}: {len(found.training)} rows to learn from",
         f"{folder / draft.PROBLEMS}: {len(found.problems)} problems to measure with; "
@@ -115,3 +115,9 @@ def tell(written: Draft) -> None:
             f"{len(found.problems)} problems can show a gain of {100 * written.shows:.0f} "
             "points or more. To show a smaller gain, add more rows."
         )
+
+
+def _from_here(folder: Path) -> Path:
+    """The folder as one types it here; as it is where it lies elsewhere."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -336,7 +336,7 @@ def serving(job: Job) -> RenderableType | None:
     candidate = registered.candidate if registered else evaluated.candidate if evaluated else ""
     outcome = job.promotion
     if outcome is None:  # a job of an earlier release
-        return _fields([("Model", candidate), _try(candidate, registered)])
+        return _fields([("Model", candidate), _try(candidate, registered, job)])
     gate = evaluated.gate if evaluated else None
     refused = gate is not None and gate.verdict is Verdict.REFUSED
     rows = []
@@ -352,7 +352,7 @@ def serving(job: Job) -> RenderableType | None:
         rows.append(("Serves", f"{outcome.model} now serves version {outcome.version}{said}"))
         rows += [("", reason) for reason in (gate.reasons if gate else [outcome.reason or ""])]
         rows += [("advice", advice) for advice in (gate.advice if gate else ())]
-        rows.append(_try(outcome.model, registered))
+        rows.append(_try(outcome.model, registered, job))
         return _fields(rows)
     present = (
         f"version {outcome.serving} keeps serving as {outcome.model}"
@@ -364,16 +364,17 @@ def serving(job: Job) -> RenderableType | None:
     reasons = gate.reasons if gate and refused else (outcome.reason or "",)
     rows += [("", reason) for reason in reasons if reason]
     rows += [("advice", advice) for advice in (gate.advice if gate else ())]
-    rows.append(_try(candidate, registered))
+    rows.append(_try(candidate, registered, job))
     return _fields(rows)
 
 
-def _try(model: str, registered: RegisterResult | None) -> tuple[str, str]:
-    """How to ask a model: by Ollama's command, or where our model host serves, by its API."""
-    if registered is None or not registered.ollama_version.endswith("+locollm"):
+def _try(model: str, registered: RegisterResult | None, job: Job) -> tuple[str, str]:
+    """How to ask a model: by Ollama's command, or where our model host serves, by ours."""
+    if registered is not None and not registered.ollama_version.endswith("+locollm"):
         return "try", f"ollama run {model}"
-    body = f'{{"model": "{model}", "prompt": "What is 17 + 25?", "stream": false}}'
-    return "try", f"curl {registered.ollama_host}/api/generate -d '{body}'"
+    told = job.promotion
+    which = f"--version {told.version}" if told is not None else f"--job {job.id}"
+    return "try", f"loco chat {job.adapter} {which} --side-by-side"
 
 
 def _failure(job: Job) -> RenderableType | None:

@@ -12,7 +12,7 @@ from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.errors import InvalidRequest, LocoError
 from loco.contracts.evaluation import Role
-from loco.contracts.figures import duration, share
+from loco.contracts.figures import age, share
 from loco.contracts.versions import Pointer, Restored, Version
 
 AdapterArgument = Annotated[
@@ -201,4 +201,4 @@ def _age(version: Version) -> str:
         registered = datetime.fromisoformat(version.registered_at)
     except ValueError:
         return ""
-    return duration((datetime.now(UTC) - registered).total_seconds())
+    return age((datetime.now(UTC) - registered).total_seconds())

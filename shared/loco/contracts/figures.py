@@ -19,6 +19,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def age(seconds: float) -> str:
+    """How long ago, as far as anybody asks: `8 s`, `22 min`, `3 h`, `12 d`."""
+    for unit, length, until in (("s", 1, 60), ("min", 60, 3600), ("h", 3600, 86400)):
+        if seconds < until:
+            return f"{max(seconds, 0) // length:.0f} {unit}"
+    return f"{seconds // 86400:.0f} d"
+
+
 def size(count: float) -> str:
     """Bytes in decimal units, as disks and downloads are sold: `512 B`, `105.4 MB`, `2.50 GB`."""
     if count < 1000:
