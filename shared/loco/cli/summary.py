@@ -13,11 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loco.cli import progress
 from loco.cli.moments import in_line
 from loco.cli.verdict import in_words
 from loco.contracts.evaluation import Baseline, Verdict
 from loco.contracts.figures import duration, share, size, sparkline
-from loco.contracts.jobs import Job, JobStatus, Task
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.results import (
     Comparison,
     EvalResult,
@@ -61,6 +62,7 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
         parts += ["", comparison_table(evaluated)]
         if job.promotion and (told := in_words(evaluated, job.promotion)):
             parts += ["", Text(told)]
+        parts += [Text(f"Warning: {words}", style="yellow") for words in evaluated.warnings]
     if served := serving(job):
         parts += ["", served]
     if failure := _failure(job):
@@ -118,7 +120,8 @@ def outcome(task: Task) -> str:
     if task.error is not None and not task.status.is_committed:
         return task.error.message
     if task.result is None:
-        return ""
+        running = task.status is StageStatus.RUNNING
+        return progress.in_words(task.progress) if running and task.progress else ""
     words = {
         Stage.PREPARE: _prepare,
         Stage.TRAIN: _train,
