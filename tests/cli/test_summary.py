@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from loco.cli.summary import comparison_table, outcome, render, serving
-from loco.contracts.evaluation import GateResult, Verdict
+from loco.contracts.evaluation import Baseline, GateResult, Verdict
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.plans import Lengths, Plan
 from loco.contracts.program_events import Progress
@@ -40,9 +40,11 @@ def score(model: str, correct: int, low: float, high: float) -> Score:
     )
 
 
-def test_scores_are_whole_on_a_terminal_of_80_columns() -> None:
+@pytest.mark.parametrize("against", [Baseline.BASE, Baseline.INSTRUCTED])
+def test_scores_are_whole_on_a_terminal_of_80_columns(against: Baseline) -> None:
     comparison = Comparison(
-        set="benchmark",
+        set="held_out",
+        against=against,
         base=score("smollm2:135m", 27, 0.193, 0.364),
         candidate=score("locollm-math:20261122-164524-8d2d68", 100, 0.963, 1.0),
         gain=0.73,
@@ -61,6 +63,7 @@ def test_scores_are_whole_on_a_terminal_of_80_columns() -> None:
     Console(width=80, file=output).print(comparison_table(result))
     for whole in ("27/100, 27 % (19-36)", "100/100, 100 % (96-100)", "+73 pts", "< 0.0001"):
         assert whole in output.getvalue()
+    assert "…" not in output.getvalue()
 
 
 PLAN = Plan(

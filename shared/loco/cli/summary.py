@@ -134,6 +134,7 @@ def outcome(task: Task) -> str:
 
 def comparison_table(result: EvalResult) -> Table:
     """Base against adapter on each set, with 95 % Wilson intervals and the exact McNemar p."""
+    several = any(c.against is not Baseline.BASE for c in result.comparisons)
     table = Table(
         title=f"{result.base_model} (base) against {result.candidate} (adapter)",
         title_justify="left",
@@ -141,10 +142,9 @@ def comparison_table(result: EvalResult) -> Table:
         caption="with 95 % Wilson intervals and the exact McNemar p",
         caption_justify="left",
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1 if several else 2, 0, 0),
     )
-    table.add_column("set", no_wrap=True)
-    several = any(c.against is not Baseline.BASE for c in result.comparisons)
+    table.add_column("set")  # the one that gives way on a narrow terminal
     if several:
         table.add_column("against", no_wrap=True)
     for name in ("base", "adapter", "gain", "p"):
