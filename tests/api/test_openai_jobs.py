@@ -442,7 +442,7 @@ def test_one_owners_recipes_take_no_place_of_others(client, file, adapters_dir, 
     create = client.fine_tuning.jobs.create
     for suffix in ("a", "b", "b"):
         create(model=BASE, training_file=file, suffix=suffix)
-    with pytest.raises(openai.ConflictError, match="There are 2 adapters ft-… of 'local' already"):
+    with pytest.raises(openai.ConflictError, match="There are already 2 adapters ft-… of 'local'"):
         create(model=BASE, training_file=file, suffix="c")
     assert len(list(adapters_dir.glob("ft-*"))) == 2
     base = load_catalog(adapters_dir)[BASE]

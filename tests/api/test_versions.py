@@ -279,7 +279,7 @@ class TestRestore:
         version = build.ledger.registry.version("math", 1)
         assert version.digest == made["digest"]
         assert version.events[-1].action == "restored"
-        assert "became" in version.events[-1].reason
+        assert "digest changed" in version.events[-1].reason
         assert len(build.ledger.registry.versions("math")[0]) == 1
 
     def test_what_is_there_is_not_made_again_unless_asked(self, http, build, tags, stored):

@@ -29,8 +29,8 @@ BAD = {
     '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\udfff 1"}]}': (
         "half a surrogate pair"
     ),
-    '{"question": "Q", "answer": NaN}': "NaN is no number",
-    '{"question": "Q", "answer": "#### 1", "x": -Infinity}': "-Infinity is no number",
+    '{"question": "Q", "answer": NaN}': "NaN is not a JSON number",
+    '{"question": "Q", "answer": "#### 1", "x": -Infinity}': "-Infinity is not a JSON number",
     f'{{"question": "Q", "answer": "#### 1", "x": {"[" * 100_000}{"]" * 100_000}}}': "nested too deep",
     f'{{"question": "Q", "answer": "#### {"7" * 5000}"}}': "no number at the end",
     '{"messages": [{"role": "\\ud800", "content": "a"}]}': "role",

@@ -184,7 +184,7 @@ def test_an_attempt_that_finds_no_room_is_tried_again(
 def test_disk_full_names_what_is_needed(tmp_path: Path) -> None:
     error = disk_full(tmp_path, needed=5)
     assert isinstance(error, DiskFull)
-    assert error.message.endswith("bytes are free, 5 are needed.")
+    assert error.message.endswith("bytes are free, and 5 are needed.")
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_an_owner_has_some_open_sweeps_at_most(
     monkeypatch.setattr(sweeps, "_MOST_OPEN", 2)
     first = submit("a")
     submit("b")
-    with pytest.raises(QuotaExceeded, match="2 sweeps that have not ended"):
+    with pytest.raises(QuotaExceeded, match="has 2 running sweeps"):
         submit("c")
     assert submit("a").id == first.id, "a repeated request is answered"
     submit("d", owner="ben")

@@ -54,7 +54,7 @@ def test_a_person_on_the_machine_opens_it_and_is_told_what_that_means(
     runner = CliRunner()
     asked = runner.invoke(cli, ["open"], input="n\n", env=environment)
     assert asked.exit_code != 0
-    assert "every user" in asked.output
+    assert "every program and user" in asked.output
     assert http.get("/jobs").status_code == 401
     assert "answers nobody" in runner.invoke(cli, ["list"], env=environment).output
     assert runner.invoke(cli, ["open", "--yes"], env=environment).exit_code == 0

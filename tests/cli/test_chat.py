@@ -85,7 +85,7 @@ def build(ledger, spec) -> Builder:
 
 def test_the_version_that_serves_answers_with_its_own_options(run, build, speaker):
     code, _, told = run("chat", "math", "hello")
-    assert (code, "No version of 'math' serves" in told) == (2, True)
+    assert (code, "No version of 'math' is serving" in told) == (2, True)
     assert "loco submit math" in told
     job = build.promoted()
     code, out, told = run("chat", "math", "2+2?")
@@ -93,6 +93,7 @@ def test_the_version_that_serves_answers_with_its_own_options(run, build, speake
     asked = speaker.asked[-1]
     assert asked["messages"] == [{"role": "user", "content": "2+2?"}], "the model has its system"
     assert (asked["temperature"], asked["reasoning_effort"]) == (0.0, "none")
+    assert asked["max_tokens"] == 512, "a base may never end"
     assert run("chat", "math", "x", "--base")[1].startswith("smollm2:135m says: ")
     refused = build.registered()
     build.measured(refused, Verdict.REFUSED, compared=1)
@@ -146,7 +147,7 @@ def test_a_question_comes_by_a_pipe(environment, build, tmp_path):
 
     assert piped("from a\npipe\n").stdout.endswith("from a\npipe!\n")
     told = piped("")
-    assert (told.returncode, "brings no question" in told.stderr) == (2, True)
+    assert (told.returncode, "brought no question" in told.stderr) == (2, True)
 
 
 def test_a_conversation_remembers_and_ctrl_c_ends_an_answer_first(

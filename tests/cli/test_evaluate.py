@@ -42,7 +42,7 @@ def test_eval_measures_the_newest_registered_model(started, client, hands):
     assert "55 % (45-64)" in stdout
     assert "+34 pts" in stdout
     assert "< 0.0001" in stdout
-    assert f"Measures version 1, {MODEL}:{built.id}." in stderr
+    assert f"Measuring version 1, {MODEL}:{built.id}." in stderr
     for option, value in (
         ("--profile", "gold"),
         ("--job", "20260101-000000-abcdef"),

@@ -58,7 +58,7 @@ def test_a_key_has_scope_owner_and_end(loco):
     refused = loco("jobs", LOCO_API_KEY=made["key"])
     assert "No jobs" in refused.stderr
     refused = loco("submit", "math", LOCO_API_KEY=made["key"], code=2)
-    assert "needs a key with scope submit; yours has read" in refused.stderr
+    assert "needs a key with scope submit. Yours has read" in refused.stderr
     assert "expires" in loco("keys", "create", "x", "--expires", "soon", code=2).stderr
 
 

@@ -72,7 +72,8 @@ def test_a_verdict_comes_first(loco):
     done = loco("math", "--gpu-memory", "24", "--gpu-name", "RTX 4090")
     first = done.stdout.split("\n\n")[0].replace("\n", " ")
     assert re.match(
-        r"Fits\. About \d+ min without prepare, register and eval, not known yet\. Downloads \d+\.\d GB\. math",
+        r"Fits\. About \d+ min plus prepare, register and eval, not known yet\. The time is computed: "
+        r"nothing like it has run here yet\. Downloads \d+\.\d GB, so the server must reach the model hub\. math",
         first,
     ), first
 
@@ -82,12 +83,14 @@ def test_the_verdict_says_what_is_tight_and_what_is_not_known(live_api):
         found = client.plan("math", profile="tiny", device={"name": "cpu", "memory_gb": 16})
     known = [s.model_copy(update={"seconds": 900.0}) for s in found.stages]
     found = found.model_copy(update={"total_seconds": 4500.0, "stages": tuple(known)})
-    assert verdict(found) == "Fits. About 1 h 15 min."
+    computed = " The time is computed: nothing like it has run here yet."
+    assert verdict(found) == f"Fits. About 1 h 15 min.{computed}"
     none = tuple(s.model_copy(update={"seconds": None}) for s in known)
     assert "not known yet" in verdict(found.model_copy(update={"stages": none}))
     tight = found.device.model_copy(update={"free_gb": found.memory.peak_gb})
     assert verdict(found.model_copy(update={"device": tight})).startswith("Just fits")
     timed = (known[0].model_copy(update={"basis": "runs", "runs": 1}), *known[1:])
+    assert computed not in verdict(found.model_copy(update={"stages": timed}))
     told = " ".join(" ".join(map(str, page(found.model_copy(update={"stages": timed})))).split())
     assert "time ~1 h 15 min: prepare ~15 min 00 s (from 1 earlier run)" in told
 

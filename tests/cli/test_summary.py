@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from loco.cli.summary import comparison_table, outcome, render, serving
-from loco.contracts.evaluation import GateResult, Verdict
+from loco.contracts.evaluation import Baseline, GateResult, Verdict
 from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.plans import Lengths, Plan
+from loco.contracts.program_events import Progress
 from loco.contracts.results import (
     Comparison,
     Dropped,
@@ -39,9 +40,11 @@ def score(model: str, correct: int, low: float, high: float) -> Score:
     )
 
 
-def test_scores_are_whole_on_a_terminal_of_80_columns() -> None:
+@pytest.mark.parametrize("against", [Baseline.BASE, Baseline.INSTRUCTED])
+def test_scores_are_whole_on_a_terminal_of_80_columns(against: Baseline) -> None:
     comparison = Comparison(
-        set="benchmark",
+        set="held_out",
+        against=against,
         base=score("smollm2:135m", 27, 0.193, 0.364),
         candidate=score("locollm-math:20261122-164524-8d2d68", 100, 0.963, 1.0),
         gain=0.73,
@@ -60,6 +63,7 @@ def test_scores_are_whole_on_a_terminal_of_80_columns() -> None:
     Console(width=80, file=output).print(comparison_table(result))
     for whole in ("27/100, 27 % (19-36)", "100/100, 100 % (96-100)", "+73 pts", "< 0.0001"):
         assert whole in output.getvalue()
+    assert "…" not in output.getvalue()
 
 
 PLAN = Plan(
@@ -185,6 +189,42 @@ def test_what_to_try_stands_beside_a_version_of_which_no_gain_is_shown(
     assert ["advice", "Take own."] in said
     # what is measured alone does not know whether Ollama has a command here
     assert ["try", "loco chat math --version 1 --side-by-side"] in said
+
+
+def evaluated(spec: Callable[..., JobSpec], *warnings: str) -> str:
+    result = EvalResult(
+        seconds=1, files={}, base_model="b", candidate="m:j", comparisons=(), warnings=warnings
+    )
+    fields = {"task_id": "j-eval", "job_id": "j", "stage": Stage.EVAL}
+    job = Job(
+        id="j",
+        adapter="math",
+        profile="gold",
+        status=JobStatus.SUCCEEDED,
+        stages=(Task(**fields, status="succeeded", result=result.model_dump(mode="json")),),
+        spec=spec(),
+        created_at=datetime(2026, 11, 28, tzinfo=UTC),
+    )
+    output = StringIO()
+    Console(width=200, file=output).print(render(job))
+    return output.getvalue()
+
+
+def test_what_makes_the_figures_less_trustworthy_is_on_the_screen(
+    spec: Callable[..., JobSpec],
+) -> None:
+    """It stood in report.md alone."""
+    assert "Warning: 7 of 20 answers were cut." in evaluated(spec, "7 of 20 answers were cut.")
+    assert "Warning" not in evaluated(spec)
+
+
+def test_a_running_stage_says_how_far_it_is() -> None:
+    progress = Progress(percent=50, step=10, total_steps=20, eta_seconds=90)
+    task = Task(
+        task_id="j-train", job_id="j", stage=Stage.TRAIN, status="running", progress=progress
+    )
+    assert outcome(task) == "1 min 30 s left, step 10/20"
+    assert outcome(task.model_copy(update={"status": StageStatus.QUEUED})) == ""
 
 
 def trained(**fields: object) -> Task:

@@ -100,7 +100,7 @@ adapters:
       gguf: math/runs/20261122-164524-8d2d68/export/a1/gguf/unsloth.Q4_K_M.gguf
       size_bytes: 105454432
       system: null
-      parameters: {temperature: 0.0, stop: [<|im_end|>]}
+      parameters: {temperature: 0.0, num_predict: 512, stop: [<|im_end|>]}
       data: {source: arithmetic generator, rows: 160, sha256: 0a1b2c}
       hyperparameters: {}
       training: {engine: peft, steps: 20}

@@ -153,4 +153,4 @@ def test_the_end_is_told_of(run, loco, client, tmp_path):
     assert told.returncode == 1, "the job was cancelled"
     assert (tmp_path / "told").read_text() == f"{job.id} cancelled\n"
     assert (tmp_path / "shown").read_text().startswith(f"Job {job.id}  math (tiny)  cancelled")
-    assert "sh ended with 3" in told.stderr
+    assert "sh ended with exit code 3" in told.stderr

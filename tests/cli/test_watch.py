@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from loco.cli.progress import bar, in_words
 from loco.cli.summary import p_value, render
-from loco.cli.watch import LineView, TableView, bar, in_words
+from loco.cli.watch import LineView, TableView
 from loco.contracts.artifacts import Artifact
 from loco.contracts.figures import share
 from loco.contracts.jobs import Failure, Job, JobEvent, JobStatus, StageStatus, Task

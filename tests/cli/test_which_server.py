@@ -83,7 +83,7 @@ def test_what_another_user_may_have_written_is_not_believed(elsewhere, tmp_path)
     target = elsewhere / ".loco"
     target.mkdir()
     (target / "up.json").symlink_to(data / "up.json")
-    with pytest.raises(InvalidRequest, match=r"up\.json is not believed: it is a link"):
+    with pytest.raises(InvalidRequest, match=r"up\.json was not used: it is a link"):
         default_server()
     (target / "up.json").unlink()
     os.mkfifo(target / "up.json")
@@ -191,8 +191,8 @@ def test_keys_are_made_over_the_api_where_a_server_is_named(
     assert (refused.returncode, "on its own machine" in refused.stderr) == (2, True)
     last = loco("keys", "revoke", json.loads(made.stdout)["id"], **there, LOCO_API_KEY=text)
     assert last.returncode == 0
-    assert "last one" not in last.stderr
-    assert "last one" in loco("keys", "revoke", admin.id, **there, LOCO_API_KEY=text).stderr
+    assert "last key" not in last.stderr
+    assert "last key" in loco("keys", "revoke", admin.id, **there, LOCO_API_KEY=text).stderr
     assert not (tmp_path / "none").exists()
     keys.close()
 

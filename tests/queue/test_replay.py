@@ -79,7 +79,7 @@ def test_without_its_inputs_it_is_refused(
     copy = settings.adapters_dir / first.spec.inputs["mine.jsonl"].path
     copy.chmod(0o644)
     copy.write_text("{1\n") if harm == "changed" else copy.unlink()
-    with pytest.raises(Conflict, match=r"'mine\.jsonl' as job .* is gone or was changed"):
+    with pytest.raises(Conflict, match=r"'mine\.jsonl' that job .* read is missing or changed"):
         again(first.id)
     assert len(ledger.jobs()[0]) == 1
 
@@ -89,7 +89,7 @@ def test_a_job_of_an_earlier_release_is_refused(
 ) -> None:
     spec = resolve(settings.adapters_dir, JobRequest(adapter="math", profile="tiny"))
     old, _ = ledger.submit(spec)
-    with pytest.raises(Conflict, match=r"what adapter\.yaml, eval_dataset\.jsonl held") as caught:
+    with pytest.raises(Conflict, match=r"content of adapter\.yaml, eval_dataset\.jsonl at that time") as caught:
         again(old.id)
     assert "loco submit math --profile tiny" in str(caught.value.hint)
 
@@ -105,7 +105,7 @@ def test_a_job_of_an_earlier_release_that_reads_no_file_is_refused_too(
         ledger.commit(claim.task_id, claim.token, result={}, artifacts=(), fingerprint=mark)
     request = JobRequest(adapter="math", profile="tiny", stages=(Stage.EXPORT,), from_job=built.id)
     old, _ = ledger.submit(resolve(settings.adapters_dir, request))
-    with pytest.raises(Conflict, match=r"what adapter\.yaml held then"):
+    with pytest.raises(Conflict, match=r"content of adapter\.yaml at that time"):
         again(old.id)
 
 

@@ -105,7 +105,7 @@ class TestBuildingOn:
         assert (caught.value.code, caught.value.param) == ("stage_gap", "stages")
         ask()
         run(ledger, Stage.PREPARE)
-        with pytest.raises(StageGap, match="has committed train"):
+        with pytest.raises(StageGap, match="has finished train"):
             ask(stages=("export",))
 
     def test_the_newest_that_fits_is_taken(self, ask: Submit, ledger: Ledger) -> None:
@@ -127,7 +127,7 @@ class TestBuildingOn:
     def test_a_job_that_lacks_a_stage_is_refused(self, ask: Submit, ledger: Ledger) -> None:
         job = ask()
         run(ledger, Stage.PREPARE)
-        with pytest.raises(StageGap, match="has not committed train") as caught:
+        with pytest.raises(StageGap, match="has not finished train") as caught:
             ask(stages=("export",), from_job=job.id)
         assert caught.value.param == "from_job"
         assert "train" in str(caught.value.hint)
@@ -271,7 +271,7 @@ class TestFreezing:
         self, ask: Submit, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(frozen.shutil, "disk_usage", lambda _: type("U", (), {"free": 10}))
-        with pytest.raises(DiskFull, match=r"no room for a copy of 'adapter\.yaml'"):
+        with pytest.raises(DiskFull, match=r"no space for a copy of 'adapter\.yaml'"):
             ask()
         assert ledger.jobs()[0] == []
 

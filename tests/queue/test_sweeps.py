@@ -136,7 +136,7 @@ def test_a_prepare_job_that_is_gone_ends_it(sweep: Sweeping, ledger: Ledger, han
     ended = show_sweep(ledger, started.id)
     assert ended.status is JobStatus.FAILED
     assert ended.error is not None
-    assert "is missing" in ended.error.message
+    assert "is gone" in ended.error.message
 
 
 def test_without_export_it_ends_with_its_best(

@@ -147,7 +147,7 @@ def test_a_damaged_copy_fails_with_its_name(
     assert ended.error is not None
     assert ended.error.code == "bad_data"
     assert "'mine.jsonl' as it was when the job was accepted" in ended.error.message
-    assert ("SHA-256" if harm == "changed" else "is missing") in ended.error.message
+    assert ("SHA-256" if harm == "changed" else "is gone") in ended.error.message
     assert "Submit the job again" in str(ended.error.hint)
 
 

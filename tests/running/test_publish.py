@@ -284,7 +284,7 @@ def test_a_reader_that_does_not_let_go_keeps_no_publisher(
         publisher.start()
         publisher.join(10)
         assert not publisher.is_alive()
-        assert "held for 0.1 seconds" in str(raised)
+        assert "locked for 0.1 seconds" in str(raised)
         assert (tmp_path / "math" / "training_data.jsonl").read_text() == "old"
     assert publish(tmp_path, "math", new)
 

@@ -147,7 +147,7 @@ def test_no_ollama_is_worth_a_retry(run: Callable[..., RegisterResult]) -> None:
 
 
 def test_a_missing_export_names_what_there_is(run: Callable[..., RegisterResult]) -> None:
-    with pytest.raises(RegistrationFailed, match=r"Q8_0\.gguf; it left: export/gguf"):
+    with pytest.raises(RegistrationFailed, match=r"Q8_0\.gguf\. It made: export/gguf"):
         run({"quantization": "Q8_0"})
 
 

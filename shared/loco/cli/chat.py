@@ -170,13 +170,15 @@ def _serving(loco: Client, adapter: str) -> int:
 
 
 def _sides(chosen: Version, *, base: bool, side_by_side: bool) -> list[Side]:
-    """Who is asked. Each with the version's temperature: /v1 would take OpenAI's, whatever a model says."""
+    """Who is asked. Each with the version's temperature and limit: /v1 would take OpenAI's temperature."""
     told = chosen.parameters
     options = {
         "temperature": told.get("temperature", _TEMPERATURE),
         "top_p": told.get("top_p", 1.0),
         "reasoning_effort": "none",  # as in training and eval
     }
+    if limit := told.get("num_predict"):  # the base has none of its own, and may never end
+        options["max_tokens"] = limit
     sides = []
     if base or side_by_side:
         sides.append(Side("base", chosen.base_ollama, options))

@@ -120,8 +120,12 @@ def verdict(found: Preview) -> str:
     else:
         words += f" About {_about(found.total_seconds)}"
         words += f" plus {_listed(unknown)}, not known yet." if unknown else "."
+        if all(stage.basis != "runs" for stage in found.stages):
+            words += " The time is computed: nothing like it has run here yet."
     downloads = sum(need.download_gb for need in found.needs)
-    return f"{words} Downloads {downloads:.1f} GB." if downloads >= _DOWNLOAD_GB else words
+    if downloads >= _DOWNLOAD_GB:
+        words += f" Downloads {downloads:.1f} GB, so the server must reach the model hub."
+    return words
 
 
 def _listed(words: list[str]) -> str:

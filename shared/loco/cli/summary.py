@@ -13,11 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from loco.cli import progress
 from loco.cli.moments import in_line
 from loco.cli.verdict import in_words
 from loco.contracts.evaluation import Baseline, Verdict
 from loco.contracts.figures import duration, share, size, sparkline
-from loco.contracts.jobs import Job, JobStatus, Task
+from loco.contracts.jobs import Job, JobStatus, StageStatus, Task
 from loco.contracts.results import (
     Comparison,
     EvalResult,
@@ -61,6 +62,7 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
         parts += ["", comparison_table(evaluated)]
         if job.promotion and (told := in_words(evaluated, job.promotion)):
             parts += ["", Text(told)]
+        parts += [Text(f"Warning: {words}", style="yellow") for words in evaluated.warnings]
     if served := serving(job):
         parts += ["", served]
     if failure := _failure(job):
@@ -118,7 +120,8 @@ def outcome(task: Task) -> str:
     if task.error is not None and not task.status.is_committed:
         return task.error.message
     if task.result is None:
-        return ""
+        running = task.status is StageStatus.RUNNING
+        return progress.in_words(task.progress) if running and task.progress else ""
     words = {
         Stage.PREPARE: _prepare,
         Stage.TRAIN: _train,
@@ -131,6 +134,7 @@ def outcome(task: Task) -> str:
 
 def comparison_table(result: EvalResult) -> Table:
     """Base against adapter on each set, with 95 % Wilson intervals and the exact McNemar p."""
+    several = any(c.against is not Baseline.BASE for c in result.comparisons)
     table = Table(
         title=f"{result.base_model} (base) against {result.candidate} (adapter)",
         title_justify="left",
@@ -138,10 +142,9 @@ def comparison_table(result: EvalResult) -> Table:
         caption="with 95 % Wilson intervals and the exact McNemar p",
         caption_justify="left",
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1 if several else 2, 0, 0),
     )
-    table.add_column("set", no_wrap=True)
-    several = any(c.against is not Baseline.BASE for c in result.comparisons)
+    table.add_column("set")  # the one that gives way on a narrow terminal
     if several:
         table.add_column("against", no_wrap=True)
     for name in ("base", "adapter", "gain", "p"):

@@ -64,7 +64,7 @@ def test_a_model_of_another_shape_is_named(
     }
     assert said(tmp_path, "context_length") == "llama, 512 tokens"
     assert said(tmp_path, "tensors").startswith("1 missing, e.g. ")
-    assert "1 of another shape, e.g. " in said(tmp_path, "tensors")
+    assert "1 with another shape, e.g. " in said(tmp_path, "tensors")
     assert said(tmp_path, "vocabulary") == "49151 tokens; 49151 tokens for 49152 embedding rows"
 
 
