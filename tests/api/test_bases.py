@@ -117,5 +117,38 @@ def test_the_command_shows_a_row_a_base(live_api, monkeypatch):
     row = next(line for line in done.stdout.splitlines() if line.startswith("qwen3-4b "))
     assert row.split()[:5] == ["qwen3-4b", "4", "B", "yes", "~6"]
     assert "apache-2.0" in row
+    assert "on this card" in done.stdout.splitlines()[0]
+    assert "On this card: whether a GPU with 8 GB can train it. Smallest card: " in done.stderr
     shown = json.loads(CliRunner().invoke(app, ["bases", "--json"]).stdout)
     assert len(shown["data"]) >= 22
+
+
+@pytest.mark.parametrize(
+    ("device", "heading", "said"),
+    [
+        ("cpu", "on this CPU", "On this CPU: whether the server, which trains without a GPU and"),
+        ("RTX 3070", "on this card", "On this card: whether the server's RTX 3070 with 25.28 GB "),
+        (None, "fits", "No worker reports a device to train on."),
+    ],
+)
+def test_the_command_says_which_device_fits_is_about(
+    live_api, hands, monkeypatch, device, heading, said
+):
+    """7B that does not fit the server's 25 GB of RAM fits a card of 8 GB: `fits` alone was a riddle."""
+    monkeypatch.setenv("LOCO_SERVER", live_api.url)
+    if device:
+        hands.ledger.heartbeat(
+            WorkerInfo(
+                id="gpu-box-1",
+                queue="gpu",
+                host="box",
+                pid=1,
+                device=device,
+                hardware=Device(name=device, memory_gb=25.28, free_gb=20, cores=2),
+                seen_at=datetime.now(UTC),
+            )
+        )
+    done = CliRunner().invoke(app, ["bases"])
+    assert done.exit_code == 0, done.output
+    assert f" {heading} " in done.stdout.splitlines()[0]
+    assert said in done.stderr

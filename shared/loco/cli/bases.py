@@ -8,6 +8,7 @@ from rich.text import Text
 from loco.cli.console import client, note, show, show_json
 from loco.cli.listing import Listing
 from loco.contracts.errors import InvalidRequest
+from loco.contracts.plans import Device
 from loco.contracts.previews import BaseFit
 
 
@@ -39,9 +40,9 @@ def bases(
     if as_json:
         show_json(found)
         return
-    device = found["device"]
+    device = Device.model_validate(found["device"]) if found["device"] else None
     rows = Listing(
-        *("base model", "size", "fits", "smallest card", "download", "license"),
+        *("base model", "size", _fits(device), "smallest card", "download", "license"),
         right=_RIGHT,
         spare=("size", "smallest card"),
         below="license",
@@ -56,12 +57,33 @@ def bases(
         )
     else:
         note(
-            f"Fits: {device['name']}, {device['memory_gb']:.4g} GB. Computed for a recipe with "
-            "default settings. For yours: `loco plan ADAPTER --base-model NAME`."
+            f"{_where(device, asked=gpu_memory is not None)} Smallest card: the smallest GPU that "
+            "can train it. Computed for a recipe with default settings. For yours: `loco plan "
+            "ADAPTER --base-model NAME`."
         )
 
 
 _RIGHT = ("size", "smallest card", "download")
+
+
+def _fits(device: Device | None) -> str:
+    """The heading over whether a base fits: it says what it fits."""
+    if device is None:
+        return "fits"
+    return "on this card" if device.is_gpu else "on this CPU"
+
+
+def _where(device: Device, *, asked: bool) -> str:
+    """What "this card" or "this CPU" is: seldom the machine on which one reads it."""
+    memory = f"{device.memory_gb:.4g} GB"
+    if asked:
+        return f"On this card: whether a {device.name} with {memory} can train it."
+    if device.is_gpu:
+        return f"On this card: whether the server's {device.name} with {memory} can train it."
+    return (
+        f"On this CPU: whether the server, which trains without a GPU and has {memory} of RAM, can "
+        "train it. A GPU needs less memory, because it can keep the base in 4 bits."
+    )
 
 
 def _row(base: BaseFit) -> tuple[str | Text, ...]:

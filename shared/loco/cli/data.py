@@ -104,11 +104,15 @@ def rm(
     context: typer.Context,
     datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="IDs or names.")],
 ) -> None:
-    """Delete data sets. Accepted jobs keep their own copies."""
+    """Delete data sets. Accepted jobs and pushed adapters keep their own copies."""
     with client(context) as loco:
         for name in datasets:
             gone = loco.delete_dataset(name)
             show(f"Deleted {gone.name} ({gone.id}).")
+            note(
+                "Accepted jobs and pushed adapters keep their own copies. Only a recipe that says "
+                f"`dataset: {gone.name}` needs it again."
+            )
 
 
 def pushed(

@@ -50,6 +50,8 @@ def new(
     note(
         f"Next: `loco check {name}`, then `loco adapters push {name}` and `loco submit {name} --wait`."
     )
+    again = f"Fix {data.name}, delete the folder {_from_here(folder)} and run `loco new` again."
+    tell_left_out(written, again)
 
 
 def drafted(
@@ -80,16 +82,23 @@ def made_for_job(
     if not file.is_file():
         return False  # the server says which adapters there are
     note(f"There is no adapter {name!r} yet. Drafting one from {file.name}.")
-    tell(
-        drafted(folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0)
+    written = drafted(
+        folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0
     )
+    tell(written)
     sent(loco, name, folder)
     note(f"{name} is on {loco.server}; its recipe is {folder / RECIPE}.")
+    there = _from_here(folder)
+    tell_left_out(
+        written,
+        f"Add them, fixed, to {there / draft.ROWS} and raise prepare.examples in {there / RECIPE}. "
+        "Then push and submit again.",
+    )
     return True
 
 
 def tell(written: Draft) -> None:
-    """Says what was written, and what was left out and why."""
+    """Says what was written; `tell_left_out` says the rest."""
     found, folder = written.divided, _from_here(written.folder)
     show(
         f"{folder / draft.ROWS}: {len(found.training)} rows to learn from",
@@ -100,14 +109,6 @@ def tell(written: Draft) -> None:
     note(f"Grader `{found.picked.kind}`: {found.picked.why}.")
     if found.picked.advice:
         note(found.picked.advice)
-    if found.duplicates:
-        note(f"Left out: {found.duplicates} rows that repeat a question.")
-    if found.overlaps:
-        note(f"Left out: {found.overlaps} rows that are nearly the same as a problem.")
-    if found.bad_count:
-        note(f"Left out: {found.bad_count} rows that cannot be used:")
-        for problem in found.bad:
-            note(f"  {problem}")
     if written.shows is None:
         note(f"{len(found.problems)} problems are too few to prove anything. Add more rows.")
     else:
@@ -115,6 +116,32 @@ def tell(written: Draft) -> None:
             f"{len(found.problems)} problems can show a gain of {100 * written.shows:.0f} "
             "points or more. To show a smaller gain, add more rows."
         )
+
+
+def tell_left_out(written: Draft, fix: str) -> None:
+    """Says which rows are in neither part and why; the last words of a command, where they are seen.
+
+    Args:
+        written: the draft.
+        fix: how rows that cannot be used come in after all.
+    """
+    found = written.divided
+    if found.duplicates:
+        note(f"Left out: {_rows(found.duplicates)} repeating a question.")
+    if found.overlaps:
+        note(f"Left out: {_rows(found.overlaps)} nearly the same as a problem.")
+    if not found.bad_count:
+        return
+    note(f"Left out: {_rows(found.bad_count)} that cannot be used:")
+    for problem in found.bad:
+        note(f"  {problem}")
+    if (more := found.bad_count - len(found.bad)) > 0:
+        note(f"  … and {more:,} more")
+    note(f"Do you need them? {fix}")
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def _from_here(folder: Path) -> Path:
