@@ -129,7 +129,9 @@ class TestServer:
 
     def test_what_is_no_folder_of_this_user_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "redis").symlink_to(tmp_path / "gone")
-        with pytest.raises(InvalidRequest, match="a link to nothing, not a folder that belongs to this user"):
+        with pytest.raises(
+            InvalidRequest, match="a link to nothing, not a folder that belongs to this user"
+        ):
             redis_server.start(tmp_path / "redis")
 
 

@@ -89,7 +89,9 @@ def test_a_job_of_an_earlier_release_is_refused(
 ) -> None:
     spec = resolve(settings.adapters_dir, JobRequest(adapter="math", profile="tiny"))
     old, _ = ledger.submit(spec)
-    with pytest.raises(Conflict, match=r"content of adapter\.yaml, eval_dataset\.jsonl at that time") as caught:
+    with pytest.raises(
+        Conflict, match=r"content of adapter\.yaml, eval_dataset\.jsonl at that time"
+    ) as caught:
         again(old.id)
     assert "loco submit math --profile tiny" in str(caught.value.hint)
 
