@@ -170,7 +170,7 @@ def test_a_folder_names_the_files_its_index_wants(
     base = toy.model_copy(update={"merge": str(tmp_path)})
     assert find.resolve(base, "merge", tmp_path, recorder) == tmp_path
     (tmp_path / SHARDS[1]).unlink()
-    with pytest.raises(UnknownBaseModel, match=rf"lacks {SHARDS[1]}\.") as missing:
+    with pytest.raises(UnknownBaseModel, match=rf"has no {SHARDS[1]}\.") as missing:
         find.resolve(base, "merge", tmp_path, recorder)
     assert "Copy the missing files there" in (missing.value.hint or "")
 
@@ -213,7 +213,7 @@ def test_a_folder_that_is_no_model_is_named_with_what_it_lacks(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     wrong = toy.model_copy(update={"train": str(tmp_path)})
-    with pytest.raises(UnknownBaseModel, match=r"lacks \*\.safetensors, tokenizer\.json"):
+    with pytest.raises(UnknownBaseModel, match=r"has no \*\.safetensors, tokenizer\.json"):
         find.resolve(wrong, "train", tmp_path, recorder)
 
 
