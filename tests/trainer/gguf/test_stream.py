@@ -162,7 +162,7 @@ def test_a_gpu_that_fills_up_on_the_way_hands_over_to_the_cpu(qwen: Lane, tmp_pa
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
     ).stdout
     assert "Continuing on the CPU" in said
-    assert '"device": "cpu, begun on cpu"' in said
+    assert '"device": "cpu, started on cpu"' in said
     assert ours.read_bytes() == qwen.old_way("Q4_K_M").read_bytes()
 
 
