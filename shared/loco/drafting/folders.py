@@ -9,7 +9,7 @@ import yaml
 from loco.contracts.errors import DataError, InvalidRequest
 from loco.recipes.data_files import dataset_path
 from loco.recipes.default_sets import FILE
-from loco.recipes.documents import LARGEST_BYTES, parsed_yaml, validated
+from loco.recipes.documents import LARGEST_BYTES, not_yaml, parsed_yaml, validated
 from loco.recipes.resolve import RECIPE, Recipe
 
 
@@ -51,7 +51,7 @@ def parsed(text: str, where: str) -> Recipe:
     try:
         document = parsed_yaml(text)
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"{where}: not valid YAML: {error}", param="recipe") from error
+        raise not_yaml(error, where=where, param="recipe") from error
     return validated(Recipe, document, where=where)
 
 
