@@ -222,7 +222,10 @@ def test_cancel_takes_a_sweep(loco, client, tmp_path) -> None:
     ("words", "said"),
     [
         (("--set", "prepare.examples=10,20"), "one prepare"),
-        (("--set", "train.epochs=1,2", "--set", "seed=3"), "--set seed: not a field of a stage"),
+        (
+            ("--set", "train.epochs=1,2", "--set", "seed=3"),
+            "--set seed: this is not a field of a stage",
+        ),
         (("--set", "train.epochs=3"), "This sweep has 1 points"),
     ],
 )
