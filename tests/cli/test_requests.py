@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loco.cli.jobs import _below, _stages
+from loco.cli.artifacts import _below
+from loco.cli.jobs import _stages
 from loco.cli.main import global_options_first
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.client.http import checked_server, path_of
