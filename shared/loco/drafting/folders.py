@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from loco.contracts.errors import DataError, InvalidRequest
+from loco.drafting.lines import line_of
 from loco.recipes.data_files import dataset_path
 from loco.recipes.default_sets import FILE
 from loco.recipes.documents import LARGEST_BYTES, not_yaml, parsed_yaml, validated
@@ -52,7 +53,13 @@ def parsed(text: str, where: str) -> Recipe:
         document = parsed_yaml(text)
     except yaml.YAMLError as error:
         raise not_yaml(error, where=where, param="recipe") from error
-    return validated(Recipe, document, where=where)
+    try:
+        return validated(Recipe, document, where=where)
+    except InvalidRequest as error:
+        line = line_of(text, error.param or "")
+        at = f"{where}, line {line}" if line else where
+        message = at + error.message.removeprefix(where)
+        raise InvalidRequest(message, param=error.param, hint=error.hint) from error
 
 
 def files_of(folder: Path, text: str) -> dict[str, Path]:
