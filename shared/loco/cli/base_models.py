@@ -10,7 +10,8 @@ import yaml
 
 from loco.cli.console import client
 from loco.client.client import Client
-from loco.contracts.errors import LocoError
+from loco.contracts.errors import LocoError, UnknownBaseModel
+from loco.recipes.catalog import base_model
 from loco.settings import CATALOG, Settings
 
 
@@ -38,6 +39,14 @@ def servers_base_models(loco: Client) -> Iterator[Path | None]:
     """The catalog of a server; none where it is of an earlier release, which does not send it."""
     with _written(_entries(loco)) as catalog:
         yield catalog
+
+
+def check_base(catalog: Path, name: str, option: str) -> None:
+    """Raises UnknownBaseModel unless a catalog has the base that an option names."""
+    try:
+        base_model(catalog.parent, name)
+    except UnknownBaseModel as error:
+        raise UnknownBaseModel(error.message, param=option, hint=error.hint) from error
 
 
 def _entries(loco: Client) -> dict[str, object]:
