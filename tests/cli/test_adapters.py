@@ -85,3 +85,21 @@ def test_only_a_long_upload_has_a_bar_and_it_names_its_file(
         monkeypatch.setattr(data, "_LONG_BYTES", 1)
     assert run("adapters", "push", "desk", "--from", str(folder))[0] == 0
     assert ("uploading rows.jsonl" in shown.export_text()) == long
+
+
+@pytest.mark.parametrize(
+    "words", [("plan",), ("submit",), ("sweep", "--set", "train.epochs=1,2")], ids=lambda w: w[0]
+)
+def test_an_adapter_whose_recipe_lies_here_is_to_be_pushed_first(
+    run, folder: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Before: `loco new desk`, which had been done."""
+    command, *more = words
+    monkeypatch.chdir(folder.parent)
+    code, _, said = run(command, "desk", *more)
+    assert code == 2
+    assert "error: No adapter 'desk'. Adapters here: " in said
+    assert f"fix: Its recipe is here ({folder / 'adapter.yaml'}). Push it first: " in said
+    assert "`loco adapters push desk`" in said
+    assert "`loco new other --data rows.csv`" in run(command, "other", *more)[2]
+    assert "fix: " in run(command, "../other", *more)[2]

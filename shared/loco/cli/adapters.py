@@ -2,7 +2,8 @@
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from loco.cli.console import client, note, show, show_json
 from loco.cli.data import pushed
 from loco.cli.listing import Listing
 from loco.client.client import Client
-from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound, UnknownAdapter
 from loco.contracts.files import write_text
 from loco.contracts.recipes import FILE_PATTERN, RecipeText
 from loco.contracts.release import release
@@ -118,6 +119,23 @@ def pull(
         write_text(folder / RECIPE, found.recipe)
         _remember(folder, loco, found)
     show(f"{folder / RECIPE}")
+
+
+@contextmanager
+def pushed_first(name: str) -> Iterator[None]:
+    """Where the server has no such adapter and its recipe lies here, says to push it."""
+    try:
+        yield
+    except UnknownAdapter as error:
+        folder = place_of(name, Path.cwd())
+        if not (folder / RECIPE).is_file():
+            raise
+        raise UnknownAdapter(
+            error.message,
+            param=error.param,
+            hint=f"Its recipe is here ({folder / RECIPE}). Push it first: `loco adapters push "
+            f"{name}`.",
+        ) from error
 
 
 def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> RecipeText:

@@ -10,6 +10,7 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
+from loco.cli.adapters import pushed_first
 from loco.cli.console import client, note, show, show_json, stderr
 from loco.cli.data import MapOption, rows_for_job
 from loco.cli.listing import Listing
@@ -153,7 +154,8 @@ def submit(
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
         cli_plan.warn(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
-        accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
+        with pushed_first(adapter):
+            accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
