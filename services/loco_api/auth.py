@@ -306,8 +306,8 @@ def _unauthorized(*, wrong: bool) -> Unauthorized:
     error = Unauthorized(
         "This API key is not valid here." if wrong else "This server needs an API key.",
         param="Authorization",
-        hint="Send `Authorization: Bearer KEY` (LOCO_API_KEY); `loco keys list` on the server "
-        "shows the valid keys and when they expire. `loco keys create` makes one.",
+        hint="Set LOCO_API_KEY to a valid key, or send `Authorization: Bearer KEY`. On the server "
+        "`loco keys list` shows the keys and when they expire, and `loco keys create` makes one.",
     )
     error.headers = {"WWW-Authenticate": "Bearer" + (' error="invalid_token"' if wrong else "")}
     return error

@@ -58,3 +58,36 @@ def test_without_a_server_the_rows_are_checked_and_it_says_what_was_not(checked)
     assert "30 rows" in done.stderr
     assert "base models: No answer from http://127.0.0.1:9" in done.stdout
     assert done.returncode == 0
+
+
+@pytest.fixture
+def drafted(loco, tmp_path):
+    """Drafts an adapter on a machine that has no catalog."""
+    (tmp_path / "desk.csv").write_text(
+        "question,answer\n" + "".join(f"Who lends book {n}?,Desk {n}\n" for n in range(30))
+    )
+
+    def new(*words, **more):
+        none = {"LOCO_ADAPTERS_DIR": str(tmp_path / "none")}
+        return loco("new", "desk", "--data", "desk.csv", *words, **none, **more)
+
+    return new
+
+
+def test_a_draft_on_a_base_that_the_server_does_not_have_is_refused(drafted, loco, tmp_path):
+    done = drafted("--base", "smollm2-135m")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: No base model 'smollm2-135m'. Base models here: ")
+    assert "Did you mean smollm2-135m-instruct?" in done.stderr
+    assert not (tmp_path / "desk").exists()
+    words = ("--data", "desk.csv", "--base-model", "smollm2-135m")
+    done = loco("submit", "desk", *words)
+    assert done.stderr.startswith("error: No base model 'smollm2-135m'.")
+    assert not (tmp_path / "desk").exists()
+    assert drafted("--base", "smollm2-135m-instruct").returncode == 0
+
+
+def test_a_draft_without_an_answer_from_the_server_is_written_and_says_so(drafted):
+    done = drafted("--base", "smollm2-135m", LOCO_SERVER="http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert "The server was not asked whether it has smollm2-135m: No answer" in done.stderr

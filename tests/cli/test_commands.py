@@ -208,6 +208,8 @@ def test_cancel_and_retry(loco, client):
     job = client.submit("math", profile="tiny")
     assert loco("retry", job.id).returncode == 2
     assert "cancelled" in loco("cancel", job.id).stdout
+    again = loco("cancel", job.id)
+    assert (again.returncode, "had ended already" in again.stdout) == (0, True)
     retried = loco("retry", job.id, "--json")
     assert retried.returncode == 0
     assert json.loads(retried.stdout)["status"] == "queued"
@@ -237,6 +239,7 @@ def test_artifacts_are_listed_and_downloaded(loco, client, hands, tmp_path):
     assert "prepare/held_out.jsonl" in loco("artifacts", job.id).stdout
     done = loco("artifacts", job.id, "training_data.jsonl", "--download", "here")
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "Saved in here: 1 file, 3 B.\n"  # the list is not shown again
     found = [p for p in (tmp_path / "here").rglob("*") if p.is_file()]
     assert found == [tmp_path / "here" / "prepare" / "training_data.jsonl"]
     assert found[0].read_bytes() == b"{}\n"

@@ -11,9 +11,12 @@ from versions import Builder
 
 from loco import Client
 from loco.cli import console as consoles
+from loco.cli.artifacts import _listing
 from loco.cli.listing import Listing
 from loco.cli.main import app
+from loco.contracts.artifacts import Artifact
 from loco.contracts.evaluation import Verdict
+from loco.contracts.stages import Stage
 
 WIDTHS = [60, 80, 100, 120]
 #: A folded or shortened ID is none.
@@ -113,3 +116,24 @@ def test_versions_jobs_and_the_trail_are_whole_at_any_width(
     assert f"/jobs/{asked.id}/cancel" in trail
     assert {"local", "cancelJob", "submitJob"} <= set(trail.split())
     assert "…" not in "\n".join([*versions, *jobs, trail])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_file_of_a_job_is_one_line_at_any_width(width: int) -> None:
+    found = [
+        Artifact(
+            name=name,
+            stage=Stage.EXPORT,
+            path=f"desk/{name}",
+            size=9,
+            sha256="a" * 64,
+            media_type="text/plain",
+        )
+        for name in ("gguf/unsloth.Q4_K_M.gguf", "Modelfile")
+    ]
+    lines = drawn(_listing(found), width)
+    assert lines[1].split()[0] == "export/gguf/unsloth.Q4_K_M.gguf"
+    assert lines[2].split()[0] == "export/Modelfile"
+    whole = ["a" * 64 in line for line in lines[1:3]]
+    assert whole == [width == 120] * 2
+    assert ("Left out" in lines[-1]) == (width < 120)

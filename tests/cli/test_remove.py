@@ -16,6 +16,7 @@ def test_ended_jobs_are_deleted_and_the_needed_one_says_by_whom(run, client, han
     hands.commit(hands.claim(Stage.PREPARE), {}, {"training_data.jsonl": b"r" * 5000})
     code, _, told = run("rm", "last")
     assert (code, "is running. Only ended jobs" in told) == (2, True)
+    assert run("rm", "last", "--dry-run") == (code, "", told), "a dry run says the same"
     client.cancel(job.id)
     replayed = client.replay(job.id)
     client.cancel(replayed.id)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from loco.cli.jobs import _below, _stages
+from loco.cli.artifacts import _below
+from loco.cli.jobs import _stages
 from loco.cli.main import global_options_first
 from loco.cli.overrides import parse_assignments, parse_metadata
 from loco.client.http import checked_server, path_of
@@ -32,6 +33,30 @@ from loco.contracts.stages import Stage
 )
 def test_values_have_the_types_of_yaml(text, value):
     assert parse_assignments([f"train.x={text}"]) == {"train": {"x": value}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Answer with one of: a, b", "Answer with one of: a, b"),
+        ("[one word] # or two", "[one word] # or two"),
+        ('"One of: a" or "b"', '"One of: a" or "b"'),
+        ('"One of: a"', "One of: a"),
+        ("'One of: a'", "One of: a"),
+        ("{", "{"),
+        ("5", "5"),
+        ("null", None),
+    ],
+)
+def test_a_field_of_text_keeps_it_as_written(text, value):
+    assert parse_assignments([f"eval.instruction={text}"]) == {"eval": {"instruction": value}}
+
+
+def test_other_fields_keep_the_types_of_yaml():
+    assert parse_assignments(["eval.num_predict=5", "base_model=7", "eval.sets={a: {}}"]) == {
+        "eval": {"num_predict": 5, "sets": {"a": {}}},
+        "base_model": "7",
+    }
 
 
 def test_assignments_nest_and_the_last_one_wins():

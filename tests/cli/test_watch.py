@@ -158,7 +158,9 @@ def test_the_summary_says_what_a_job_came_to(make_job):
         in text
     )
     assert "1 min 11 s  Q4_K_M GGUF, 105.5 MB, 272 tensors" in text
-    assert "adapters/math/runs/J/export/a3/gguf/unsloth.Q4_K_M.gguf" in text
+    assert "GGUF    export/gguf/unsloth.Q4_K_M.gguf" in text
+    assert "math/runs" not in text, "a path of the server's, of no use on a laptop"
+    assert "loco artifacts J export --download ." in text
     assert "a" * 64 in text
     assert "ollama run locollm-math:J" in text
 
@@ -198,7 +200,8 @@ def test_what_people_copy_is_on_one_line(make_job, width):
     )
     exported = task(Stage.EXPORT, artifacts=(gguf,))
     lines = text_of(render(make_job(JobStatus.SUCCEEDED, exported)), width).splitlines()
-    assert f"GGUF    adapters/{path}" in lines
+    assert "GGUF    export/gguf/unsloth.Q4_K_M.gguf" in lines
+    assert "get it  loco artifacts J export --download ." in lines
     assert f"sha256  {'a' * 64}" in lines
 
 

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loco import Client
+from loco.client import http
 from loco.contracts.errors import (
     ArtifactChanged,
     Conflict,
@@ -293,9 +295,10 @@ def test_keys(client, live_settings, live_api):
         assert list(allowed.jobs()) == []
     with (
         Client(live_api.url, "loco_wrong") as wrong,
-        pytest.raises(Unauthorized, match="not valid"),
+        pytest.raises(Unauthorized, match="not valid") as refused,
     ):
         list(wrong.jobs())
+    assert str(refused.value.hint).startswith("Set LOCO_API_KEY")
 
 
 def test_adapters_workers_ready_version(client):
@@ -312,6 +315,28 @@ def test_nothing_answers():
         nobody.job("x")
     assert "loco up" in str(unreachable.value.hint)
     assert time.monotonic() - started < 5
+
+
+def test_nothing_answers_where_only_the_client_is_installed(monkeypatch):
+    monkeypatch.setattr(http, "is_client_alone", lambda: True)
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServerUnreachable) as unreachable:
+        nobody.ready()
+    assert "loco up" not in str(unreachable.value.hint)
+    assert "LOCO_SERVER" in str(unreachable.value.hint)
+
+
+def test_nothing_answers_at_the_address_of_another_machine():
+    transport = http.Transport("http://box:8321", None, timeout=1)
+    hint = transport.unreachable(httpx.ConnectError("[Errno 111] Connection refused")).hint
+    assert hint == "Is the address right (LOCO_SERVER, --server)? Ask whoever runs the server."
+
+
+def test_https_to_a_server_that_speaks_http_names_the_address_to_try():
+    with serving(lambda _: (200, {}, b"{}")) as address:
+        secure = address.replace("http://", "https://")
+        with Client(secure) as client, pytest.raises(ServerUnreachable) as unreachable:
+            client.ready()
+    assert f"Try {address} as LOCO_SERVER" in str(unreachable.value.hint)
 
 
 # Servers that are not the API of this version

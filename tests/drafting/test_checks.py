@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loco.contracts.errors import Unseen
+from loco.contracts.errors import InvalidRequest, Unseen
 from loco.contracts.looks import LookRequest
 from loco.drafting import checks, draft, looking, rows
 
@@ -63,6 +63,37 @@ def test_every_fault_is_named_by_its_line(folder: Path) -> None:
     assert "rows.jsonl, line 22: no question or no answer" in said
     assert "rows.jsonl, line 23: the same question as line 1" in said
     assert len(found.rows) == 20
+
+
+def test_a_fault_of_the_recipe_itself_comes_once_and_names_no_profile(folder: Path) -> None:
+    """Before: `profile default`, and once more for `tiny` with the line of that profile's section."""
+    recipe = folder / "adapter.yaml"
+    recipe.write_text(recipe.read_text().replace("gradient_accumulation: 1", "batch: many"))
+    line = _line_with(recipe, "batch: many")
+    (fault,) = checks.check(folder, "units").problems
+    assert fault.startswith(f"adapter.yaml, line {line}: train.batch: unknown field.")
+
+
+def test_a_fault_that_only_a_profile_has_names_it(folder: Path) -> None:
+    recipe = folder / "adapter.yaml"
+    text = recipe.read_text().replace("default: {}", "default: {}\n  twice: {evel: {}}")
+    recipe.write_text(text)
+    (fault,) = checks.check(folder, "units").problems
+    line = _line_with(recipe, "twice:")
+    assert fault.startswith(f"adapter.yaml, line {line} (profile twice): ")
+    assert "adapter.yaml: " not in fault
+
+
+def test_an_unknown_section_is_named_by_its_line(folder: Path) -> None:
+    recipe = folder / "adapter.yaml"
+    recipe.write_text(recipe.read_text().replace("\ntrain:", "\ntrian:"))
+    with pytest.raises(InvalidRequest, match=f", line {_line_with(recipe, 'trian:')}: trian: "):
+        checks.check(folder, "units")
+
+
+def _line_with(file: Path, words: str) -> int:
+    lines = file.read_text().splitlines()
+    return next(n for n, line in enumerate(lines, 1) if words in line)
 
 
 def test_an_answer_that_the_grader_cannot_read_is_named(folder: Path) -> None:

@@ -44,8 +44,8 @@ def content(tmp_path: Path):
     ("change", "more", "said"),
     [
         (("name: units", "name: other"), {}, "the folder is 'units'"),
-        (("epochs: 1", "epochs: -1"), {}, "Profile 'tiny': train.epochs"),
-        (("epochs: 1", "epoch: 1"), {}, "Profile 'tiny'"),
+        (("epochs: 1", "epochs: -1"), {}, "(profile tiny): train.epochs"),
+        (("epochs: 1", "epoch: 1"), {}, "(profile tiny): train.epoch: unknown field"),
         (("smollm2-135m-instruct", "gpt-9"), {}, "No base model 'gpt-9'"),
         (("locollm-units", "locollm-math"), {}, "is already the model of adapter 'math'"),
         (("rows.jsonl", "../math/adapter.yaml"), {}, "was not sent with the recipe and"),

@@ -2,21 +2,25 @@
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from loco.cli.base_models import servers_base_models
 from loco.cli.console import client, note, show, show_json
 from loco.cli.data import pushed
 from loco.cli.listing import Listing
 from loco.client.client import Client
-from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound, UnknownAdapter
 from loco.contracts.files import write_text
 from loco.contracts.recipes import FILE_PATTERN, RecipeText
-from loco.drafting import folders
+from loco.contracts.release import release
+from loco.datasets.names import name_of
+from loco.drafting import checks, folders
 from loco.drafting.draft import check_name, place_of
 from loco.recipes.resolve import RECIPE
 
@@ -117,8 +121,25 @@ def pull(
     show(f"{folder / RECIPE}")
 
 
+@contextmanager
+def pushed_first(name: str) -> Iterator[None]:
+    """Where the server has no such adapter and its recipe lies here, says to push it."""
+    try:
+        yield
+    except UnknownAdapter as error:
+        folder = place_of(name, Path.cwd())
+        if not (folder / RECIPE).is_file():
+            raise
+        raise UnknownAdapter(
+            error.message,
+            param=error.param,
+            hint=f"Its recipe is here ({folder / RECIPE}). Push it first: `loco adapters push "
+            f"{name}`.",
+        ) from error
+
+
 def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> RecipeText:
-    """Uploads the data files of a recipe, then puts it."""
+    """Looks at a recipe, uploads its data files, then puts it."""
     text = folders.recipe_of(folder, name)
     files = folders.files_of(folder, text)
     known = None if force else _known(folder, loco)
@@ -132,8 +153,12 @@ def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> Recip
                 "--force, or choose another name.",
             )
         known = now.etag
+    _check_fields(loco, folder, name, text)
     try:
-        uploaded = {file: pushed(loco, path).id for file, path in files.items()}
+        uploaded = {
+            file: pushed(loco, path, name=name_of(Path(f"{name}-{file}"))).id
+            for file, path in files.items()
+        }
         found = loco.put_adapter(name, text, files=uploaded, if_match=known)
     except Forbidden as error:
         raise Forbidden(
@@ -144,6 +169,17 @@ def sent(loco: Client, name: str, folder: Path, *, force: bool = False) -> Recip
         ) from error
     _remember(folder, loco, found)
     return found
+
+
+def _check_fields(loco: Client, folder: Path, name: str, text: str) -> None:
+    """Refuses a recipe that the server would refuse, before its files are uploaded."""
+    with servers_base_models(loco) as catalog:
+        if catalog is None:
+            return
+        fault = checks.fault_in(folder, name, text, catalog)
+    # a server of another release may know other fields: it says itself what is wrong
+    if fault is not None and loco.version().get("version") == release():
+        raise fault
 
 
 def _checked(file: str) -> str:

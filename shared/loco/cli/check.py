@@ -1,15 +1,12 @@
 """`loco check`: recipe, rows and eval set before any GPU time, and ten rows as the model will see them."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.text import Text
 
+from loco.cli.base_models import base_models
 from loco.cli.console import client, note, show, stdout
 from loco.contracts.errors import LocoError
 from loco.contracts.looks import Look, LookedAt
@@ -17,7 +14,7 @@ from loco.contracts.requests import DEFAULT_PROFILE
 from loco.drafting import checks, looking
 from loco.drafting.checks import Checked
 from loco.drafting.draft import place_of
-from loco.settings import CATALOG, Settings
+from loco.settings import Settings
 
 _TRAINED = "bold green"
 
@@ -41,7 +38,7 @@ def check(
 ) -> int:
     """Check recipe, rows and eval set, and show rows as the model will see them. Exit code 1: problems found."""
     settings = Settings.from_environment()
-    with _catalog(context, settings) as (catalog, unasked):
+    with base_models(context, settings) as (catalog, unasked):
         found = checks.check(source or place_of(name, Path.cwd()), name, profile, catalog=catalog)
     if found.spec is None and unasked is not None:
         found.notes.append(f"The server was not asked for its base models: {unasked.message}")
@@ -62,28 +59,6 @@ def check(
         f"result; {len(found.problems) or 'nothing'} to fix."
     )
     return 1 if found.problems else 0
-
-
-@contextmanager
-def _catalog(
-    context: typer.Context, settings: Settings
-) -> Iterator[tuple[Path | None, LocoError | None]]:
-    """The base models that a recipe may name: this machine's, else the server's, else why not."""
-    here = settings.adapters_dir / CATALOG
-    if here.is_file():
-        yield here, None
-        return
-    try:
-        with client(context) as loco:
-            entries = {base["name"]: base.get("entry") for base in loco.bases()["data"]}
-    except LocoError as error:  # told by who asked: rows and eval set are checked without
-        yield None, error
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / CATALOG
-        # a server of an earlier release sends no entries
-        path.write_text(yaml.safe_dump({n: e for n, e in entries.items() if e is not None}))
-        yield (path if all(entries.values()) else None), None
 
 
 def _look(

@@ -14,6 +14,9 @@ from loco.contracts.datasets import DataSet, DataSetDetail, ShownRow
 from loco.contracts.errors import InvalidRequest, NotFound
 from loco.contracts.figures import size
 
+#: Of a file whose upload takes long enough to be watched.
+_LONG_BYTES = 2**20
+
 app = typer.Typer(no_args_is_help=True, help="Your own rows: upload, list, show, delete.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -124,17 +127,18 @@ def pushed(
     skip_bad: bool = False,
 ) -> DataSet:
     """Uploads a file with a bar on standard error, where that is a terminal and the file is long."""
+    is_long = file.stat().st_size >= _LONG_BYTES
     bar = Progress(
-        TextColumn("uploading"),
+        TextColumn("uploading {task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         console=stderr(),
         transient=True,
-        disable=not stderr().is_terminal,
+        disable=not (is_long and stderr().is_terminal),
     )
     with bar:
-        task = bar.add_task("upload", total=None)
+        task = bar.add_task(file.name, total=None)
         return loco.push(
             file,
             name=name,

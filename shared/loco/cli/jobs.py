@@ -1,9 +1,7 @@
-"""Commands about jobs: submit, jobs, job, watch, cancel, retry, artifacts."""
+"""Commands about jobs: submit, jobs, job, watch, cancel, retry."""
 
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +10,7 @@ from rich.text import Text
 from loco.cli import completion
 from loco.cli import plan as cli_plan
 from loco.cli import watch as cli_watch
+from loco.cli.adapters import pushed_first
 from loco.cli.console import client, note, show, show_json, stderr
 from loco.cli.data import MapOption, rows_for_job
 from loco.cli.listing import Listing
@@ -25,9 +24,8 @@ from loco.cli.sweeps import is_sweep
 from loco.cli.sweeps import watch as watch_sweep
 from loco.cli.versions import VERDICTS
 from loco.client.client import Client
-from loco.contracts.artifacts import Artifact
-from loco.contracts.errors import InvalidRequest, NotFound
-from loco.contracts.figures import age, duration, size
+from loco.contracts.errors import InvalidRequest
+from loco.contracts.figures import age, duration
 from loco.contracts.jobs import Job, JobStatus
 from loco.contracts.requests import DEFAULT_PROFILE
 from loco.contracts.stages import Stage
@@ -58,7 +56,7 @@ NoReuseOption = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands in the order in which help lists them."""
-    for command in (submit, jobs, job, watch, cancel, retry, artifacts):
+    for command in (submit, jobs, job, watch, cancel, retry):
         app.command()(command)
 
 
@@ -156,7 +154,8 @@ def submit(
         if "from_job" in overrides:
             overrides["from_job"] = loco.job_id(str(overrides["from_job"]))
         cli_plan.warn(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
-        accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
+        with pushed_first(adapter):
+            accepted = _submit(loco, adapter, profile=profile, stages=_stages(stages), **overrides)
         if not wait:
             show_job(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")
@@ -250,9 +249,14 @@ def cancel(context: typer.Context, job_id: WaitingJobArgument, as_json: JsonOpti
         if is_sweep(job_id):
             cancel_sweep(loco, job_id, as_json=as_json)
             return
-        cancelled = loco.cancel(loco.job_id(job_id))
+        before = loco.job(loco.job_id(job_id))
+        cancelled = loco.cancel(before.id)
     if as_json:
         show_json(cancelled)
+    elif before.is_terminal or (
+        cancelled.is_terminal and cancelled.status is not JobStatus.CANCELLED
+    ):
+        show(Text("Nothing to cancel, it had ended already: ") + headline(cancelled))
     elif cancelled.is_terminal:
         show(headline(cancelled))
     else:
@@ -265,44 +269,6 @@ def retry(context: typer.Context, job_id: StoppedJobArgument, as_json: JsonOptio
         retried = loco.retry(loco.job_id(job_id))
     show_json(retried) if as_json else show(headline(retried))
     note(f"The job continues. Follow it with `loco watch {retried.id}`.")
-
-
-def artifacts(
-    context: typer.Context,
-    job_id: JobArgument,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...",
-            help="Only these: NAME, STAGE/NAME, a pattern ('gguf/*'), or a STAGE for all its "
-            "files.",
-            autocompletion=completion.artifacts,
-        ),
-    ] = None,
-    download: Annotated[
-        Path | None,
-        typer.Option(file_okay=False, metavar="DIR", help="Save them as DIR/STAGE/NAME."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the files a job read and made, or download them. A broken download continues where it stopped."""
-    with client(context) as loco:
-        job_id = loco.job_id(job_id)
-        found = _named(loco.artifacts(job_id), names or [], job_id)
-        for artifact in found if download else ():
-            note(f"{artifact.full_name} {size(artifact.size)}")
-            target = _below(download or Path(), artifact)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            loco.download(job_id, artifact.full_name, target)
-    if as_json:
-        show_json(found)
-        return
-    rows = Listing("artifact", "size", "sha256", right=("size",), below="sha256")
-    for artifact in found:
-        rows.add_row(artifact.full_name, size(artifact.size), artifact.sha256)
-    show(rows) if found else note(
-        "This job has no files yet: it keeps no inputs, and no stage has finished."
-    )
 
 
 def _submit(loco: Client, adapter: str, **request: Any) -> Job:
@@ -346,35 +312,6 @@ def _stages(words: str | None) -> list[Stage] | None:
                 hint="Name stages that follow each other, like --stages export,register,eval.",
             ) from error
     return stages
-
-
-def _named(found: tuple[Artifact, ...], names: list[str], job_id: str) -> list[Artifact]:
-    def fits(artifact: Artifact, name: str) -> bool:
-        exact = name in (artifact.name, artifact.full_name, artifact.folder)
-        return exact or any(fnmatchcase(n, name) for n in (artifact.name, artifact.full_name))
-
-    for name in names:
-        if not any(fits(artifact, name) for artifact in found):
-            raise NotFound(
-                f"Job {job_id} has no artifact {name!r}.",
-                param="name",
-                hint=f"`loco artifacts {job_id}` lists what it has.",
-            )
-    return [a for a in found if not names or any(fits(a, name) for name in names)]
-
-
-def _below(folder: Path, artifact: Artifact) -> Path:
-    """Where an artifact goes: never outside the folder, whatever a server calls it."""
-    try:
-        target = (folder / artifact.folder / artifact.name).resolve()
-        if target.is_relative_to(folder.resolve() / artifact.folder):
-            return target
-    except (OSError, RuntimeError, ValueError):  # a loop of links, a name too long, a NUL
-        pass
-    raise InvalidRequest(
-        f"The server names an artifact {artifact.name!r:.200}, which is not a safe name. The "
-        "file was not written."
-    )
 
 
 def _current_stage(entry: Job) -> str:

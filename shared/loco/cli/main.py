@@ -12,6 +12,7 @@ import typer
 from loco.cli import (
     adapters,
     admin,
+    artifacts,
     bases,
     chat,
     check,
@@ -50,6 +51,7 @@ check.add_to(app)
 plan.add_to(app)
 bases.add_to(app)
 jobs.add_to(app)
+artifacts.add_to(app)
 sweeps.add_to(app)
 logs.add_to(app)
 remove.add_to(app)

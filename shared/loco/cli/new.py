@@ -10,13 +10,15 @@ from typing import Annotated
 import typer
 
 from loco.cli.adapters import sent
-from loco.cli.console import note, show
+from loco.cli.base_models import base_models, check_base, servers_base_models
+from loco.cli.console import Target, note, show
 from loco.cli.data import MapOption, mapping_of
 from loco.client.client import Client
 from loco.contracts.errors import Conflict
 from loco.drafting import draft, rows
 from loco.drafting.draft import Draft
 from loco.recipes.resolve import RECIPE
+from loco.settings import Settings
 
 DataOption = Annotated[
     Path,
@@ -32,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def new(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Name of your adapter, like `units`.")],
     data: DataOption,
     *,
@@ -45,6 +48,11 @@ def new(
 ) -> None:
     """Write the recipe of a new adapter from your own rows, and set some rows aside as its eval set."""
     folder = draft.place_of(name, Path.cwd())
+    with base_models(context, Settings.from_environment()) as (catalog, unasked):
+        if catalog is not None:
+            check_base(catalog, base, "--base")
+    if unasked is not None and isinstance(context.obj, Target) and context.obj.server:
+        note(f"The server was not asked whether it has {base}: {unasked.message}")
     written = drafted(folder, name, data, base=base, columns=columns or [], seed=seed)
     tell(written)
     note(
@@ -81,6 +89,9 @@ def made_for_job(
         )
     if not file.is_file():
         return False  # the server says which adapters there are
+    with servers_base_models(loco) as catalog:
+        if catalog is not None:
+            check_base(catalog, base or draft.DEFAULT_BASE, "--base-model")
     note(f"There is no adapter {name!r} yet. Drafting one from {file.name}.")
     written = drafted(
         folder, name, file, base=base or draft.DEFAULT_BASE, columns=columns or [], seed=0

@@ -1,13 +1,19 @@
-"""`--set train.epochs=5`: fields of the request from the command line, with the types of YAML."""
+"""`--set train.epochs=5`: fields of the request from the command line, with the types of YAML.
+
+Text is kept as it is written where a field takes nothing else (`eval.instruction`).
+"""
 
 import json
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
 
 from loco.contracts.errors import InvalidRequest
-from loco.contracts.specs import TrainSpec
+from loco.contracts.requests import JobRequest
+from loco.contracts.specs import STAGE_SPECS
 from loco.contracts.stages import Stage
 from loco.recipes.documents import parsed_yaml
 
@@ -36,7 +42,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
                     f"--set {assignment}: {name} already has a value from an earlier --set.",
                     param="--set",
                 )
-        place[names[-1]] = _value(assignment, text)
+        place[names[-1]] = _value(assignment, path.strip(), text)
     return fields
 
 
@@ -64,7 +70,7 @@ def _values(assignment: str, field: str, text: str) -> list[Any] | None:
         whole = json.loads(text, parse_constant=_refuse)
     except ValueError:
         parts = _apart(text)
-        return [_value(assignment, part) for part in parts] if len(parts) > 1 else None
+        return [_value(assignment, field, part) for part in parts] if len(parts) > 1 else None
     lists = isinstance(whole, list) and any(isinstance(entry, list) for entry in whole)
     return whole if isinstance(whole, list) and (lists or not _holds_a_list(field)) else None
 
@@ -87,16 +93,32 @@ def _apart(text: str) -> list[str]:
 
 
 def _holds_a_list(field: str) -> bool:
-    """Whether a field of train takes a list as its value."""
+    """Whether a field takes a list as its value."""
+    return "array" in _types(field)
+
+
+def _holds_text(field: str) -> bool:
+    """Whether a field takes text, and nothing else but perhaps null."""
+    return _types(field) - {"null"} == {"string"}
+
+
+@cache
+def _types(field: str) -> frozenset[str]:
+    """The JSON types that a field of the request takes; empty where there is no such field."""
+    kind: Any = JobRequest
     section, *names = field.split(".")
-    kind: Any = TrainSpec if section == Stage.TRAIN else None
+    if section in STAGE_SPECS:
+        kind = STAGE_SPECS[Stage(section)]
+    else:
+        names = [section, *names]
     for name in names:
         found = getattr(kind, "model_fields", {}).get(name)
         if found is None:
-            return False
+            return frozenset()
         kind = found.annotation
     schema = TypeAdapter(kind).json_schema()
-    return any(part.get("type") == "array" for part in (schema, *schema.get("anyOf", ())))
+    parts = schema.get("anyOf", [schema])
+    return frozenset(str(part.get("type", "object")) for part in parts)
 
 
 def parse_metadata(pairs: list[str]) -> dict[str, str]:
@@ -118,7 +140,24 @@ def parse_metadata(pairs: list[str]) -> dict[str, str]:
     return metadata
 
 
-def _value(assignment: str, text: str) -> Any:
+def _value(assignment: str, field: str, text: str) -> Any:
+    if _holds_text(field):
+        return _text(assignment, field, text.strip())
+    return _parsed(assignment, text)
+
+
+def _text(assignment: str, field: str, text: str) -> str | None:
+    """A field's text as it is written: `One of: a, b` is no mapping there, and `# 1` no comment."""
+    if text in ("", "null", "~") and "null" in _types(field):
+        return None
+    if text.startswith(('"', "'", "|", ">")):
+        with suppress(InvalidRequest):
+            value = _parsed(assignment, text)
+            return value if isinstance(value, str) else text
+    return text
+
+
+def _parsed(assignment: str, text: str) -> Any:
     # JSON first: YAML 1.1 reads 2e-4 as a string.
     try:
         return json.loads(text, parse_constant=_refuse)
@@ -130,7 +169,8 @@ def _value(assignment: str, text: str) -> Any:
         raise InvalidRequest(
             f"--set {assignment}: the value is not valid YAML.",
             param="--set",
-            hint="Quote it, as in --set 'prepare.source={kind: arithmetic}'.",
+            hint="Put quotes around it, as in --set 'prepare.source={kind: arithmetic}'. Text with "
+            "brackets or `: ` needs quotes of its own inside them.",
         ) from error
 
 

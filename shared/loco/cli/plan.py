@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from loco.cli import completion
+from loco.cli.adapters import pushed_first
 from loco.cli.console import client, note, show, show_json
 from loco.cli.overrides import parse_assignments
 from loco.client.client import Client
@@ -79,7 +80,7 @@ def plan(
         request["base_model"] = base_model
     if gpu_memory is not None:
         request["device"] = {"memory_gb": gpu_memory} | ({"name": gpu_name} if gpu_name else {})
-    with client(context) as loco:
+    with client(context) as loco, pushed_first(adapter):
         found = loco.plan(adapter, **merge(request, parse_assignments(assignments or [])))
     if as_json:
         show_json(found)

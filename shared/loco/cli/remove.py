@@ -13,7 +13,7 @@ from loco.cli import completion
 from loco.cli.console import client, note, show, show_error, show_json
 from loco.cli.jobs import JsonOption
 from loco.client.client import Client
-from loco.contracts.errors import LocoError, NotFound
+from loco.contracts.errors import Conflict, LocoError, NotFound
 from loco.contracts.figures import size
 from loco.contracts.removals import Removal
 
@@ -48,7 +48,7 @@ def remove(
         named = {loco.job_id(reference) for reference in references}
         for job_id in sorted(named, key=lambda each: _made(loco, each), reverse=True):
             try:
-                gone.append(loco.removal(job_id) if dry_run else loco.remove(job_id))
+                gone.append(_looked_at(loco, job_id) if dry_run else loco.remove(job_id))
             except LocoError as error:
                 show_error(error)
                 failed = 2 if error.user_fault else 1
@@ -68,6 +68,22 @@ def _made(loco: Client, job_id: str) -> tuple[datetime, str]:
         return loco.job(job_id).created_at, job_id
     except NotFound:  # deleted already, which is asked for once more
         return datetime.min.replace(tzinfo=UTC), job_id
+
+
+def _looked_at(loco: Client, job_id: str) -> Removal:
+    """What would go.
+
+    Raises:
+        Conflict: the job has not ended, so nothing would.
+    """
+    job = loco.job(job_id)
+    if not job.is_terminal:
+        raise Conflict(
+            f"Job {job.id} is {job.status}. Only ended jobs can be deleted.",
+            param="job_id",
+            hint=f"`loco cancel {job.id}` ends it.",
+        )
+    return loco.removal(job_id)
 
 
 def _tell(removal: Removal, *, dry_run: bool) -> None:

@@ -50,7 +50,7 @@ def render(job: Job, *, adapters_dir: Path | None = None) -> RenderableType:
 
     Args:
         job: the job.
-        adapters_dir: the adapters folder when it is on this machine: paths are then absolute.
+        adapters_dir: the adapters folder when it is on this machine: the GGUF is then named by its path.
     """
     parts: list[RenderableType] = [headline(job), stage_table(job)]
     prepared = _result(job.stage(Stage.PREPARE), PrepareResult)
@@ -305,8 +305,10 @@ def _gguf(job: Job, adapters_dir: Path | None) -> RenderableType | None:
     if not found:
         return None
     gguf = found[-1]
-    path = f"{adapters_dir / gguf.path}" if adapters_dir else f"adapters/{gguf.path}"
-    rows = [("GGUF", path), ("size", size(gguf.size)), ("sha256", gguf.sha256)]
+    where = f"{adapters_dir / gguf.path}" if adapters_dir else gguf.full_name
+    rows = [("GGUF", where), ("size", size(gguf.size)), ("sha256", gguf.sha256)]
+    if adapters_dir is None:  # a path on the server is of no use elsewhere
+        rows.append(("get it", f"loco artifacts {job.id} {gguf.stage} --download ."))
     # a line each, however narrow the terminal is: people copy them
     return Group(
         *(

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from loco.cli import sweep_view
+from loco.cli.adapters import pushed_first
 from loco.cli.console import client, note, show, show_json, stderr
 from loco.cli.listing import Listing
 from loco.cli.notify import Notice, NotifyCommandOption, NotifyOption
@@ -107,16 +108,17 @@ def sweep(
         "metadata": parse_metadata(metadata or []) or None,
     }
     with client(context) as loco:
-        accepted = loco.submit_sweep(
-            adapter,
-            grid,
-            **single | {name: value for name, value in asked.items() if value is not None},
-            profile=profile,
-            seeds=seeds,
-            rank_by=rank_by,
-            export_best=export == "best",
-            early_stop=not no_early_stop,
-        )
+        with pushed_first(adapter):
+            accepted = loco.submit_sweep(
+                adapter,
+                grid,
+                **single | {name: value for name, value in asked.items() if value is not None},
+                profile=profile,
+                seeds=seeds,
+                rank_by=rank_by,
+                export_best=export == "best",
+                early_stop=not no_early_stop,
+            )
         if not wait:
             _show(accepted, as_json=as_json)
             note(f"Accepted. Follow it with `loco watch {accepted.id}`.")

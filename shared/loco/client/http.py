@@ -25,6 +25,7 @@ from loco.contracts.errors import (
     ServerUnreachable,
     from_payload,
 )
+from loco.contracts.release import is_client_alone
 
 #: Pauses between repeats, in seconds. Their sum is what a user waits when nothing answers.
 PAUSES = (0.1, 0.3, 0.9)
@@ -214,11 +215,31 @@ class Transport:
         """A transport error in words."""
         reason = str(error) or type(error).__name__
         hint = (
-            "Start it with `loco up`, or point LOCO_SERVER (--server) at the machine where it runs."
+            self._where_else(reason)
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             else "Look at the server's log. The server may be restarting."
         )
         return ServerUnreachable(f"No answer from {self.server}: {reason}.", hint=hint)
+
+    def _where_else(self, reason: str) -> str:
+        """What to do where no connection came about."""
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            return (
+                "This machine does not trust the server's certificate. Ask whoever runs the server."
+            )
+        if "[SSL: " in reason:
+            plain = self.server.replace("https://", "http://", 1)
+            return f"The server may not speak HTTPS. Try {plain} as LOCO_SERVER (--server)."
+        if not is_loopback(hostname(self.server)):
+            return "Is the address right (LOCO_SERVER, --server)? Ask whoever runs the server."
+        if is_client_alone():
+            return (
+                "Point LOCO_SERVER (--server) at the machine where the server runs, like "
+                "http://neurocore:8321."
+            )
+        return (
+            "Start it with `loco up`, or point LOCO_SERVER (--server) at the machine where it runs."
+        )
 
     def _decoded(self, response: httpx.Response) -> Any:
         if not response.is_success:

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from loco.contracts.datasets import Layout
@@ -27,12 +25,13 @@ from loco.datasets.formats import Problem
 from loco.datasets.overlap import OverlapIndex, normalise
 from loco.datasets.rows import Row
 from loco.drafting import folders
+from loco.drafting.lines import looked_through
 from loco.grading.eval_items import load_eval_items
 from loco.grading.held_back import candidate_of, hold_back
 from loco.grading.significance import smallest_difference
 from loco.recipes.data_files import dataset_path
 from loco.recipes.default_sets import default_sets, split_of
-from loco.recipes.resolve import BROUGHT, RECIPE, Recipe, merge, resolve_recipe
+from loco.recipes.resolve import BROUGHT, RECIPE, Recipe, merge
 from loco.settings import CATALOG
 
 #: Findings of a kind that are listed; all are counted.
@@ -88,20 +87,29 @@ def check(
         _check_raw(found, recipe, profile, folder)
         return found
     with _shelf(folder, name, known) as adapters_dir:
-        for each in recipe.profile_names:
-            try:
-                spec = resolve_recipe(adapters_dir, name, each)
-            except LocoError as error:
-                line = line_of(text, error.param or "", each)
-                at = f"{RECIPE}, line {line}" if line else RECIPE
-                hint = f" {error.hint}" if error.hint else ""
-                found.problems.append(f"{at} (profile {each}): {error.message}{hint}")
-                continue
-            if each == profile:
-                found.spec = spec
+        for each, looked in looked_through(adapters_dir, name, recipe.profile_names, text):
+            if isinstance(looked, LocoError):
+                found.problems.append(f"{looked.message} {looked.hint or ''}".strip())
+            elif each == profile:
+                found.spec = looked
     if found.spec is not None:
         _check_data(found, found.spec.prepare, found.spec.eval.sets, folder)
     return found
+
+
+def fault_in(folder: Path, name: str, text: str, catalog: Path) -> LocoError | None:
+    """The first fault of a recipe's fields; rows and eval sets are not looked at.
+
+    Args:
+        folder: of the adapter.
+        name: of the adapter.
+        text: of its recipe.
+        catalog: of base models.
+    """
+    profiles = folders.parsed(text, str(folder / RECIPE)).profile_names
+    with _shelf(folder, name, catalog) as adapters_dir:
+        looked = looked_through(adapters_dir, name, profiles, text)
+        return next((found for _, found in looked if isinstance(found, LocoError)), None)
 
 
 @contextmanager
@@ -273,32 +281,3 @@ def request_of(found: Checked) -> LookRequest | None:
     return LookRequest(
         base_model=train.base_model.name, max_length=train.max_length, rows=tuple(chosen)
     )
-
-
-def line_of(text: str, field_name: str, profile: str) -> int | None:
-    """The line of a recipe on which a field stands, or the part of it that does, from 1.
-
-    Args:
-        text: of the recipe.
-        field_name: as errors name it, `train.lora.r`.
-        profile: whose own value comes before the recipe's.
-    """
-    words = [word for word in field_name.split(".") if word]
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    for before in (["profiles", profile], []):
-        line = _line(root, [*before, *words], least=len(before) + 1)
-        if line is not None:
-            return line
-    return None
-
-
-def _line(node: Any, words: list[str], *, least: int) -> int | None:
-    line, depth = None, 0
-    for word in words:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        pair = next((p for p in node.value if p[0].value == word), None)
-        if pair is None:
-            break
-        line, node, depth = pair[0].start_mark.line + 1, pair[1], depth + 1
-    return line if depth >= max(least, len(words) - 1) else None

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 
 from loco.contracts.errors import DataError, InvalidRequest
+from loco.drafting.lines import line_of
 from loco.recipes.data_files import dataset_path
 from loco.recipes.default_sets import FILE
-from loco.recipes.documents import LARGEST_BYTES, parsed_yaml, validated
+from loco.recipes.documents import LARGEST_BYTES, not_yaml, parsed_yaml, validated
 from loco.recipes.resolve import RECIPE, Recipe
 
 
@@ -51,8 +52,14 @@ def parsed(text: str, where: str) -> Recipe:
     try:
         document = parsed_yaml(text)
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"{where}: not valid YAML: {error}", param="recipe") from error
-    return validated(Recipe, document, where=where)
+        raise not_yaml(error, where=where, param="recipe") from error
+    try:
+        return validated(Recipe, document, where=where)
+    except InvalidRequest as error:
+        line = line_of(text, error.param or "")
+        at = f"{where}, line {line}" if line else where
+        message = at + error.message.removeprefix(where)
+        raise InvalidRequest(message, param=error.param, hint=error.hint) from error
 
 
 def files_of(folder: Path, text: str) -> dict[str, Path]:

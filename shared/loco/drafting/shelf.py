@@ -26,6 +26,7 @@ from loco.contracts.recipes import RecipeFile, RecipePut, RecipeText, RecipeVers
 from loco.contracts.specs import JobSpec
 from loco.contracts.stages import Stage
 from loco.drafting.draft import check_name
+from loco.drafting.lines import looked_through
 from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
 from loco.recipes.documents import LARGEST_BYTES
@@ -203,13 +204,10 @@ def _check(settings: Settings, name: str, made: Path, files: set[str]) -> None:
         raise InvalidRequest(f"The recipe has more than {LARGEST_BYTES:,} bytes.", param="recipe")
     recipe = load_recipe(made.parent, name)
     used: set[str] = set()
-    for profile in recipe.profile_names:
-        try:
-            spec = resolve_recipe(made.parent, name, profile)
-        except LocoError as error:
-            raise type(error)(
-                f"Profile {profile!r}: {error.message}", param=error.param, hint=error.hint
-            ) from error
+    text = (made / RECIPE).read_text(encoding="utf-8")
+    for _, spec in looked_through(made.parent, name, recipe.profile_names, text):
+        if isinstance(spec, LocoError):
+            raise spec
         for field, path in _named(spec).items():
             used.add(path)
             _check_data(settings, name, made, field, path)

@@ -60,7 +60,33 @@ def _read(path: Path, *state: int) -> Any:
     try:
         return parsed_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path}: not valid YAML: {error}") from error
+        raise not_yaml(error, where=str(path)) from error
+
+
+def not_yaml(
+    error: yaml.YAMLError | UnicodeDecodeError, *, where: str, param: str | None = None
+) -> InvalidRequest:
+    """What YAML cannot read, with its line.
+
+    Args:
+        error: of `parsed_yaml`.
+        where: the file.
+        param: the field or option that gave it.
+    """
+    wrong, hint = str(error), "It must be UTF-8 text, without control characters."
+    if isinstance(error, yaml.reader.ReaderError):
+        wrong = f"{error.reason} at character {error.position + 1}"
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if isinstance(error, yaml.MarkedYAMLError) and mark is not None:
+        wrong = error.problem or error.context or "unexpected text"
+        # the parser stops where it cannot continue, which may be after the fault
+        return InvalidRequest(
+            f"{where}, line {mark.line + 1}: not valid YAML: {wrong}.",
+            param=param,
+            hint=f"Look at line {mark.line + 1} and the line before it. Put text with `: `, ` #`, "
+            "brackets or quotes in quotes, and indent with spaces.",
+        )
+    return InvalidRequest(f"{where}: not valid YAML: {wrong}.", param=param, hint=hint)
 
 
 def parsed_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
@@ -153,9 +179,17 @@ class _Open:
         return known
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """What YAML allows, and this program does not."""
+
+    def __str__(self) -> str:
+        place = self.problem_mark
+        return f"{self.problem}{f', line {place.line + 1}' if place else ''}"
+
+
 def _refusal(event: yaml.Event, problem: str) -> yaml.YAMLError:
-    place = event.start_mark
-    return yaml.YAMLError(f"{problem}{f', line {place.line + 1}' if place else ''}")
+    mark: Any = event.start_mark  # libyaml's own class, with the same fields
+    return _Refused(problem=problem, problem_mark=mark)
 
 
 _ModelT = TypeVar("_ModelT", bound=Contract)
