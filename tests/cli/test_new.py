@@ -98,4 +98,4 @@ def test_check_names_an_empty_cell_of_a_recipes_rows_and_push_refuses_it(
     assert "blank answer. Fill in the answer, or remove the row." in shown
     code, _, said = run("adapters", "push", "desk")
     assert code == 2
-    assert "1 of 41 rows of rows cannot be used" in said
+    assert "1 of 41 rows of desk-rows cannot be used" in said

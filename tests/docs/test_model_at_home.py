@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loco.cli.jobs import _below, _named
+from loco.cli.artifacts import _below, _named
 from loco.contracts.artifacts import Artifact
 from loco.contracts.stages import Stage
 
