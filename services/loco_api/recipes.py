@@ -17,10 +17,13 @@ from loco.contracts.errors import (
     RecipeChanged,
     UnknownAdapter,
     UnknownBaseModel,
+    UnsafePath,
 )
 from loco.contracts.recipes import FILE_PATTERN, RecipePut, RecipeText, RecipeVersion
+from loco.contracts.removals import AdapterRemoval
 from loco.drafting import shelf
 from loco.queue.data_sets import data_sets
+from loco.running.adapter_removal import remove_adapter
 from loco_api.auth import ADMIN, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
@@ -89,6 +92,22 @@ def put_adapter(
     response.headers["ETag"] = f'"{found.etag}"'
     who.detail = f"recipe {found.version}"
     return found
+
+
+@router.delete(
+    "/adapters/{name}",
+    operation_id="deleteAdapter",
+    summary="Delete an adapter",
+    dependencies=[ADMIN],
+    responses=responses(UnknownAdapter, Conflict, InvalidRequest, UnsafePath),
+)
+def delete_adapter(name: AdapterName, here: Here) -> AdapterRemoval:
+    """Deletes an adapter that was put here: its recipes, its data files, what its jobs published.
+
+    While a version or a job of it is left, the answer is a 409 that lists them. Files that were
+    not put with a recipe stay; `kept` names them.
+    """
+    return remove_adapter(here.ledger, here.settings.adapters_dir, name)
 
 
 @router.get(

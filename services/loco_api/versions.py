@@ -10,6 +10,7 @@ from pydantic import Field
 from loco.contracts.base import Contract
 from loco.contracts.errors import (
     BodyTooLarge,
+    Busy,
     CandidateMissing,
     Conflict,
     InvalidRequest,
@@ -21,11 +22,14 @@ from loco.contracts.errors import (
     UnknownAdapter,
     VersionRefused,
 )
+from loco.contracts.keys import Scope
+from loco.contracts.removals import VersionRemoval
 from loco.contracts.versions import Pointer, Restored, Version
 from loco.recipes.resolve import adapter_names, load_recipe
 from loco.running.registry_file import export
 from loco.serving import promotion
-from loco_api.auth import SUBMIT, Who
+from loco.serving.withdrawal import cleared, remove_version
+from loco_api.auth import SUBMIT, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import AdapterName, Page
@@ -207,6 +211,62 @@ def restore_version(
     anew = request.anew if request else False
     with _readable_copy(here):
         return promotion.restore(here.ledger, here.settings, name, version, by=who.name, anew=anew)
+
+
+@router.delete(
+    "/adapters/{name}/versions/{version}",
+    operation_id="deleteVersion",
+    summary="Delete a version",
+    dependencies=[SUBMIT],
+    responses=responses(UnknownAdapter, NotFound, Conflict, Busy, InvalidRequest),
+)
+def delete_version(
+    name: AdapterName,
+    version: Annotated[int, Path(ge=1, description="Number of a version.")],
+    here: Here,
+    who: Who,
+    force: Annotated[
+        bool,
+        Query(description="Delete it even if it serves; then nothing serves. Needs an admin key."),
+    ] = False,
+) -> VersionRemoval:
+    """Deletes a version and takes its model out of Ollama. Only for its job's owner and admins.
+
+    The job that built it and its files stay; `DELETE /jobs/{id}` deletes them afterwards. Other
+    versions keep their numbers, and no version gets this number again. Repeated within ten
+    minutes, the request gets the same answer; later a 404.
+    """
+    who.detail = f"version {version}{', force' if force else ''}"
+    if force:
+        who.check_is_admin("force deletes what serves")
+    _check_adapter(here, name)
+    try:
+        found = here.ledger.registry.version(name, version)
+    except NotFound:
+        told = here.ledger.withdrawals.removed(name, version)
+        if told is None or not (told[0] == who.owner or who.scope.includes(Scope.ADMIN)):
+            raise
+        return cleared(here.ledger, here.settings.ollama_host, told[1])
+    owner = _owner_of(here, who, found)
+    with _readable_copy(here):
+        return remove_version(
+            here.ledger, here.settings.ollama_host, name, found, owner=owner, force=force
+        )
+
+
+def _owner_of(here: Context, who: Caller, version: Version) -> str | None:
+    """The owner of the job that built a version, who may delete it.
+
+    Raises:
+        Forbidden: that is somebody else, and the key no admin's.
+    """
+    try:
+        job = here.ledger.job(version.job)
+    except NotFound:
+        who.check_is_admin(f"the record of job {version.job} is gone, so nobody owns the version")
+        return None
+    who.check_may_change(job)
+    return job.owner
 
 
 def _check_adapter(here: Context, name: str) -> None:

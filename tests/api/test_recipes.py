@@ -1,10 +1,10 @@
 """Recipes that are put over HTTP: looked at before anything changes, whole or not at all, kept."""
 
-import json
 from pathlib import Path
 
 import httpx
 import pytest
+from units_recipe import PROBLEMS, RECIPE, ROWS, upload
 
 from loco.contracts.recipes import RecipePut
 from loco.contracts.requests import JobRequest
@@ -12,30 +12,11 @@ from loco.drafting import shelf
 from loco.recipes import swap
 from loco.recipes.resolve import resolve
 
-RECIPE = """
-name: units
-description: Units.
-base_model: smollm2-135m-instruct
-model_name: locollm-units
-prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 4}
-eval: {sets: {held_out: {source: {kind: jsonl, path: problems.jsonl}, role: primary}}}
-profiles: {tiny: {train: {epochs: 1}}}
-"""
-ROWS = "".join(json.dumps({"question": f"{n} km?", "answer": f"{n}000 m"}) + "\n" for n in range(4))
-PROBLEMS = json.dumps({"question": "9 km?", "answer": "9000 m", "grader": "words"}) + "\n"
-
 
 @pytest.fixture
 def http(live_api):
     with httpx.Client(base_url=live_api.url, trust_env=False) as http:
         yield http
-
-
-def upload(http: httpx.Client, text: str, name: str = "rows") -> str:
-    answer = http.post("/datasets", params={"name": name}, content=text.encode())
-    assert answer.status_code in (200, 201), answer.text
-    found: str = answer.json()["id"]
-    return found
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from loco.cli import completion
 from loco.cli.base_models import servers_base_models
 from loco.cli.console import client, note, show, show_json
 from loco.cli.data import pushed
 from loco.cli.listing import Listing
 from loco.client.client import Client
 from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound, UnknownAdapter
+from loco.contracts.figures import size
 from loco.contracts.files import write_text
 from loco.contracts.recipes import FILE_PATTERN, RecipeText
 from loco.contracts.release import release
@@ -24,7 +26,7 @@ from loco.drafting import checks, folders
 from loco.drafting.draft import check_name, place_of
 from loco.recipes.resolve import RECIPE
 
-app = typer.Typer(help="List the adapters that jobs can build; push and pull recipes.")
+app = typer.Typer(help="List the adapters that jobs can build; push, pull and delete them.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 NameArgument = Annotated[str, typer.Argument(help="Name of the adapter.")]
@@ -80,12 +82,17 @@ def push(
     """Send a recipe and the data files it names to the server. Needs an admin key."""
     folder = source or place_of(name, Path.cwd())
     with client(context) as loco:
+        before = _version_of(loco, name)
         found = sent(loco, name, folder, force=force)
+    unchanged = found.version is not None and found.version == before
     if as_json:
         show_json(found)
         return
     files = ", ".join(found.files) or "no files"
-    show(f"{name} is on {loco.server}: recipe {found.version} with {files}.")
+    if unchanged:
+        show(f"{name} on {loco.server} is unchanged: recipe {found.version} with {files}.")
+    else:
+        show(f"{name} is on {loco.server}: recipe {found.version} with {files}.")
     note(f"Build it with `loco submit {name} --wait`. Add --profile tiny to rehearse first.")
 
 
@@ -119,6 +126,65 @@ def pull(
         write_text(folder / RECIPE, found.recipe)
         _remember(folder, loco, found)
     show(f"{folder / RECIPE}")
+
+
+@app.command("rm")
+def remove(
+    context: typer.Context,
+    name: Annotated[
+        str, typer.Argument(help="Name of the adapter.", autocompletion=completion.adapters)
+    ],
+    *,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="Delete its versions, also the one that serves, and its jobs first. Not while a job "
+            "runs.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete an adapter from the server: its recipe, data files and outputs. Needs an admin key."""
+    with client(context) as loco:
+        if everything:
+            _remove_built(loco, name)
+        gone = loco.remove_adapter(name)
+    if as_json:
+        show_json(gone)
+        return
+    show(f"{name} is deleted from {loco.server}: {size(gone.size)} in {gone.files} files freed.")
+    if gone.kept:
+        note(f"These were not pushed and stay in its folder: {', '.join(gone.kept)}.")
+
+
+def _remove_built(loco: Client, name: str) -> None:
+    """Deletes the versions of an adapter, then its jobs, newest first.
+
+    Raises:
+        Conflict: a job has not ended; nothing is deleted then.
+    """
+    jobs = list(loco.jobs(adapter=name))
+    if running := [job.id for job in jobs if not job.status.is_terminal]:
+        raise Conflict(
+            f"Adapter {name} cannot be deleted while job {running[0]} is not over.",
+            param="name",
+            hint=f"Wait until it ends, or end it: `loco cancel {running[0]}`.",
+        )
+    with suppress(UnknownAdapter):
+        for version in sorted(loco.versions(name), key=lambda v: v.promoted):
+            loco.remove_version(name, version.version, force=version.promoted)
+            note(f"Version {version.version} of {name} is deleted.")
+    for job in jobs:
+        loco.remove(job.id)
+        note(f"Job {job.id} is deleted.")
+
+
+def _version_of(loco: Client, name: str) -> int | None:
+    """Number of the recipe on the server; None: there is none that can be read."""
+    with suppress(NotFound, InvalidRequest):
+        return loco.recipe(name).version
+    return None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from loco.client.http import Transport, path_of, understood
 from loco.contracts.files import atomic_write
 from loco.contracts.looks import Look, LookRequest
 from loco.contracts.recipes import RecipeText, RecipeVersion
+from loco.contracts.removals import AdapterRemoval
 
 #: Seconds that a look takes at most, and one before it.
 _LOOK_SECONDS = 260.0
@@ -46,6 +47,16 @@ class RecipeMethods:
             repeatable=False,
         )
         return understood(RecipeText, answer)
+
+    def remove_adapter(self, name: str) -> AdapterRemoval:
+        """Deletes an adapter that was put on the server, once no version and no job of it is left.
+
+        Raises:
+            Conflict: there are some; the message lists them.
+            Forbidden: the key is no admin's.
+        """
+        answer = self._transport.request("DELETE", path_of("adapters", name), repeatable=False)
+        return understood(AdapterRemoval, answer)
 
     def look(self, request: LookRequest) -> Look:
         """Rows as the server's training environment will see them.

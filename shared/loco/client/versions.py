@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loco.client.http import Transport, path_of, understood
+from loco.contracts.removals import VersionRemoval
 from loco.contracts.versions import Pointer, Restored, Version
 
 #: Seconds: a copy in Ollama waits for others; a GGUF of several gigabytes is uploaded.
@@ -96,6 +97,26 @@ class VersionMethods:
         path = f"versions/{version}/restore"
         answer = self._change(adapter, path, {"anew": anew}, repeatable=True)
         return understood(Restored, answer)
+
+    def remove_version(self, adapter: str, version: int, *, force: bool = False) -> VersionRemoval:
+        """Deletes a version and takes its model out of Ollama; its job and files stay.
+
+        Args:
+            adapter: its name.
+            version: number of the version.
+            force: delete it also where it serves; takes an admin key.
+
+        Raises:
+            Conflict: it serves, or a job works on it; the message names that.
+        """
+        answer = self._transport.request(
+            "DELETE",
+            f"{path_of('adapters', adapter)}/versions/{version}",
+            params={"force": True if force else None},
+            repeatable=True,
+            read_timeout=_COPY_SECONDS,
+        )
+        return understood(VersionRemoval, answer)
 
     def _change(self, adapter: str, path: str, body: dict[str, Any], *, repeatable: bool) -> Any:
         """Asks for a change of an adapter's versions, and waits for Ollama."""

@@ -7,7 +7,7 @@ every eval set reads. Only then does anything change (`recipes.swap`).
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,10 +40,10 @@ MOST_KEPT = 200
 #: Adapters of a server that recipes can be put for.
 MOST_ADAPTERS = 1000
 #: Where a recipe is looked at before it changes anything; no adapter can have this name.
-_INCOMING = ".incoming"
+INCOMING = ".incoming"
 _PUT = "put.json"
 #: What stages publish beside a recipe: no data file may take its place.
-_PUBLISHED = frozenset(
+PUBLISHED = frozenset(
     {"training_data.jsonl", "validation_data.jsonl", "preference_data.jsonl", "samples.jsonl"}
     | {"Modelfile", "gguf", "checkpoints", "runs", "served", "replays", RECIPE}
 )
@@ -60,7 +60,7 @@ def recipe_text(settings: Settings, name: str) -> RecipeText:
     with writable(settings.adapters_dir), unchanging(folder):
         text = (folder / RECIPE).read_text(encoding="utf-8")
         files = _files_beside(settings, name)
-        version = next((v.version for v in _kept(folder) if v.recipe == text), None)
+        version = next((v.version for v in kept_recipes(folder) if v.recipe == text), None)
         return RecipeText(
             name=name,
             version=version,
@@ -92,7 +92,7 @@ def versions(
 ) -> list[RecipeVersion]:
     """The recipes that were put, newest first."""
     load_recipe(settings.adapters_dir, name)
-    kept = _kept(settings.adapters_dir / name)
+    kept = kept_recipes(settings.adapters_dir / name)
     return [v for v in kept if before is None or v.version < before][:limit]
 
 
@@ -135,8 +135,7 @@ def put(
             shutil.copyfile(content(data_set), made / file)
             digests[file] = sha256_of(made / file)
         _check(settings, name, made, set(asked.files))
-        (root / name / KEPT).mkdir(parents=True, exist_ok=True)
-        with unchanging(root / name):
+        with unchanging(root / name, make=True):
             _check_places(root / name, asked.files)
             is_new = not (root / name / RECIPE).exists()
             if not is_new:
@@ -146,30 +145,54 @@ def put(
                     f"There are {MOST_ADAPTERS:,} adapters.",
                     hint="Delete the folders of adapters that nobody needs.",
                 )
-            kept = _kept(root / name)
-            number = kept[0].version + 1 if kept else 1
-            record = RecipeVersion(
-                version=number,
-                created_at=datetime.now(UTC),
-                by=by,
-                sha256=hashlib.sha256(asked.recipe.encode()).hexdigest(),
-                files=digests,
-                recipe=asked.recipe,
-            )
-            write_text(made / _PUT, record.model_dump_json())
-            sync_folder(made)
-            place = root / name / KEPT / str(number)
-            shutil.rmtree(place, ignore_errors=True)  # left by a put that was cut off
-            made.rename(place)
-            before = kept[0].files if kept else {}
-            gone = {file for file in before if file not in asked.recipe}
-            change(
-                root / name,
-                Change(version=number, files=tuple(asked.files), gone=tuple(gone - set(digests))),
-            )
-            for old in kept[MOST_KEPT - 1 :]:
-                shutil.rmtree(root / name / KEPT / str(old.version), ignore_errors=True)
+            kept = kept_recipes(root / name)
+            if is_new or not kept or not _is_unchanged(root / name, asked, digests):
+                _place(root / name, made, kept, asked, digests, by=by)
     return recipe_text(settings, name), is_new
+
+
+def _place(
+    folder: Path,
+    made: Path,
+    kept: list[RecipeVersion],
+    asked: RecipePut,
+    digests: dict[str, str],
+    *,
+    by: str,
+) -> None:
+    """Keeps a recipe as the next one of its adapter, and puts it and its files in their places."""
+    number = kept[0].version + 1 if kept else 1
+    record = RecipeVersion(
+        version=number,
+        created_at=datetime.now(UTC),
+        by=by,
+        sha256=hashlib.sha256(asked.recipe.encode()).hexdigest(),
+        files=digests,
+        recipe=asked.recipe,
+    )
+    write_text(made / _PUT, record.model_dump_json())
+    sync_folder(made)
+    place = folder / KEPT / str(number)
+    shutil.rmtree(place, ignore_errors=True)  # left by a put that was cut off
+    made.rename(place)
+    before = kept[0].files if kept else {}
+    gone = {file for file in before if file not in asked.recipe}
+    change(
+        folder,
+        Change(version=number, files=tuple(asked.files), gone=tuple(gone - set(digests))),
+    )
+    for old in kept[MOST_KEPT - 1 :]:
+        shutil.rmtree(folder / KEPT / str(old.version), ignore_errors=True)
+
+
+def _is_unchanged(folder: Path, asked: RecipePut, digests: Mapping[str, str]) -> bool:
+    """Whether an adapter has this recipe and these files already."""
+    if (folder / RECIPE).read_text(encoding="utf-8", errors="replace") != asked.recipe:
+        return False
+    return all(
+        (folder / file).is_file() and sha256_of(folder / file) == digest
+        for file, digest in digests.items()
+    )
 
 
 def _count_of_put(root: Path) -> int:
@@ -264,7 +287,7 @@ def _model_names(recipe: Recipe) -> set[str]:
 
 
 def _check_file_name(file: str) -> None:
-    if file in _PUBLISHED or file.casefold() in {p.casefold() for p in _PUBLISHED}:
+    if file in PUBLISHED or file.casefold() in {p.casefold() for p in PUBLISHED}:
         raise InvalidRequest(
             f"files.{file}: stages write a file with this name beside the recipe.",
             param=f"files.{file}",
@@ -311,7 +334,7 @@ def _etag(text: str, files: dict[str, Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _kept(folder: Path) -> list[RecipeVersion]:
+def kept_recipes(folder: Path) -> list[RecipeVersion]:
     """What was put, newest first; a folder without its record was cut off before it counted."""
     numbers = [int(p.name) for p in (folder / KEPT).glob("[0-9]*") if p.name.isdecimal()]
     found = []
@@ -325,7 +348,7 @@ def _kept(folder: Path) -> list[RecipeVersion]:
 @contextmanager
 def _incoming(root: Path, name: str) -> Iterator[Path]:
     """A folder like the adapters folder, with the catalog and this adapter alone."""
-    place = root / _INCOMING / uuid4().hex
+    place = root / INCOMING / uuid4().hex
     (place / name).mkdir(parents=True)
     try:
         (place / CATALOG).symlink_to((root / CATALOG).absolute())

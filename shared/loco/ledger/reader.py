@@ -26,6 +26,7 @@ from loco.ledger.views import (
     task_view,
     worker_view,
 )
+from loco.ledger.withdrawals import Withdrawals
 from loco.settings import Timings
 
 #: Jobs read from Redis at a time.
@@ -66,6 +67,7 @@ class LedgerReader:
         self.sweeps = Sweeps(connection, self._scripts, namespace=namespace)
         #: How jobs are deleted.
         self.removals = Removals(connection, self._scripts, namespace=namespace)
+        self.withdrawals = Withdrawals(connection, self._scripts, namespace=namespace)
 
     @classmethod
     def connect(cls, url: str, *, namespace: str = "loco", timings: Timings | None = None) -> Self:

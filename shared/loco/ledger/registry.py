@@ -8,7 +8,7 @@ a readable copy.
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from loco.contracts.errors import Conflict, InvalidRequest, NotFound, VersionRefused
 from loco.contracts.evaluation import Baseline, GateResult
@@ -40,6 +40,12 @@ class Registry:
         """Adapters that ever had a version, by name."""
         with self._connection.client() as client:
             return sorted(client.hkeys(self._key("version-count")))
+
+    def highest(self) -> dict[str, int]:
+        """Adapter to the highest number it ever gave a version, which may be deleted."""
+        with self._connection.client() as client:
+            stored = client.hgetall(self._key("version-count"))
+        return {adapter: int(number) for adapter, number in sorted(stored.items())}
 
     def version(self, adapter: str, number: int) -> Version:
         """One version.
@@ -207,19 +213,26 @@ class Registry:
             patience: seconds it may take; then somebody else may.
 
         Returns:
-            `yours`, `busy` (somebody is at it) or `none` (nothing is promoted).
+            `yours`, `busy` (somebody is at it) or `none` (nothing to follow).
         """
         return str(self._run("deploy", model, nonce, round(patience * 1000)))
 
     def deployed(
-        self, model: str, nonce: str, *, serial: int | None, digest: str = "", pause: float
+        self,
+        model: str,
+        nonce: str,
+        *,
+        serial: int | Literal["withdrawn"] | None,
+        digest: str = "",
+        pause: float,
     ) -> bool:
         """Says what came of it.
 
         Args:
             model: its name in Ollama.
             nonce: who was at it.
-            serial: of the pointer that was followed; None: it failed.
+            serial: of the pointer that was followed; `withdrawn`: `latest` was taken away, because
+                nothing is promoted any more; None: it failed.
             digest: what `latest` was seen to be.
             pause: seconds before it is tried (or, after a deployer that vanished, checked) again.
 
@@ -237,13 +250,19 @@ class Registry:
         with self._connection.client() as client:
             return not client.exists(self._key("registry"))
 
-    def take_over(self, history: Mapping[str, Iterable[Version]]) -> int:
+    def take_over(
+        self, history: Mapping[str, Iterable[Version]], highest: Mapping[str, int] | None = None
+    ) -> int:
         """Takes versions of an earlier release over, once, into an empty registry.
+
+        Args:
+            history: adapter to its versions.
+            highest: adapter to the highest number it ever gave; none: that of its versions.
 
         Returns:
             How many; 0 when anything was ever registered here.
         """
-        rows: list[str] = []
+        rows: list[str] = [json.dumps(dict(highest or {}))]
         for adapter, versions in history.items():
             for version in sorted(versions, key=lambda v: v.version):
                 entry = version.model_dump(mode="json", exclude=set(_ELSEWHERE))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from loco.contracts.errors import Busy, Conflict
 from loco.contracts.jobs import Job, JobStatus
-from loco.contracts.removals import Removal
+from loco.contracts.removals import Removal, way_out
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.scripts import Scripts
@@ -214,6 +214,5 @@ def _needed(job: Job, needed_by: tuple[str, ...]) -> Conflict:
     return Conflict(
         f"Job {job.id} is needed by {', '.join(needed_by[:_NAMED])}{more}.",
         param="job_id",
-        hint="Delete those jobs first. The job of a registered version stays, because the "
-        "version is made again from its files.",
+        hint=way_out(job.id, needed_by),
     )

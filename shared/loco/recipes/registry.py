@@ -4,6 +4,7 @@
       math:
         model: locollm-math
         version: 3            # the one `locollm-math:latest` points to
+        highest: 4            # the last number given: that of a deleted version is never given again
         …
         history: [version 3, version 2, version 1]
 
@@ -50,9 +51,20 @@ def current(adapters_dir: Path, adapter: str) -> Version | None:
     return next((v for v in read(adapters_dir).get(adapter, []) if v.promoted), None)
 
 
-def write(adapters_dir: Path, history: Mapping[str, Sequence[Version]]) -> None:
-    """Writes the versions of every adapter; the caller holds the lock."""
-    document = {"adapters": {name: _entry(versions) for name, versions in history.items()}}
+def highest(adapters_dir: Path) -> dict[str, int]:
+    """Adapter to the highest number it ever gave, where the file says so."""
+    entries = ((name, (entry or {}).get("highest")) for name, entry in _read(adapters_dir).items())
+    return {name: number for name, number in entries if isinstance(number, int)}
+
+
+def write(
+    adapters_dir: Path,
+    history: Mapping[str, Sequence[Version]],
+    highest: Mapping[str, int] | None = None,
+) -> None:
+    """Writes the versions of every adapter, and the last number of each; the caller holds the lock."""
+    given = highest or {}
+    document = {"adapters": {name: _entry(v, given.get(name)) for name, v in history.items()}}
     text = yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
     write_text(adapters_dir / REGISTRY, _HEADER + text)
 
@@ -89,12 +101,13 @@ def _history(adapter: str, entry: Any) -> list[Version]:
     return sorted(versions, key=lambda v: -v.version)
 
 
-def _entry(versions: Sequence[Version]) -> dict[str, Any]:
-    """An adapter: what serves (or else its newest version), and its history."""
+def _entry(versions: Sequence[Version], highest: int | None) -> dict[str, Any]:
+    """An adapter: what serves (or else its newest version, if it has one), and its history."""
     newest_first = sorted(versions, key=lambda v: -v.version)
-    shown = next((v for v in newest_first if v.promoted), newest_first[0])
+    shown = next((v for v in newest_first if v.promoted), next(iter(newest_first), None))
     return {
-        **shown.model_dump(mode="json"),
+        **(shown.model_dump(mode="json") if shown else {}),
+        **({"highest": highest} if highest else {}),
         "history": [v.model_dump(mode="json") for v in newest_first],
     }
 

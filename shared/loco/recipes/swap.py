@@ -39,19 +39,20 @@ class Change(Contract):
 
 
 @contextmanager
-def unchanging(adapter_dir: Path) -> Iterator[None]:
-    """Holds the recipe and its files as they are; a change that was cut off is ended first."""
+def unchanging(adapter_dir: Path, *, make: bool = False) -> Iterator[None]:
+    """Holds the recipe and its files as they are; a change that was cut off is ended first.
+
+    Args:
+        adapter_dir: folder of the adapter.
+        make: make what is held where nobody has put a recipe.
+    """
     kept = adapter_dir / KEPT
-    if not kept.is_dir():  # nobody has put a recipe here
-        yield
-        return
     with writable(adapter_dir.parent):
-        descriptor = _opened(kept / _LOCK)
+        descriptor = _locked(kept, make=make)
     try:
-        if descriptor is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with writable(adapter_dir.parent):
-            _end(adapter_dir)
+        if kept.is_dir():  # else nobody has put a recipe here
+            with writable(adapter_dir.parent):
+                _end(adapter_dir)
         yield
     finally:
         if descriptor is not None:
@@ -81,6 +82,28 @@ def _unwritable(adapters_dir: Path, error: OSError) -> LocoError:
         hint="Allow its user to write there (in compose.yaml: mount ./adapters without `:ro` "
         "for the API), or put the recipe into the folder by hand.",
     )
+
+
+def _locked(kept: Path, *, make: bool) -> int | None:
+    """The lock, held; None: there is none. The adapter may be deleted while it is waited for."""
+    while True:
+        if make:
+            kept.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = _opened(kept / _LOCK)
+        except (FileNotFoundError, NotADirectoryError):  # not there, or not any more
+            if make:
+                continue
+            return None
+        if descriptor is None:
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(descriptor), (kept / _LOCK).stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)
 
 
 def _opened(lock: Path) -> int | None:

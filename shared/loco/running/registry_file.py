@@ -41,9 +41,9 @@ def export(ledger: Ledger, adapters_dir: Path) -> bool:
         changes = ledger.registry.unexported()
         if changes is None:
             return False
-        known = {adapter: _all(ledger, adapter) for adapter in ledger.registry.adapters()}
-        # without those that have none which can be read
-        registry.write(adapters_dir, {adapter: found for adapter, found in known.items() if found})
+        highest = ledger.registry.highest()
+        known = {adapter: _all(ledger, adapter) for adapter in highest}
+        registry.write(adapters_dir, known, highest)
         ledger.registry.exported(changes)
     return True
 
@@ -62,7 +62,7 @@ def take_over(ledger: Ledger, adapters_dir: Path) -> int:
     """
     if not ledger.registry.untouched() or not (adapters_dir / registry.REGISTRY).is_file():
         return 0
-    count = ledger.registry.take_over(registry.read(adapters_dir))
+    count = ledger.registry.take_over(registry.read(adapters_dir), registry.highest(adapters_dir))
     if count:
         logger.info("imported %d versions of %s", count, adapters_dir / registry.REGISTRY)
     return count

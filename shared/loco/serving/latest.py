@@ -3,7 +3,8 @@
 The ledger says which version a model points to; here the immutable candidate is copied over
 `latest` (a copy of a manifest: readers see the old model or the new one) and seen to have its digest.
 Who copies holds a short lock in the ledger and is heard afterwards: what was promoted meanwhile is
-copied at once, and after a deployer that vanished `latest` is looked at once more.
+copied at once, and after a deployer that vanished `latest` is looked at once more. Where the version
+that served was deleted, `latest` is taken away in the same way.
 """
 
 import logging
@@ -17,7 +18,7 @@ from loco.serving.host import OllamaHost
 
 #: Seconds a copy may take before another process may try; each answer of Ollama gets a part of it.
 PATIENCE = 60.0
-_ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 #: Seconds before a copy that failed is tried again.
 PAUSE = 10.0
 _LONG_PAUSE = 600.0
@@ -49,17 +50,21 @@ def follow(ledger: Ledger, ollama_host: str, model: str, *, wait: bool = True) -
         if not _has_turn(ledger, model, nonce, wait=wait):
             return None
         pointer = ledger.registry.promoted(model)
-        if pointer is None:
-            return None
         try:
-            with OllamaHost(ollama_host, seconds=_ANSWER_SECONDS) as host:
-                copy(host, pointer)
+            with OllamaHost(ollama_host, seconds=ANSWER_SECONDS) as host:
+                if pointer is None:
+                    take_away(host, f"{model}:latest", ledger.withdrawals.latest_of(model))
+                else:
+                    copy(host, pointer)
         except BaseException as error:
             # what is not there comes back through `loco setup`, which asks for a try by itself
             pause = _LONG_PAUSE if isinstance(error, CandidateMissing) else PAUSE
             ledger.registry.deployed(model, nonce, serial=None, pause=pause)
             raise
-        if ledger.registry.deployed(
+        if pointer is None:
+            if ledger.registry.deployed(model, nonce, serial="withdrawn", pause=PATIENCE):
+                return None
+        elif ledger.registry.deployed(
             model, nonce, serial=pointer.serial, digest=pointer.digest, pause=PATIENCE
         ):
             logger.info("%s is version %d (%s)", pointer.latest, pointer.version, pointer.candidate)
@@ -124,6 +129,17 @@ def copy(host: OllamaHost, pointer: Pointer) -> None:
         )
 
 
+def take_away(host: OllamaHost, latest: str, digests: set[str]) -> None:
+    """Deletes a model's `latest`, unless somebody else made it of something that we never registered.
+
+    Raises:
+        OllamaRefused, OllamaUnavailable: see `follow`.
+    """
+    if host.digests().get(latest) in digests:
+        host.delete(latest)
+        logger.info("%s is gone: its version was deleted", latest)
+
+
 def _has_turn(ledger: Ledger, model: str, nonce: str, *, wait: bool) -> bool:
     """Whether this is the one to copy now, perhaps after waiting.
 
@@ -131,7 +147,7 @@ def _has_turn(ledger: Ledger, model: str, nonce: str, *, wait: bool) -> bool:
         LocoError: somebody was at it for the whole time.
     """
     deadline = time.monotonic() + 2 * PATIENCE
-    while ledger.registry.deploy(model, nonce, patience=PATIENCE) == "busy":
+    while (turn := ledger.registry.deploy(model, nonce, patience=PATIENCE)) == "busy":
         if not wait:
             return False
         if time.monotonic() > deadline:
@@ -140,4 +156,4 @@ def _has_turn(ledger: Ledger, model: str, nonce: str, *, wait: bool) -> bool:
                 hint="Look at the logs of the workers.",
             )
         time.sleep(_LOOK)
-    return True
+    return turn == "yours"

@@ -1,4 +1,5 @@
--- namespace, model, nonce of who copied, serial it copied or '' (it failed), digest, pause (ms) before the next try
+-- namespace, model, nonce of who copied, serial it copied, 'withdrawn' (`latest` was taken away) or '' (it
+-- failed), digest, pause (ms) before the next try
 -- Answers 'ok' | 'stale' (something else is promoted, or another deployer took over) | 'failed'.
 local _, model, nonce, serial, digest, pause = unpack(ARGV)
 local holder = key('deploying', model)
@@ -15,15 +16,18 @@ if serial == '' then
   return 'failed'
 end
 local pointer = key('promoted', model)
-if not mine or redis.call('HGET', pointer, 'serial') ~= serial then
+if not mine or (redis.call('HGET', pointer, 'serial') or 'withdrawn') ~= serial then
   undeploy(model) -- this copy may have come after a newer one
   return 'stale'
 end
-redis.call('HSET', pointer, 'served_at', int(now), 'served_digest', digest)
-registry_changed()
+if serial ~= 'withdrawn' then
+  redis.call('HSET', pointer, 'served_at', int(now), 'served_digest', digest)
+  registry_changed()
+end
 if redis.call('DEL', holder .. ':again') == 1 then
   redis.call('ZADD', key('undeployed'), int(now + tonumber(pause)), model)
 else
   redis.call('ZREM', key('undeployed'), model)
+  redis.call('HDEL', key('withdrawn'), model)
 end
 return 'ok'

@@ -1,4 +1,4 @@
--- namespace, then for each version: adapter, number, job, model, candidate, digest, entry JSON, gate JSON or '',
+-- namespace, JSON of adapter to the highest number it ever gave, then for each version: adapter, number, job, model, candidate, digest, entry JSON, gate JSON or '',
 -- scores JSON or '', '1' if promoted, '1' if rolled back, what was promoted before it as a JSON list of numbers,
 -- events as a JSON list of JSON texts
 -- Answers how many; 0 when anything was ever registered here.
@@ -6,7 +6,10 @@ if redis.call('EXISTS', key('registry')) == 1 then
   return 0
 end
 local count = 0
-for i = 2, #ARGV, 13 do
+for adapter, highest in pairs(cjson.decode(ARGV[2])) do
+  redis.call('HSET', key('version-count'), adapter, int(highest))
+end
+for i = 3, #ARGV, 13 do
   local adapter, number, job, model, candidate, digest, entry, gate, scores, promoted, rolled_back, past, events =
     unpack(ARGV, i, i + 12)
   redis.call('HSET', key('versions', adapter, 'jobs'), job, number)

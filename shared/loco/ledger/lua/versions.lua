@@ -8,6 +8,10 @@
 --   models                     set    models that ever had a promoted version
 --   promoted:MODEL             hash   adapter, version, candidate, digest, serial, served_at, served_digest
 --   promoted:MODEL:past        list   numbers that were promoted before, the last one last
+--   withdrawn                  hash   model of which nothing is promoted any more to the digests (JSON) that its `latest`
+--                                     is taken away with
+--   withdrawing                zset   candidates of deleted versions that Ollama may still have, by when to try
+--   removed-version:ADAPTER:N  string answer to a repeated deletion, for a while
 --   undeployed                 zset   models whose `latest` has to follow, by when to try
 --   deploying:MODEL            string who is at it, for as long as it may take
 --   registry                   hash   changes, exported: counts for the readable export
@@ -41,6 +45,7 @@ local function point(adapter, number)
     'serial', redis.call('INCR', key('promotions')))
   redis.call('HDEL', pointer, 'served_at', 'served_digest')
   redis.call('SADD', key('models'), model)
+  redis.call('HDEL', key('withdrawn'), model)
   undeploy(model)
 end
 
@@ -80,6 +85,7 @@ local function record_version(adapter, job, model, candidate, digest, entry)
     redis.call('ZADD', key('versions', adapter), number, number)
   end
   redis.call('HSET', version_key(adapter, number), 'entry', entry, 'model', model, 'candidate', candidate)
+  redis.call('ZREM', key('withdrawing'), candidate) -- built once more after its version was deleted
   set_digest(adapter, number, digest)
   version_event(adapter, number, 'registered', 'register')
   return number
@@ -146,6 +152,9 @@ local function pass_gate(job_id, stage, adapter, number, verdict, compared, why)
   end
   if rolled_back then
     return kept('not_promoted', 'version ' .. number .. ' was rolled back by hand: `loco promote ' .. adapter .. ' ' .. number .. '` promotes it again')
+  end
+  if compared ~= '' and redis.call('EXISTS', version_key(adapter, compared)) == 0 then
+    return kept('not_promoted', 'version ' .. compared .. ', which it was compared with, was deleted meanwhile: run `loco eval` again')
   end
   if (present or '') ~= compared then
     return kept('not_promoted', 'version ' .. (present or '') .. ' was promoted meanwhile: run `loco eval` again')

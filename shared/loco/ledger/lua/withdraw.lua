@@ -1,0 +1,53 @@
+-- namespace, adapter, number, '1' to delete also what serves, digests that `latest` may have to be taken away (JSON
+-- list), submits and commits counted before the look at who works on it, JSON of the answer, its lifetime (ms)
+-- Answers 'missing' | 'changed' | 'serves' | 'removed' | 'stopped' (it served). Its number is never given again: version-count stays.
+local _, adapter, number, force, digests, seq, commits, answer, answer_ms = unpack(ARGV)
+local version = version_key(adapter, number)
+local model, candidate = unpack(redis.call('HMGET', version, 'model', 'candidate'))
+if not model then
+  return 'missing'
+end
+if (redis.call('GET', key('seq')) or '0') ~= seq or (redis.call('GET', key('commits')) or '0') ~= commits then
+  return 'changed' -- somebody may work on it since
+end
+local pointer, past = key('promoted', model), key('promoted', model, 'past')
+local owner, present = unpack(redis.call('HMGET', pointer, 'adapter', 'version'))
+local served = owner == adapter and present == number
+if served then
+  if force ~= '1' then
+    return 'serves'
+  end
+  redis.call('DEL', pointer, past)
+  redis.call('HSET', key('withdrawn'), model, digests)
+  undeploy(model)
+  local told = cjson.decode(answer)
+  told.removal.stopped = true
+  answer = cjson.encode(told)
+elseif owner == adapter then -- a rollback goes to what is left, never to the version that serves
+  local kept, last = {}, nil
+  for _, before in ipairs(redis.call('LRANGE', past, 0, -1)) do
+    if before ~= number and before ~= last then
+      kept[#kept + 1] = before
+      last = before
+    end
+  end
+  if kept[#kept] == present then
+    kept[#kept] = nil
+  end
+  redis.call('DEL', past)
+  for _, before in ipairs(kept) do
+    redis.call('RPUSH', past, before)
+  end
+end
+local jobs = key('versions', adapter, 'jobs')
+for _, job in ipairs(redis.call('HKEYS', jobs)) do
+  if redis.call('HGET', jobs, job) == number then
+    redis.call('HDEL', jobs, job)
+  end
+end
+redis.call('ZREM', key('versions', adapter), number)
+redis.call('DEL', version, key('version', adapter, number, 'events'))
+redis.call('ZADD', key('withdrawing'), int(now), candidate)
+redis.call('SET', key('removed-version', adapter, number), answer, 'PX', answer_ms)
+registry_changed()
+return served and 'stopped' or 'removed'
