@@ -75,6 +75,14 @@ def test_a_server_of_another_release_looks_itself_and_names_the_line_too(
     assert [entry.name for entry in client.datasets()] == ["desk-rows"]
 
 
+def test_list_is_what_the_group_alone_does(run) -> None:
+    code, shown, said = run("adapters", "list")
+    assert code == 0, said
+    assert "math" in shown
+    assert shown == run("adapters")[1]
+    assert run("adapters", "list", "--json") == run("adapters", "--json")
+
+
 @pytest.mark.parametrize("long", [True, False])
 def test_only_a_long_upload_has_a_bar_and_it_names_its_file(
     run, folder: Path, monkeypatch: pytest.MonkeyPatch, long: bool

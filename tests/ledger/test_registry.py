@@ -46,7 +46,7 @@ class TestNumbers:
         assert first.promotion is not None
         assert (first.promotion.version, first.promotion.promoted) == (1, False)
         assert found[1].profile == "tiny"
-        assert found[1].parameters == {"temperature": 0.0, "stop": ["<|im_end|>"]}
+        assert found[1].parameters["num_predict"] == 512
         assert actions(ledger, 1) == ["registered"]
         assert ledger.registry.of_job("math", second.id) == found[0]
         assert ledger.registry.of_job("math", "nobody") is None

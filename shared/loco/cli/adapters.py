@@ -38,8 +38,13 @@ _KNOWN = ".pushed.json"
 @app.callback(invoke_without_command=True)
 def adapters(context: typer.Context, as_json: JsonOption = False) -> None:
     """List the adapters that jobs can build; push and pull recipes."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        listed(context, as_json)
+
+
+@app.command("list")
+def listed(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the adapters that jobs can build, as `loco adapters` does."""
     with client(context) as loco:
         found = loco.adapters()
     if as_json:
