@@ -28,11 +28,15 @@ from loco.contracts.versions import Pointer, Restored, Version
 from loco.recipes.resolve import adapter_names, load_recipe
 from loco.running.registry_file import export
 from loco.serving import promotion
+from loco.serving.host import OllamaHost
 from loco.serving.withdrawal import cleared, remove_version
 from loco_api.auth import SUBMIT, Caller, Who
 from loco_api.context import Context, Here
 from loco_api.errors import responses
 from loco_api.pages import AdapterName, Page
+
+#: For Ollama to list its models: a list of versions is no place to wait.
+_LOOK_SECONDS = 2.0
 
 router = APIRouter(tags=["adapters"])
 
@@ -88,10 +92,13 @@ def list_versions(
     limit: Annotated[int, Query(ge=1, le=100, description="Versions per page.")] = 20,
     model: Model = None,
 ) -> VersionPage:
-    """The registered versions, newest first, with lineage, scores, verdict and audit trail."""
+    """The registered versions, newest first, with lineage, scores, verdict and audit trail.
+
+    `missing` marks those whose model Ollama no longer has.
+    """
     _check_adapter(here, name)
     versions, more = here.ledger.registry.versions(name, after=after, limit=limit, model=model)
-    return VersionPage(data=tuple(versions), has_more=more)
+    return VersionPage(data=_marked(here, versions), has_more=more)
 
 
 @router.get(
@@ -278,6 +285,21 @@ def _check_adapter(here: Context, name: str) -> None:
     known = name in adapter_names(here.settings.adapters_dir)
     if not known and name not in here.ledger.registry.adapters():
         load_recipe(here.settings.adapters_dir, name)
+
+
+def _marked(here: Context, versions: list[Version]) -> tuple[Version, ...]:
+    """The versions, those marked whose model Ollama lacks; unmarked where it does not answer at once."""
+    if not versions:
+        return ()
+    try:
+        with OllamaHost(here.settings.ollama_host, seconds=_LOOK_SECONDS) as host:
+            there = host.digests()
+    except LocoError:
+        return tuple(versions)
+    return tuple(
+        version.model_copy(update={"missing": version.candidate not in there})
+        for version in versions
+    )
 
 
 @contextmanager

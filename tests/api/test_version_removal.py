@@ -263,3 +263,13 @@ def test_who_may(live_api, http, build, tags, redis_url, namespace):
     told = [(e["by"], e["status"], e["detail"]) for e in trail if e["action"] == "deleteVersion"]
     assert ("root", 200, "version 1, force") in told
     keys.close()
+
+
+def test_an_eval_that_compared_with_a_deleted_version_says_so(http, build, tags, ledger):
+    built(build, tags)
+    job = build.registered()
+    http.delete("/adapters/math/versions/1", params={"force": True}).raise_for_status()
+    job = build.measured(job, Verdict.BETTER, compared=1)
+    assert job.promotion.promoted is False
+    assert "version 1, which it was compared with, was deleted meanwhile" in job.promotion.reason
+    assert ledger.registry.promoted(MODEL) is None

@@ -91,6 +91,16 @@ def test_versions_come_in_pages_with_all_that_is_known(http, build, tags):
     assert [v["version"] for v in detail["versions"]] == [3, 2, 1]
 
 
+def test_a_version_whose_model_left_ollama_is_marked(http, build, tags, adapters_dir):
+    first = built(build, tags)
+    built(build, tags)
+    del tags.models[f"{MODEL}:{first}"]
+    page = http.get("/adapters/math/versions").json()["data"]
+    assert [(v["version"], v["missing"]) for v in page] == [(2, False), (1, True)]
+    http.post("/adapters/math/promote", json={"version": 2}).raise_for_status()
+    assert "missing" not in (adapters_dir / "registry.yaml").read_text()
+
+
 def test_unknown_adapters_and_wrong_pages(http):
     assert error(http.get("/adapters/maths/versions"), 404)["code"] == "unknown_adapter"
     assert error(http.post("/adapters/maths/promote", json={"version": 1}), 404)

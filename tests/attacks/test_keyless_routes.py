@@ -30,6 +30,8 @@ CHANGES = {
     ("patch", "/datasets/{dataset_id}"): Scope.SUBMIT,
     ("delete", "/datasets/{dataset_id}"): Scope.SUBMIT,
     ("put", "/adapters/{name}"): Scope.ADMIN,
+    ("delete", "/adapters/{name}"): Scope.ADMIN,
+    ("delete", "/adapters/{name}/versions/{version}"): Scope.SUBMIT,
     ("post", "/looks"): Scope.SUBMIT,
     ("post", "/adapters/{name}/promote"): Scope.SUBMIT,
     ("post", "/adapters/{name}/rollback"): Scope.SUBMIT,

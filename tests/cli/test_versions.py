@@ -64,6 +64,9 @@ def test_versions_as_a_table(run, build, tags):
     rows = [line.split() for line in stdout.splitlines()]
     assert [row[0] for row in rows] == ["version", "3", "2", "1"]
     assert "not measured" in stdout
+    (line,) = [line for line in stdout.splitlines() if "model gone" in line]
+    assert line.startswith(f"{'3':>7}")
+    assert "loco setup math --version 3" in run("versions", "math")[2]
     (line,) = [line for line in stdout.splitlines() if first in line]
     assert "waits for Ollama" in line
     assert "held_out 42 % → 57 %" in line

@@ -67,6 +67,11 @@ def versions(
         )
     nothing = f"{adapter} has no versions yet. Build one: `loco submit {adapter} --wait`."
     show(rows) if found else note(nothing)
+    if gone := [version.version for version in found if version.missing]:
+        note(
+            f"Ollama no longer has the model of {', '.join(map(str, gone))}. "
+            f"`loco setup {adapter} --version {gone[0]}` creates it again."
+        )
 
 
 def promote(
@@ -172,6 +177,8 @@ def _show_serving(version: Version, *, as_json: bool) -> None:
 
 
 def _mark(version: Version) -> Text:
+    if version.missing:
+        return Text("model gone", style="bold red" if version.promoted else "yellow")
     if not version.promoted:
         return Text("")
     if version.served_at is None:

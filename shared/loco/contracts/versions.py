@@ -126,6 +126,11 @@ class Version(BaseModel):
         (),
         description="What happened to it (registered, promoted, refused, rolled back), oldest first.",
     )
+    missing: bool = Field(
+        False,
+        description="Whether Ollama no longer has its model. Only lists of versions say so, and only "
+        "if Ollama answers.",
+    )
     base_model: str = Field(description="Name in the catalog of base models.")
     base_ollama: str = Field(description="Name of the base model in Ollama.")
     quantization: str = Field(description="GGUF file type.")

@@ -22,7 +22,17 @@ from loco.ledger.views import hash_of, legible, pointer_view, readable, version_
 
 #: What a model's record in the registry says besides the entry that register wrote.
 _ELSEWHERE = (
-    *("version", "promoted", "served_at", "past", "rolled_back", "gate", "scores", "events"),
+    *(
+        "version",
+        "promoted",
+        "served_at",
+        "past",
+        "rolled_back",
+        "gate",
+        "scores",
+        "events",
+        "missing",
+    ),
 )
 
 

@@ -31,6 +31,8 @@ _MOST_VALUES = 2_000_000
 
 REGISTRY = "registry.yaml"
 _LOCK = ".registry.lock"
+#: What Ollama is asked for, and nobody records.
+_ASKED = {"missing"}
 _HEADER = (
     "# A readable copy of the registry. Edits are lost: use `loco promote`.\n"
     "# The newest version of an adapter comes first.\n"
@@ -106,9 +108,9 @@ def _entry(versions: Sequence[Version], highest: int | None) -> dict[str, Any]:
     newest_first = sorted(versions, key=lambda v: -v.version)
     shown = next((v for v in newest_first if v.promoted), next(iter(newest_first), None))
     return {
-        **(shown.model_dump(mode="json") if shown else {}),
+        **(shown.model_dump(mode="json", exclude=_ASKED) if shown else {}),
         **({"highest": highest} if highest else {}),
-        "history": [v.model_dump(mode="json") for v in newest_first],
+        "history": [v.model_dump(mode="json", exclude=_ASKED) for v in newest_first],
     }
 
 
