@@ -227,7 +227,13 @@ def test_ram_is_that_of_the_largest_tensors_not_of_the_model(
         )
         adapter = make_adapter(folder, tmp_path / f"lora-{layers}")
         job = gguf_file.Job(
-            str(folder), str(adapter), str(tmp_path / f"{layers}.gguf"), "x", "bf16", "Q8_0", "cpu"
+            folder=str(folder),
+            adapter=str(adapter),
+            target=str(tmp_path / f"{layers}.gguf"),
+            name="x",
+            outtype="bf16",
+            quantization="Q8_0",
+            device="cpu",
         )
         peaks.append(gguf_file.write(job, recorder).peak_ram_bytes)
         sizes.append((folder / "model.safetensors").stat().st_size)

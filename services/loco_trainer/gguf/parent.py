@@ -24,7 +24,7 @@ from loco.stage.program import Emitter
 _POLL_SECONDS = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What to write."""
 

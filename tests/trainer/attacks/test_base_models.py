@@ -103,7 +103,7 @@ def test_weights_that_are_pickles_are_refused(
     folder = tmp_path / "base"
     shutil.copytree(toy_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UnknownBaseModel, match=r"pytorch_model\.bin is not read") as caught:
+    with pytest.raises(UnknownBaseModel, match=r"pytorch_model\.bin was not read") as caught:
         find.resolve(as_base(toy, folder), "merge", tmp_path, recorder)
     assert "safetensors" in str(caught.value.hint)
 

@@ -143,7 +143,7 @@ def test_alone_no_base_is_written(llama: Lane, tmp_path: Path, recorder: Any) ->
 
 @pytest.mark.slow
 def test_an_adapter_of_another_base_does_not_fit(llama: Lane, qwen3: Lane) -> None:
-    refused = r"cannot apply adapter\.gguf on"
+    refused = r"cannot apply adapter\.gguf to the model"
     with loaded(llama.gguf) as model, pytest.raises(ExportFailed, match=refused):
         model.require_fits(qwen3.lora)
     with pytest.raises(ExportFailed, match=refused), loaded(llama.gguf, adapter=qwen3.lora):
