@@ -62,7 +62,7 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
     training_data = inputs.files.get(TRAINING_DATA)
     known = contaminated(sets, training_data, emit) if training_data else {}
     with OllamaHost(inputs.ollama_host) as host:
-        who = contest(spec, inputs, host, emit)
+        who = contest(spec if any(sets.values()) else _alone(spec), inputs, host, emit)
         for baseline, why in who.left_out.items():
             emit.log(f"not compared with baseline {baseline}: {why}")
         asking = _asking(host, spec, who, inputs.answers_dir or out_dir / "answers", emit)
@@ -102,6 +102,11 @@ def run(spec: EvalSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> EvalRes
         warnings=warned,
         gate=gate,
     )
+
+
+def _alone(spec: EvalSpec) -> EvalSpec:
+    """Without baselines: where there is no question, no base needs to be downloaded to be asked."""
+    return spec.model_copy(update={"baselines": ()})
 
 
 def _asking(

@@ -71,6 +71,7 @@ def run(spec: PrepareSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Prep
     else:
         data = _given(spec.source, spec, inputs, sieve, emit)
     if data.held is not None and data.held.items:
+        check_gradable(data.held.items)
         eval_sets[data.held.name] = data.held.items
     _say(data, spec, sieve, emit)
     files = _files(data, eval_sets, out_dir)

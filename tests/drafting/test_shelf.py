@@ -148,3 +148,7 @@ def test_an_eval_set_that_the_recipe_does_not_name_travels_with_it(
     asked = RecipePut(recipe=text, files={"rows.jsonl": "rows", "eval_dataset.jsonl": "problems"})
     put, _ = shelf.put(settings, "units", asked, content, by="me")
     assert set(put.files) == set(files)
+    # it stays with a put that does not send it, as other files do
+    changed = RecipePut(recipe=text + "# changed\n", files={})
+    shelf.put(settings, "units", changed, content, by="me", if_match=put.etag)
+    assert (adapters_dir / "units" / "eval_dataset.jsonl").is_file()

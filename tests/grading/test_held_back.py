@@ -6,7 +6,9 @@ import pytest
 
 from loco.contracts.sources import SplitSource
 from loco.datasets.overlap import OverlapIndex
-from loco.grading.held_back import Candidate, HeldBack, hold_back
+from loco.datasets.rows import Row
+from loco.grading.graders import grade
+from loco.grading.held_back import Candidate, HeldBack, candidate_of, hold_back
 
 CITIES = ("Lisbon", "Oslo", "Rome", "Paris", "Bern", "Wien", "Kyiv", "Riga", "Baku", "Doha")
 
@@ -53,6 +55,27 @@ def test_the_grader_fits_the_answers_and_a_row_s_own_comes_first() -> None:
     assert bringing.grader == "own"
     assert {item.grader.kind for item in bringing.items if item.grader} == {"regex"}
     assert len(bringing.items) == 20
+
+
+@pytest.mark.parametrize("said", ["The answer is {}", "It is on shelf {}, at the window."])
+def test_thoughts_are_no_part_of_the_right_answer(said: str) -> None:
+    """No grader reads a model's thoughts: with them in the right answer nothing passed."""
+    texts = [f"<think>\nIs it {n}?\n</think>\n{said.format(n)}" for n in range(60)]
+    rows = [candidate_of(a_row(n, text)) for n, text in enumerate(texts)]
+    found = held(rows)
+    assert len(found.items) == 20
+    for item in found.items:
+        text = texts[int(item.id.removeprefix("row-"))]
+        assert grade(item, text).correct
+        assert grade(item, text.partition("</think>")[2]).correct
+        assert not grade(item, "<think>hm</think> I do not know.").correct
+    nothing = [candidate_of(a_row(n, "<think>only thoughts</think>")) for n in range(60)]
+    assert held(nothing).items == ()
+
+
+def a_row(number: int, answer: str) -> Row:
+    question = {"role": "user", "content": f"On which shelf is book {number}?"}
+    return Row(number, "chat", [question, {"role": "assistant", "content": answer}])
 
 
 def test_talks_and_pairs_are_no_problems() -> None:

@@ -114,14 +114,19 @@ def test_both_models_answer_every_question_of_every_set(
 
 
 def test_where_no_row_was_held_back_nothing_is_measured_and_that_is_said(
-    run: Callable[..., EvalResult], tmp_path: Path
+    run: Callable[..., EvalResult], tiny: JobSpec, tmp_path: Path
 ) -> None:
+    """Nor is a base downloaded that nobody asks: this one cannot be had."""
     split = {"split": {"source": {"kind": "split"}, "role": "primary"}}
     held = {"set": "split", "rows": 0, "grader": None, "why": "4 rows are too few"}
     prepared = {"eval_sources": {"split": {"source": {"kind": "split"}}}, "held_back": held}
     proven = json.loads((tmp_path / "out/register.json").read_text())
     proven["checks"] = [check | {"passed": True} for check in proven["checks"]]
-    result = run({"sets": split}, results={Stage.REGISTER: proven, Stage.PREPARE: prepared})
+    base = tiny.eval.base_model.model_dump() | {"ollama": "nobody:1b", "kind": "hub"}
+    result = run(
+        {"sets": split, "base_model": base},
+        results={Stage.REGISTER: proven, Stage.PREPARE: prepared},
+    )
     assert not answered(tmp_path)
     assert not result.comparisons
     assert "4 rows are too few" in result.warnings[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loco.contracts.errors import DataError
+from loco.contracts.errors import DataError, SandboxUnavailable
 from loco.contracts.results import PrepareResult
 from loco.contracts.specs import EvalSpec, Inputs, JobSpec, PrepareSpec
 from loco.contracts.stages import Stage
@@ -73,6 +73,32 @@ def test_a_row_held_back_is_neither_trained_on_nor_validated_on(run: Any) -> Non
     assert result.files["eval_sets/split.jsonl"] == "eval_sets/split.jsonl"
     assert result.held_back is not None
     assert (result.held_back.rows, result.held_back.grader) == (30, "words")
+
+
+def test_thoughts_are_trained_on_and_no_part_of_the_right_answer(run: Any) -> None:
+    rows = [row | {"answer": f"<think>Hm.</think>{row['answer']}"} for row in towns(60)]
+    result, out = run("one", rows, examples=20)
+    assert result.held_back is not None
+    assert result.held_back.rows == 20
+    assert "<think>" in (out / "training_data.jsonl").read_text()
+    for item in load_eval_items(out / "eval_sets" / "split.jsonl"):
+        assert "think" not in item.model_dump_json()
+
+
+def test_a_problem_that_asks_for_code_is_refused_here_before_training(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where code cannot run safely: it was found out in eval, after hours of training."""
+
+    def refuse(items: Any) -> None:
+        if any(item.grader and item.grader.kind == "code" for item in items):
+            raise SandboxUnavailable("no sandbox")
+
+    monkeypatch.setattr(prepare, "check_gradable", refuse)
+    grader = {"kind": "code", "entry": "f", "cases": [{"args": [1], "expected": 1}]}
+    rows = [row | {"answer": "def f(x): return x", "grader": grader} for row in towns(60)]
+    with pytest.raises(SandboxUnavailable):
+        run("one", rows, examples=20)
 
 
 def test_the_split_is_the_same_whatever_the_seed_of_training(run: Any) -> None:

@@ -7,7 +7,7 @@ from loco.contracts.results import HeldBackRows
 from loco.contracts.sources import SplitSource
 from loco.contracts.specs import PrepareSpec
 from loco.grading.eval_items import EvalItem
-from loco.grading.held_back import Candidate, hold_back
+from loco.grading.held_back import Candidate, answer_of, hold_back
 from loco.recipes.default_sets import split_of
 from loco.stage.program import Emitter
 from loco_worker.sources.rows import Row
@@ -78,7 +78,7 @@ def _candidate(row: Row) -> Candidate:
     return Candidate(
         name,
         row.question,
-        turns[-1]["content"] if once else None,
+        answer_of(turns[-1]["content"]) if once else None,
         system=turns[0]["content"] if turns[0]["role"] == "system" else None,
         grader=row.grader,
         item=row.item,

@@ -29,6 +29,7 @@ from loco.drafting.draft import check_name
 from loco.drafting.lines import looked_through
 from loco.grading.eval_items import load_eval_items
 from loco.recipes.data_files import check_size, dataset_path, named_files
+from loco.recipes.default_sets import FILE
 from loco.recipes.documents import LARGEST_BYTES
 from loco.recipes.plain import MADE_BY
 from loco.recipes.resolve import RECIPE, Recipe, adapter_names, load_recipe, resolve_recipe
@@ -176,7 +177,8 @@ def _place(
     shutil.rmtree(place, ignore_errors=True)  # left by a put that was cut off
     made.rename(place)
     before = kept[0].files if kept else {}
-    gone = {file for file in before if file not in asked.recipe}
+    # a recipe need not name its eval set: FILE stays until somebody replaces it
+    gone = {file for file in before if file not in asked.recipe and file != FILE}
     change(
         folder,
         Change(version=number, files=tuple(asked.files), gone=tuple(gone - set(digests))),

@@ -195,7 +195,7 @@ def _unknown(
         return [
             (
                 f"No primary set was measured (eval.sets), so it was not compared with {serves}.",
-                "Give one set in eval.sets the role primary.",
+                "Name a set with problems in eval.sets, with the role primary.",
             )
         ]
     totals = [c.candidate.total for c in primary if c.against is Baseline.PROMOTED]

@@ -14,6 +14,7 @@ from loco.contracts.sources import FEWEST_HELD_BACK, SplitSource
 from loco.datasets.overlap import OverlapIndex
 from loco.datasets.rows import Row
 from loco.datasets.split import in_order, problems_of
+from loco.grading.answers import without_thinking
 from loco.grading.eval_items import EvalItem
 from loco.grading.picking import Picked, pick
 
@@ -46,10 +47,15 @@ def candidate_of(row: Row) -> Candidate:
     return Candidate(
         f"row-{row.line}",
         row.question,
-        row.answer if row.asks_once and row.rejected is None else None,
+        answer_of(row.answer) if row.asks_once and row.rejected is None else None,
         system=first["content"] if first["role"] == "system" else None,
         grader=row.problem.get("grader"),
     )
+
+
+def answer_of(text: str) -> str | None:
+    """What a model's answer is compared with: without thoughts, which no grader reads; None: nothing is left."""
+    return without_thinking(text).strip() or None
 
 
 @dataclass(frozen=True)
