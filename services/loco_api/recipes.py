@@ -9,6 +9,7 @@ from starlette.responses import FileResponse
 
 from loco.contracts.datasets import Format
 from loco.contracts.errors import (
+    AdapterInUse,
     BodyTooLarge,
     Conflict,
     DataError,
@@ -99,7 +100,7 @@ def put_adapter(
     operation_id="deleteAdapter",
     summary="Delete an adapter",
     dependencies=[ADMIN],
-    responses=responses(UnknownAdapter, Conflict, InvalidRequest, UnsafePath),
+    responses=responses(UnknownAdapter, Conflict, AdapterInUse, InvalidRequest, UnsafePath),
 )
 def delete_adapter(name: AdapterName, here: Here) -> AdapterRemoval:
     """Deletes an adapter that was put here: its recipes, its data files, what its jobs published.

@@ -12,6 +12,7 @@ from loco.contracts.recipes import RecipePut
 from loco.contracts.stages import Stage
 from loco.drafting import shelf
 from loco.ledger.keys import Keys
+from loco.recipes.plain import MADE_BY
 from loco.recipes.swap import unchanging
 from loco.running import adapter_removal
 
@@ -68,6 +69,20 @@ def test_a_recipe_put_there_by_hand_is_left_alone(http, adapters_dir: Path):
     assert http.put("/adapters/math", json={"recipe": RECIPE}).status_code in (412, 422)
     error(http.delete("/adapters/math"), 409)
     assert (adapters_dir / "math" / "adapter.yaml").is_file()
+
+
+def test_a_link_to_another_adapters_folder_deletes_nothing(http, pushed, adapters_dir: Path):
+    (adapters_dir / "alias").symlink_to(pushed)
+    assert error(http.delete("/adapters/alias"), 409)["code"] == "unsafe_path"
+    assert (pushed / "adapter.yaml").is_file()
+
+
+def test_a_fine_tuning_adapter_of_which_the_recipe_is_gone_can_be_deleted(http, adapters_dir: Path):
+    """What a deletion that was cut off left: it counted against its owner's adapters for good."""
+    (adapters_dir / "ft-x").mkdir()
+    (adapters_dir / "ft-x" / MADE_BY).write_text("local")
+    assert http.delete("/adapters/ft-x").status_code == 200
+    assert not (adapters_dir / "ft-x").exists()
 
 
 def test_while_a_job_is_left_it_stays(http, pushed, hands):

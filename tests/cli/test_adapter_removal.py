@@ -90,3 +90,36 @@ def test_a_job_that_reuses_another_names_the_order(run, pushed, client, hands, l
     assert (code, f"loco rm {second.id} {first.id}" in told) == (2, True), told
     assert run("rm", first.id, second.id)[0] == 0
     assert run("adapters", "rm", "units")[0] == 0
+
+
+def test_all_deletes_nothing_of_an_adapter_that_may_not_be_deleted(run, client, ledger, spec, tags):
+    """Its versions and jobs went before the server said so."""
+    build = Builder(ledger, spec)
+    job = build.promoted()
+    tags.models[f"{job.spec.register_.model_name}:{job.id}"] = f"digest-{job.id}"
+    before = dict(tags.models)
+    code, _, told = run("adapters", "rm", "math", "--all")
+    assert (code, "was not pushed to this server" in told) == (2, True), told
+    assert [v.version for v in client.versions("math")] == [1]
+    assert client.job(job.id).id == job.id
+    assert tags.models == before
+
+
+def test_all_deletes_a_job_after_those_that_reuse_it(run, pushed, client, hands, ledger):
+    """Newest first stopped at the first older job that reused a newer one's stages."""
+    first = client.submit("units", profile="tiny", stages=["prepare"])
+    claim = hands.claim(Stage.PREPARE)
+    second = client.submit("units", profile="tiny", stages=["prepare"])
+    hands.commit(hands.claim(Stage.PREPARE), {}, {"training_data.jsonl": b"r"})
+    ledger.commit(
+        *(claim.task_id, claim.token),
+        result={},
+        artifacts=(),
+        fingerprint="f",
+        reused_from=second.id,
+    )
+    assert client.removal(second.id).needed_by
+    code, _, told = run("adapters", "rm", "units", "--all")
+    assert code == 0, told
+    assert told.index(f"Job {first.id} is deleted") < told.index(f"Job {second.id} is deleted")
+    assert not pushed.exists()

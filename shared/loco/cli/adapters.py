@@ -16,7 +16,14 @@ from loco.cli.console import client, note, show, show_json
 from loco.cli.data import pushed
 from loco.cli.listing import Listing
 from loco.client.client import Client
-from loco.contracts.errors import Conflict, Forbidden, InvalidRequest, NotFound, UnknownAdapter
+from loco.contracts.errors import (
+    AdapterInUse,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    UnknownAdapter,
+)
 from loco.contracts.figures import size
 from loco.contracts.files import write_text
 from loco.contracts.recipes import FILE_PATTERN, RecipeText
@@ -152,9 +159,13 @@ def remove(
 ) -> None:
     """Delete an adapter from the server: its recipe, data files and outputs. Needs an admin key."""
     with client(context) as loco:
-        if everything:
+        try:
+            gone = loco.remove_adapter(name)
+        except AdapterInUse:  # so it may be deleted, but for what is left
+            if not everything:
+                raise
             _remove_built(loco, name)
-        gone = loco.remove_adapter(name)
+            gone = loco.remove_adapter(name)
     if as_json:
         show_json(gone)
         return
@@ -164,25 +175,40 @@ def remove(
 
 
 def _remove_built(loco: Client, name: str) -> None:
-    """Deletes the versions of an adapter, then its jobs, newest first.
+    """Deletes the versions of an adapter, then its jobs, each before those it needs.
 
     Raises:
-        Conflict: a job has not ended; nothing is deleted then.
+        Conflict: a job has not ended, or one of another adapter needs one; nothing is deleted then.
     """
     jobs = list(loco.jobs(adapter=name))
+    ids = {job.id for job in jobs}
     if running := [job.id for job in jobs if not job.status.is_terminal]:
         raise Conflict(
             f"Adapter {name} cannot be deleted while job {running[0]} is not over.",
             param="name",
             hint=f"Wait until it ends, or end it: `loco cancel {running[0]}`.",
         )
+    for job in jobs:
+        needed_by = [words for words in loco.removal(job.id).needed_by if words.startswith("job ")]
+        if others := [words for words in needed_by if words.split()[1] not in ids]:
+            raise Conflict(
+                f"Adapter {name} cannot be deleted: job {job.id} is needed by {', '.join(others)}, of "
+                "another adapter.",
+                param="name",
+                hint=f"Delete those first: `loco rm {' '.join(o.split()[1] for o in others)}`.",
+            )
     with suppress(UnknownAdapter):
         for version in sorted(loco.versions(name), key=lambda v: v.promoted):
             loco.remove_version(name, version.version, force=version.promoted)
             note(f"Version {version.version} of {name} is deleted.")
-    for job in jobs:
-        loco.remove(job.id)
-        note(f"Job {job.id} is deleted.")
+    left = [job.id for job in jobs]
+    while left:
+        free = [job_id for job_id in left if not loco.removal(job_id).needed_by]
+        going = free or left[:1]  # where none is free, the server says why
+        for job_id in going:
+            loco.remove(job_id)
+            note(f"Job {job_id} is deleted.")
+        left = [job_id for job_id in left if job_id not in going]
 
 
 def _version_of(loco: Client, name: str) -> int | None:

@@ -105,6 +105,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class AdapterInUse(Conflict):
+    """Versions or jobs of an adapter are left, so it is not deleted."""
+
+    code = "adapter_in_use"
+
+
 class RecipeChanged(Conflict):
     """The adapter has another recipe than `If-Match` says."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from loco.contracts.errors import Conflict, UnknownAdapter
+from loco.contracts.errors import AdapterInUse, Conflict, UnknownAdapter, UnsafePath
 from loco.contracts.files import PUBLISH_LOCK, sync_folder
 from loco.contracts.paths import inside
 from loco.contracts.recipes import FILE_PATTERN
@@ -37,12 +37,19 @@ def remove_adapter(ledger: Ledger, adapters_dir: Path, name: str) -> AdapterRemo
 
     Raises:
         UnknownAdapter: there is none.
-        Conflict: versions or jobs of it are left, or its recipe was put into the folder by hand.
+        AdapterInUse: versions or jobs of it are left.
+        Conflict: its recipe was put into the folder by hand.
         UnsafePath: its folder leads out of the adapters folder.
         LocoError: the server may not write there.
     """
     inside(adapters_dir, name)
     folder = adapters_dir / name
+    if folder.is_symlink():
+        raise UnsafePath(
+            f"The folder of adapter {name} is a link to another folder, whose files are not its own.",
+            param="name",
+            hint=f"Delete the link {folder} on the server's machine.",
+        )
     # nobody is accepted between the look at what is left and the end of the recipe
     with writable(adapters_dir), held(adapters_dir, exclusive=True), unchanging(folder):
         _check_made_here(folder)
@@ -75,7 +82,7 @@ def _check_made_here(folder: Path) -> None:
             param="name",
             hint=f"Delete the folder {folder} on the server's machine.",
         )
-    if not (folder / KEPT).is_dir():
+    if not (folder / KEPT).is_dir() and not (folder / MADE_BY).is_file():
         raise _unknown(folder.name)
 
 
@@ -99,7 +106,7 @@ def _check_nothing_left(ledger: Ledger, name: str) -> None:
         ids = [*jobs, *(job.id for job in page.unreadable)]
         left.append(f"job{'s' if len(ids) > 1 else ''} {_listed(ids, page.more)}")
         steps.append(f"`loco rm {' '.join(ids)}`")
-    raise Conflict(
+    raise AdapterInUse(
         f"Adapter {name} cannot be deleted. It still has {' and '.join(left)}.",
         param="name",
         hint=f"Delete them first: {', then '.join(steps)}. `loco adapters rm {name} --all` does all "
