@@ -12,9 +12,10 @@ from loco.contracts.evaluation import Verdict
 from loco.contracts.keys import Scope
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
+from loco.ledger.ledger import Ledger
 from loco.running.registry_file import take_over
 from loco.serving.latest import follow_all
-from loco.serving.withdrawal import clear_withdrawn
+from loco.serving.withdrawal import clear_withdrawn, remove_version
 
 pytestmark = pytest.mark.redis
 
@@ -46,6 +47,12 @@ def built(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
     tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
     follow_all(build.ledger, tags.url)
     return job.id
+
+
+def withdraw(ledger: Ledger, number: int, *, force: bool) -> None:
+    """Deletes a version as the API does where Ollama is down."""
+    version = ledger.registry.version("math", number)
+    remove_version(ledger, "http://127.0.0.1:9", "math", version, owner=None, force=force)
 
 
 def error(answer: httpx.Response, status: int) -> dict[str, str]:
@@ -184,6 +191,41 @@ def test_ollama_down_deletes_the_version_and_the_worker_its_names_later(
     clear_withdrawn(ledger, tags.url)
     assert tags.models == {}
     assert http.delete("/adapters/math/versions/1").json() == gone | {"cleared": True}
+
+
+def test_what_ollama_missed_while_it_was_down_does_not_serve_for_ever(
+    http, build, tags, ledger, monkeypatch
+):
+    """`latest` is the first version's, which was deleted like all that should have followed it."""
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    down = "http://127.0.0.1:9"
+    built(build, tags)
+    for number in (2, 3):
+        build.promoted()
+        follow_all(ledger, down)
+        if number == 2:
+            withdraw(ledger, 1, force=False)
+        withdraw(ledger, number, force=True)
+        follow_all(ledger, down)
+    assert LATEST in tags.models
+    follow_all(ledger, tags.url)
+    assert LATEST not in tags.models
+    assert ledger.withdrawals.latest_of(MODEL) == set()
+
+
+def test_a_latest_of_somebody_who_copied_too_late_goes_too(build, tags, ledger, monkeypatch):
+    """The copy of a version came after another one was promoted, and then both were deleted."""
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    build.promoted()
+    late = ledger.registry.promoted(MODEL)
+    ledger.registry.deploy(MODEL, "late", patience=60)
+    build.promoted()
+    tags.models[LATEST] = late.digest
+    ledger.registry.deployed(MODEL, "late", serial=late.serial, digest=late.digest, pause=0)
+    withdraw(ledger, 1, force=False)
+    withdraw(ledger, 2, force=True)
+    follow_all(ledger, tags.url)
+    assert LATEST not in tags.models
 
 
 def test_a_crash_before_ollama_was_asked_is_made_up_for(http, build, tags, ledger):

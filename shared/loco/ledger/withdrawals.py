@@ -36,7 +36,8 @@ class Withdrawals:
             adapter: whose version.
             version: which.
             owner: of the job that built it, who may ask again.
-            digests: what `latest` may be, to be taken away with the version that serves.
+            digests: of the model's versions. With the version that serves, `latest` is taken away
+                where it is one of them, or what the ledger itself knows it may be.
             force: delete it also where it serves.
 
         Raises:

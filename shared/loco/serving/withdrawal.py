@@ -38,11 +38,8 @@ def remove_version(
         Conflict: it serves, or a job works on it.
         Busy: jobs come so fast that nobody can tell.
     """
-    pointer = ledger.registry.promoted(version.model)
     known = ledger.registry.versions(adapter, limit=_ALL, model=version.model)[0]
     digests = {version.digest, *(v.digest for v in known)}
-    if pointer is not None and pointer.served_digest:
-        digests.add(pointer.served_digest)
     removal = ledger.withdrawals.remove(
         adapter, version, owner=owner, digests=sorted(digests), force=force
     )

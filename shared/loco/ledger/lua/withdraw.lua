@@ -1,5 +1,6 @@
--- namespace, adapter, number, '1' to delete also what serves, digests that `latest` may have to be taken away (JSON
--- list), submits and commits counted before the look at who works on it, JSON of the answer, its lifetime (ms)
+-- namespace, adapter, number, '1' to delete also what serves, digests of the model's versions (JSON list: `latest` is
+-- taken away where it has one of them, or one that it is known to have had), submits and commits counted before the
+-- look at who works on it, JSON of the answer, its lifetime (ms)
 -- Answers 'missing' | 'changed' | 'serves' | 'removed' | 'stopped' (it served). Its number is never given again: version-count stays.
 local _, adapter, number, force, digests, seq, commits, answer, answer_ms = unpack(ARGV)
 local version = version_key(adapter, number)
@@ -17,9 +18,12 @@ if served then
   if force ~= '1' then
     return 'serves'
   end
+  for _, digest in ipairs(cjson.decode(digests)) do
+    redis.call('SADD', key('latest', model), digest)
+  end
+  expect(model, redis.call('HGET', pointer, 'digest'))
   redis.call('DEL', pointer, past)
-  redis.call('HSET', key('withdrawn'), model, digests)
-  undeploy(model)
+  redis.call('HSET', key('withdrawn'), model, cjson.encode(redis.call('SMEMBERS', key('latest', model))))
   local told = cjson.decode(answer)
   told.removal.stopped = true
   answer = cjson.encode(told)
