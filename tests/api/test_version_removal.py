@@ -10,6 +10,7 @@ from versions import MODEL, Builder, register_result
 
 from loco.contracts.evaluation import Verdict
 from loco.contracts.keys import Scope
+from loco.contracts.serving import exported_base
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
 from loco.ledger.ledger import Ledger
@@ -96,6 +97,22 @@ def test_a_version_goes_then_its_job_and_its_number_is_not_given_again(
     assert "has no version 1" in told["message"]
     built(build, tags)
     assert numbers(http) == [3, 2]
+
+
+def test_the_base_that_was_exported_beside_it_goes_too(http, build, tags, ledger, monkeypatch):
+    """`export.base` gives a version a second name in Ollama."""
+    monkeypatch.setattr("loco.serving.withdrawal.PAUSE", 0.0)
+    for number in (1, 2):
+        job = built(build, tags, Verdict.REFUSED)
+        tags.models[exported_base(f"{MODEL}:{job}")] = "digest-of-base"
+        if number == 1:
+            gone = http.delete("/adapters/math/versions/1").json()
+            assert gone["cleared"] is True
+        else:
+            withdraw(ledger, 2, force=False)
+            clear_withdrawn(ledger, tags.url)
+        assert tags.models == {}
+        assert ledger.withdrawals.candidates(due=False) == []
 
 
 def test_a_rollback_never_goes_to_a_deleted_version(http, build, tags):
@@ -260,12 +277,13 @@ def test_a_job_that_registers_again_keeps_its_candidate(build, tags, ledger, spe
     version = ledger.registry.version("math", 1)
     ledger.withdrawals.remove("math", version, owner=None, digests=[], force=False)
     clear_withdrawn(ledger, "http://127.0.0.1:9")  # Ollama is down
-    assert ledger.withdrawals.candidates(due=False) == [version.candidate]
+    tags.models[exported_base(version.candidate)] = "digest-of-base"
+    assert version.candidate in ledger.withdrawals.candidates(due=False)
     again, _ = ledger.submit(spec(stages=("register",), from_job=job.id))
     build.commit(build.claim(Stage.REGISTER, again), register_result(job.id))
     tags.models[version.candidate] = version.digest
     clear_withdrawn(ledger, tags.url)
-    assert version.candidate in tags.models
+    assert {version.candidate, exported_base(version.candidate)} <= tags.models.keys()
     assert ledger.withdrawals.candidates(due=False) == []
     assert [v.version for v in ledger.registry.versions("math")[0]] == [2]
 

@@ -93,7 +93,7 @@ class Withdrawals:
     # Ollama follows
 
     def candidates(self, *, due: bool = True) -> list[str]:
-        """Candidates of deleted versions that Ollama may still have: those due for a try, or all."""
+        """Names of deleted versions that Ollama may still have: those due for a try, or all."""
         with self._connection.client() as client:
             until: Any = "+inf"
             if due:

@@ -12,7 +12,7 @@
 --   promoted:MODEL:past        list   numbers that were promoted before, the last one last
 --   withdrawn                  hash   model of which nothing is promoted any more to the digests (JSON) that its `latest`
 --                                     is taken away with
---   withdrawing                zset   candidates of deleted versions that Ollama may still have, by when to try
+--   withdrawing                zset   names of deleted versions that Ollama may still have, by when to try
 --   removed-version:ADAPTER:N  string answer to a repeated deletion, for a while
 --   undeployed                 zset   models whose `latest` has to follow, by when to try
 --   deploying:MODEL            string who is at it, for as long as it may take
@@ -45,6 +45,19 @@ local function expect(model, digest)
   redis.call('SADD', key('latest', model), digest, seen or digest)
   redis.call('HDEL', pointer, 'served_at', 'served_digest')
   undeploy(model)
+end
+
+-- A version's names in Ollama: its candidate, and the base through the same export where export.base asked for it
+-- (`exported_base` of loco.contracts.serving).
+local function names_of(candidate)
+  return candidate, candidate .. '-base'
+end
+
+-- Has the names of a version that is no more taken out of Ollama, where it has them.
+local function take_out(candidate)
+  for _, name in ipairs({names_of(candidate)}) do
+    redis.call('ZADD', key('withdrawing'), int(now), name)
+  end
 end
 
 -- Points a model at a version of an adapter. The caller says what happens to the one before.
@@ -94,7 +107,7 @@ local function record_version(adapter, job, model, candidate, digest, entry)
     redis.call('ZADD', key('versions', adapter), number, number)
   end
   redis.call('HSET', version_key(adapter, number), 'entry', entry, 'model', model, 'candidate', candidate)
-  redis.call('ZREM', key('withdrawing'), candidate) -- built once more after its version was deleted
+  redis.call('ZREM', key('withdrawing'), names_of(candidate)) -- built once more after its version was deleted
   set_digest(adapter, number, digest)
   version_event(adapter, number, 'registered', 'register')
   return number

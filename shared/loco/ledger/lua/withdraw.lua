@@ -51,7 +51,7 @@ for _, job in ipairs(redis.call('HKEYS', jobs)) do
 end
 redis.call('ZREM', key('versions', adapter), number)
 redis.call('DEL', version, key('version', adapter, number, 'events'))
-redis.call('ZADD', key('withdrawing'), int(now), candidate)
+take_out(candidate)
 redis.call('SET', key('removed-version', adapter, number), answer, 'PX', answer_ms)
 registry_changed()
 return served and 'stopped' or 'removed'
