@@ -8,6 +8,7 @@ import yaml
 from tags_server import Tags
 from versions import MODEL, Builder, register_result
 
+from loco.contracts.errors import Conflict
 from loco.contracts.evaluation import Verdict
 from loco.contracts.keys import Scope
 from loco.contracts.serving import exported_base
@@ -170,12 +171,80 @@ def test_while_a_job_works_on_a_version_it_stays(http, build, tags, ledger):
     assert http.delete("/adapters/math/versions/1").status_code == 200
 
 
+def test_a_job_that_measures_it_over_another_job_counts(http, build, tags, ledger):
+    """An eval of what an eval measured: both ask the candidate of the first job."""
+    first = build.registered(stages=NO_EVAL)
+    again = build.measure_again(first)
+    build.commit(again, {"candidate": f"{MODEL}:{first.id}", "comparisons": []})
+    third = build.measure_again(ledger.job(again.job_id))
+    told = error(http.delete("/adapters/math/versions/1"), 409)
+    assert f"while job {third.job_id} works on it" in told["message"]
+    build.commit(third, {"candidate": f"{MODEL}:{first.id}", "comparisons": []})
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_what_a_job_between_has_registered_itself_is_another_version(http, build, ledger):
+    first = build.registered(stages=NO_EVAL)
+    own, _ = ledger.submit(build._spec(stages=("register",), from_job=first.id))
+    build.commit(build.claim(Stage.REGISTER, own), register_result(own.id))
+    third = build.measure_again(own)
+    assert third.job_id in error(http.delete("/adapters/math/versions/2"), 409)["message"]
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_what_an_eval_compares_with_stays_until_it_ends(http, build, tags, ledger):
+    built(build, tags)
+    job = build.registered()  # its eval runs
+    told = error(http.delete("/adapters/math/versions/1", params={"force": True}), 409)
+    assert f"while job {job.id} compares with it" in told["message"]
+    assert f"loco cancel {job.id}" in told["hint"]
+    ledger.registry.promote("math", 2, by="me", reason="", force=False)
+    assert job.id in error(http.delete("/adapters/math/versions/1"), 409)["message"]
+    build.measured(job, Verdict.BETTER, compared=1)
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_an_eval_compares_with_what_served_under_its_model_when_it_began(
+    http, build, tags, ledger, monkeypatch
+):
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    built(build, tags)
+    built(build, tags)  # 2 took its place before the eval began
+    built(build, tags, Verdict.REFUSED)
+    job = build.registered()
+    build.registered(model="locollm-other")
+    for number in (1, 3):
+        assert http.delete(f"/adapters/math/versions/{number}").status_code == 200
+    assert job.id in error(http.delete("/adapters/math/versions/2?force=true"), 409)["message"]
+    build.measured(job, Verdict.REFUSED)
+    assert http.delete("/adapters/math/versions/2?force=true").status_code == 200
+
+
+def test_an_eval_that_begins_between_the_look_and_the_deletion_counts(build, tags, ledger, spec):
+    built(build, tags)
+    other = build.registered(stages=NO_EVAL)
+    ledger.submit(spec(stages=("eval",), from_job=other.id))
+    looked, begun = ledger.withdrawals._at_work, []
+
+    def look(*which):
+        found = looked(*which)
+        if not begun:
+            begun.append(build.claim(Stage.EVAL))
+        return found
+
+    ledger.withdrawals._at_work = look
+    version = ledger.registry.version("math", 1)
+    with pytest.raises(Conflict, match="compares with it"):
+        ledger.withdrawals.remove("math", version, owner=None, digests=[], force=True)
+    assert ledger.registry.promoted(MODEL).version == 1
+
+
 def test_what_is_submitted_between_the_look_and_the_deletion_counts(http, build, ledger, spec):
     job = build.registered(stages=NO_EVAL)
     looked = ledger.withdrawals._at_work
 
-    def look(builder: str) -> str | None:
-        found = looked(builder)
+    def look(*which):
+        found = looked(*which)
         if found is None:
             ledger.submit(spec(stages=("eval",), from_job=job.id))
         return found
@@ -325,10 +394,12 @@ def test_who_may(live_api, http, build, tags, redis_url, namespace):
     keys.close()
 
 
-def test_an_eval_that_compared_with_a_deleted_version_says_so(http, build, tags, ledger):
+def test_an_eval_that_compared_with_a_deleted_version_says_so(build, tags, ledger):
+    """Whatever the look for jobs missed."""
     built(build, tags)
     job = build.registered()
-    http.delete("/adapters/math/versions/1", params={"force": True}).raise_for_status()
+    ledger.withdrawals._at_work = lambda *_: None
+    withdraw(ledger, 1, force=True)
     job = build.measured(job, Verdict.BETTER, compared=1)
     assert job.promotion.promoted is False
     assert "version 1, which it was compared with, was deleted meanwhile" in job.promotion.reason

@@ -1,15 +1,17 @@
 -- namespace, adapter, number, '1' to delete also what serves, digests of the model's versions (JSON list: `latest` is
--- taken away where it has one of them, or one that it is known to have had), submits and commits counted before the
--- look at who works on it, JSON of the answer, its lifetime (ms)
+-- taken away where it has one of them, or one that it is known to have had), submits, commits and claims counted before
+-- the look at who works on it, JSON of the answer, its lifetime (ms)
 -- Answers 'missing' | 'changed' | 'serves' | 'removed' | 'stopped' (it served). Its number is never given again: version-count stays.
-local _, adapter, number, force, digests, seq, commits, answer, answer_ms = unpack(ARGV)
+local _, adapter, number, force, digests, seq, commits, tokens, answer, answer_ms = unpack(ARGV)
 local version = version_key(adapter, number)
 local model, candidate = unpack(redis.call('HMGET', version, 'model', 'candidate'))
 if not model then
   return 'missing'
 end
-if (redis.call('GET', key('seq')) or '0') ~= seq or (redis.call('GET', key('commits')) or '0') ~= commits then
-  return 'changed' -- somebody may work on it since
+for name, count in pairs({seq = seq, commits = commits, tokens = tokens}) do
+  if (redis.call('GET', key(name)) or '0') ~= count then
+    return 'changed' -- somebody may work on it since
+  end
 end
 local pointer, past = key('promoted', model), key('promoted', model, 'past')
 local owner, present = unpack(redis.call('HMGET', pointer, 'adapter', 'version'))
