@@ -18,7 +18,14 @@ from loco.contracts.errors import OllamaRefused, RegistrationFailed
 from loco.contracts.files import sha256_of, write_text
 from loco.contracts.ollama_versions import without_adapters
 from loco.contracts.results import RegisterResult, Registration
-from loco.contracts.serving import ADAPTER_GGUF, REFERENCE, Check, ServedBase, ServingReference
+from loco.contracts.serving import (
+    ADAPTER_GGUF,
+    REFERENCE,
+    Check,
+    ServedBase,
+    ServingReference,
+    exported_base,
+)
 from loco.contracts.specs import Inputs, RegisterSpec, StageRun
 from loco.contracts.stages import Stage
 from loco.contracts.versions import DataRecord, Version
@@ -27,7 +34,6 @@ from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter, main
 from loco_worker.proof.findings import Findings, Subject
 from loco_worker.proof.proof import REFERENCE_CHECK, prove
-from loco_worker.proof.stored import exported_base
 
 REGISTRATION = "register.json"
 

@@ -8,13 +8,16 @@ import yaml
 from tags_server import Tags
 from versions import MODEL, Builder, register_result
 
+from loco.contracts.errors import Conflict
 from loco.contracts.evaluation import Verdict
 from loco.contracts.keys import Scope
+from loco.contracts.serving import exported_base
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
+from loco.ledger.ledger import Ledger
 from loco.running.registry_file import take_over
 from loco.serving.latest import follow_all
-from loco.serving.withdrawal import clear_withdrawn
+from loco.serving.withdrawal import clear_withdrawn, remove_version
 
 pytestmark = pytest.mark.redis
 
@@ -46,6 +49,12 @@ def built(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
     tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
     follow_all(build.ledger, tags.url)
     return job.id
+
+
+def withdraw(ledger: Ledger, number: int, *, force: bool) -> None:
+    """Deletes a version as the API does where Ollama is down."""
+    version = ledger.registry.version("math", number)
+    remove_version(ledger, "http://127.0.0.1:9", "math", version, owner=None, force=force)
 
 
 def error(answer: httpx.Response, status: int) -> dict[str, str]:
@@ -89,6 +98,22 @@ def test_a_version_goes_then_its_job_and_its_number_is_not_given_again(
     assert "has no version 1" in told["message"]
     built(build, tags)
     assert numbers(http) == [3, 2]
+
+
+def test_the_base_that_was_exported_beside_it_goes_too(http, build, tags, ledger, monkeypatch):
+    """`export.base` gives a version a second name in Ollama."""
+    monkeypatch.setattr("loco.serving.withdrawal.PAUSE", 0.0)
+    for number in (1, 2):
+        job = built(build, tags, Verdict.REFUSED)
+        tags.models[exported_base(f"{MODEL}:{job}")] = "digest-of-base"
+        if number == 1:
+            gone = http.delete("/adapters/math/versions/1").json()
+            assert gone["cleared"] is True
+        else:
+            withdraw(ledger, 2, force=False)
+            clear_withdrawn(ledger, tags.url)
+        assert tags.models == {}
+        assert ledger.withdrawals.candidates(due=False) == []
 
 
 def test_a_rollback_never_goes_to_a_deleted_version(http, build, tags):
@@ -146,12 +171,80 @@ def test_while_a_job_works_on_a_version_it_stays(http, build, tags, ledger):
     assert http.delete("/adapters/math/versions/1").status_code == 200
 
 
+def test_a_job_that_measures_it_over_another_job_counts(http, build, tags, ledger):
+    """An eval of what an eval measured: both ask the candidate of the first job."""
+    first = build.registered(stages=NO_EVAL)
+    again = build.measure_again(first)
+    build.commit(again, {"candidate": f"{MODEL}:{first.id}", "comparisons": []})
+    third = build.measure_again(ledger.job(again.job_id))
+    told = error(http.delete("/adapters/math/versions/1"), 409)
+    assert f"while job {third.job_id} works on it" in told["message"]
+    build.commit(third, {"candidate": f"{MODEL}:{first.id}", "comparisons": []})
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_what_a_job_between_has_registered_itself_is_another_version(http, build, ledger):
+    first = build.registered(stages=NO_EVAL)
+    own, _ = ledger.submit(build._spec(stages=("register",), from_job=first.id))
+    build.commit(build.claim(Stage.REGISTER, own), register_result(own.id))
+    third = build.measure_again(own)
+    assert third.job_id in error(http.delete("/adapters/math/versions/2"), 409)["message"]
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_what_an_eval_compares_with_stays_until_it_ends(http, build, tags, ledger):
+    built(build, tags)
+    job = build.registered()  # its eval runs
+    told = error(http.delete("/adapters/math/versions/1", params={"force": True}), 409)
+    assert f"while job {job.id} compares with it" in told["message"]
+    assert f"loco cancel {job.id}" in told["hint"]
+    ledger.registry.promote("math", 2, by="me", reason="", force=False)
+    assert job.id in error(http.delete("/adapters/math/versions/1"), 409)["message"]
+    build.measured(job, Verdict.BETTER, compared=1)
+    assert http.delete("/adapters/math/versions/1").status_code == 200
+
+
+def test_an_eval_compares_with_what_served_under_its_model_when_it_began(
+    http, build, tags, ledger, monkeypatch
+):
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    built(build, tags)
+    built(build, tags)  # 2 took its place before the eval began
+    built(build, tags, Verdict.REFUSED)
+    job = build.registered()
+    build.registered(model="locollm-other")
+    for number in (1, 3):
+        assert http.delete(f"/adapters/math/versions/{number}").status_code == 200
+    assert job.id in error(http.delete("/adapters/math/versions/2?force=true"), 409)["message"]
+    build.measured(job, Verdict.REFUSED)
+    assert http.delete("/adapters/math/versions/2?force=true").status_code == 200
+
+
+def test_an_eval_that_begins_between_the_look_and_the_deletion_counts(build, tags, ledger, spec):
+    built(build, tags)
+    other = build.registered(stages=NO_EVAL)
+    ledger.submit(spec(stages=("eval",), from_job=other.id))
+    looked, begun = ledger.withdrawals._at_work, []
+
+    def look(*which):
+        found = looked(*which)
+        if not begun:
+            begun.append(build.claim(Stage.EVAL))
+        return found
+
+    ledger.withdrawals._at_work = look
+    version = ledger.registry.version("math", 1)
+    with pytest.raises(Conflict, match="compares with it"):
+        ledger.withdrawals.remove("math", version, owner=None, digests=[], force=True)
+    assert ledger.registry.promoted(MODEL).version == 1
+
+
 def test_what_is_submitted_between_the_look_and_the_deletion_counts(http, build, ledger, spec):
     job = build.registered(stages=NO_EVAL)
     looked = ledger.withdrawals._at_work
 
-    def look(builder: str) -> str | None:
-        found = looked(builder)
+    def look(*which):
+        found = looked(*which)
         if found is None:
             ledger.submit(spec(stages=("eval",), from_job=job.id))
         return found
@@ -186,6 +279,41 @@ def test_ollama_down_deletes_the_version_and_the_worker_its_names_later(
     assert http.delete("/adapters/math/versions/1").json() == gone | {"cleared": True}
 
 
+def test_what_ollama_missed_while_it_was_down_does_not_serve_for_ever(
+    http, build, tags, ledger, monkeypatch
+):
+    """`latest` is the first version's, which was deleted like all that should have followed it."""
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    down = "http://127.0.0.1:9"
+    built(build, tags)
+    for number in (2, 3):
+        build.promoted()
+        follow_all(ledger, down)
+        if number == 2:
+            withdraw(ledger, 1, force=False)
+        withdraw(ledger, number, force=True)
+        follow_all(ledger, down)
+    assert LATEST in tags.models
+    follow_all(ledger, tags.url)
+    assert LATEST not in tags.models
+    assert ledger.withdrawals.latest_of(MODEL) == set()
+
+
+def test_a_latest_of_somebody_who_copied_too_late_goes_too(build, tags, ledger, monkeypatch):
+    """The copy of a version came after another one was promoted, and then both were deleted."""
+    monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
+    build.promoted()
+    late = ledger.registry.promoted(MODEL)
+    ledger.registry.deploy(MODEL, "late", patience=60)
+    build.promoted()
+    tags.models[LATEST] = late.digest
+    ledger.registry.deployed(MODEL, "late", serial=late.serial, digest=late.digest, pause=0)
+    withdraw(ledger, 1, force=False)
+    withdraw(ledger, 2, force=True)
+    follow_all(ledger, tags.url)
+    assert LATEST not in tags.models
+
+
 def test_a_crash_before_ollama_was_asked_is_made_up_for(http, build, tags, ledger):
     first = built(build, tags)
     second = built(build, tags)
@@ -218,12 +346,13 @@ def test_a_job_that_registers_again_keeps_its_candidate(build, tags, ledger, spe
     version = ledger.registry.version("math", 1)
     ledger.withdrawals.remove("math", version, owner=None, digests=[], force=False)
     clear_withdrawn(ledger, "http://127.0.0.1:9")  # Ollama is down
-    assert ledger.withdrawals.candidates(due=False) == [version.candidate]
+    tags.models[exported_base(version.candidate)] = "digest-of-base"
+    assert version.candidate in ledger.withdrawals.candidates(due=False)
     again, _ = ledger.submit(spec(stages=("register",), from_job=job.id))
     build.commit(build.claim(Stage.REGISTER, again), register_result(job.id))
     tags.models[version.candidate] = version.digest
     clear_withdrawn(ledger, tags.url)
-    assert version.candidate in tags.models
+    assert {version.candidate, exported_base(version.candidate)} <= tags.models.keys()
     assert ledger.withdrawals.candidates(due=False) == []
     assert [v.version for v in ledger.registry.versions("math")[0]] == [2]
 
@@ -265,10 +394,12 @@ def test_who_may(live_api, http, build, tags, redis_url, namespace):
     keys.close()
 
 
-def test_an_eval_that_compared_with_a_deleted_version_says_so(http, build, tags, ledger):
+def test_an_eval_that_compared_with_a_deleted_version_says_so(build, tags, ledger):
+    """Whatever the look for jobs missed."""
     built(build, tags)
     job = build.registered()
-    http.delete("/adapters/math/versions/1", params={"force": True}).raise_for_status()
+    ledger.withdrawals._at_work = lambda *_: None
+    withdraw(ledger, 1, force=True)
     job = build.measured(job, Verdict.BETTER, compared=1)
     assert job.promotion.promoted is False
     assert "version 1, which it was compared with, was deleted meanwhile" in job.promotion.reason

@@ -14,6 +14,7 @@ from loco.contracts.evaluation import Verdict
 from loco.contracts.serving import REFERENCE, ReferencePrompt, ServingReference
 from loco.contracts.stages import Stage
 from loco.ledger.keys import Keys
+from loco.serving.withdrawal import clear_withdrawn, remove_version
 
 pytestmark = pytest.mark.redis
 
@@ -311,6 +312,30 @@ class TestRestore:
         del tags.models[f"{MODEL}:{stored}"]
         http.post("/adapters/math/versions/1/restore")
         assert "same digest" in build.ledger.registry.version("math", 1).events[-1].reason
+
+    @pytest.mark.parametrize("change", ["other digest", "same digest", "not as registered"])
+    def test_what_is_deleted_meanwhile_leaves_no_model_behind(
+        self, http, build, tags, stored, change
+    ):
+        """The version goes, and its names in Ollama, before Ollama has made it again."""
+        candidate, create = f"{MODEL}:{stored}", tags.create
+        if change == "same digest":
+            http.post("/adapters/math/versions/1/restore").raise_for_status()
+        tags.models[LATEST] = "foreign"
+
+        def made_late(body):
+            version = build.ledger.registry.version("math", 1)
+            remove_version(build.ledger, tags.url, "math", version, owner=None, force=True)
+            if change == "not as registered":
+                body["parameters"] = {}
+            return create(body)
+
+        tags.create = made_late
+        told = error(http.post("/adapters/math/versions/1/restore", json={"anew": True}), 404)
+        assert "was deleted while its model was made again" in told["message"]
+        assert candidate in tags.models
+        clear_withdrawn(build.ledger, tags.url)
+        assert tags.models == {LATEST: "foreign"}
 
     def test_a_gguf_that_is_gone_or_changed_is_said(self, http, build, stored, adapters_dir):
         path = adapters_dir / build.ledger.registry.version("math", 1).gguf

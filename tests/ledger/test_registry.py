@@ -559,7 +559,8 @@ class TestFollowing:
         pointer = ledger.registry.promoted(MODEL)
         ledger.registry.deploy(MODEL, "a", patience=60)
         ledger.registry.deployed(MODEL, "a", serial=pointer.serial, digest="d", pause=60)
-        ledger.registry.restored("math", 1, "new-digest", by="me", reason="Ollama was emptied.")
+        told = {"candidate": pointer.candidate, "by": "me", "reason": "Ollama was emptied."}
+        ledger.registry.restored("math", 1, "new-digest", **told)
         assert ledger.registry.undeployed() == [MODEL]
         assert ledger.registry.promoted(MODEL).digest == "new-digest"
         assert ledger.registry.version("math", 1).digest == "new-digest"

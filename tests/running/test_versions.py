@@ -162,9 +162,10 @@ class TestInputs:
         built = build.registered(stages=("prepare", "train", "export", "register"))
         claim = build.measure_again(built)
         for digest in (f"digest-{built.id}", "digest-of-another-ollama"):
-            ledger.registry.restored("math", 1, digest, by="me", reason="")
+            candidate = f"{MODEL}:{built.id}"
+            ledger.registry.restored("math", 1, digest, candidate=candidate, by="me", reason="")
             assert stage_run(ledger, settings, claim).inputs.candidate == CandidateVersion(
-                version=1, candidate=f"{MODEL}:{built.id}", digest=digest
+                version=1, candidate=candidate, digest=digest
             )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from loco.contracts.serving import ServingReference
+from loco.contracts.serving import ServingReference, exported_base
 from loco.serving.host import OllamaHost, full_name
 from loco.serving.shown import parameter_faults, quoted
 from loco_worker.proof.findings import Findings, Subject
@@ -139,11 +139,6 @@ def _others(models: Mapping[str, str], subject: Subject) -> dict[str, str]:
 def _bases(subject: Subject) -> tuple[str, ...]:
     """The base as it is served, and through our own export where the job has it."""
     return full_name(subject.base), exported_base(subject.model)
-
-
-def exported_base(model: str) -> str:
-    """Name of the base that went through the same export as a candidate."""
-    return f"{model}-base"
 
 
 def template(shown: Shown, reference: ServingReference | None, findings: Findings) -> None:

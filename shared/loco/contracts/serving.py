@@ -81,3 +81,8 @@ class Check(Contract):
     expected: str = Field(description="What was expected.")
     seen: str = Field(description="What was found.")
     fix: str | None = Field(None, description="What to do if it failed.")
+
+
+def exported_base(candidate: str) -> str:
+    """Name in Ollama of the base that went through the same export as a candidate."""
+    return f"{candidate}-base"

@@ -201,9 +201,37 @@ class Registry:
                 hint=f"Look at `loco versions {adapter}` and try again.",
             )
 
-    def restored(self, adapter: str, number: int, digest: str, *, by: str, reason: str) -> None:
-        """A version's candidate was made again in Ollama."""
-        self._run("restored", adapter, str(number), digest, by, reason)
+    def restored(
+        self,
+        adapter: str,
+        number: int,
+        digest: str | None,
+        *,
+        candidate: str,
+        by: str,
+        reason: str = "",
+    ) -> None:
+        """A version's candidate was made again in Ollama.
+
+        Args:
+            adapter: whose version.
+            number: which.
+            digest: of what was made; None: nothing came of it for the version.
+            candidate: its name in Ollama. Where the version was deleted meanwhile, it goes.
+            by: name of the API key, or `local`.
+            reason: what has changed, for the audit trail.
+
+        Raises:
+            NotFound: the version was deleted meanwhile.
+        """
+        told = (candidate, digest or "", by, reason)
+        if not self._run("restored", adapter, str(number), *told):
+            raise NotFound(
+                f"Version {number} of {adapter} was deleted while its model was made again.",
+                param="version",
+                hint=f"The workers take {candidate} out of Ollama. "
+                f"`loco versions {adapter}` lists what is left.",
+            )
 
     # Ollama follows
 

@@ -1,16 +1,16 @@
 """Deleting versions: out of the registry in one transition, then out of Ollama (`loco.serving`).
 
 The look for jobs that work on a version happens outside Redis, as with jobs (`removals`): the script
-checks that nothing was submitted or committed since.
+checks that nothing was submitted, claimed or committed since.
 """
 
 import json
 from typing import Any
 
 from loco.contracts.errors import Busy, Conflict
-from loco.contracts.jobs import JobStatus
 from loco.contracts.removals import VersionRemoval
 from loco.contracts.versions import Version
+from loco.ledger.at_work import AtWork, Look
 from loco.ledger.connection import Connection
 from loco.ledger.scripts import Scripts
 
@@ -36,11 +36,12 @@ class Withdrawals:
             adapter: whose version.
             version: which.
             owner: of the job that built it, who may ask again.
-            digests: what `latest` may be, to be taken away with the version that serves.
+            digests: of the model's versions. With the version that serves, `latest` is taken away
+                where it is one of them, or what the ledger itself knows it may be.
             force: delete it also where it serves.
 
         Raises:
-            Conflict: it serves, or a job works on it; the message names that.
+            Conflict: it serves, or a job works on it or compares with it; the message names that.
             Busy: jobs come so fast that nobody can tell.
         """
         removal = VersionRemoval(
@@ -53,13 +54,13 @@ class Withdrawals:
         answer = json.dumps({"owner": owner, "removal": removal.model_dump(mode="json")})
         for _ in range(_LOOKS):
             with self._connection.client() as client:
-                counts = client.mget(self._key("seq"), self._key("commits"))
-            if at_work := self._at_work(version.job):
+                counts = client.mget(*map(self._key, ("seq", "commits", "tokens")))
+            if at_work := self._at_work(adapter, version):
                 raise Conflict(
-                    f"Version {version.version} of {adapter} cannot be deleted while job {at_work} "
-                    "works on it.",
+                    f"Version {version.version} of {adapter} cannot be deleted while job {at_work.job} "
+                    f"{at_work.does} it.",
                     param="version",
-                    hint=f"Wait until it ends, or end it: `loco cancel {at_work}`.",
+                    hint=f"Wait until it ends, or end it: `loco cancel {at_work.job}`.",
                 )
             told = self._run(
                 "withdraw",
@@ -92,7 +93,7 @@ class Withdrawals:
     # Ollama follows
 
     def candidates(self, *, due: bool = True) -> list[str]:
-        """Candidates of deleted versions that Ollama may still have: those due for a try, or all."""
+        """Names of deleted versions that Ollama may still have: those due for a try, or all."""
         with self._connection.client() as client:
             until: Any = "+inf"
             if due:
@@ -118,27 +119,9 @@ class Withdrawals:
             stored = client.hget(self._key("withdrawn"), model)
         return set(json.loads(stored)) if stored else set()
 
-    def _at_work(self, builder: str) -> str | None:
-        """A job that has not ended and builds, measures or replays what a job built."""
+    def _at_work(self, adapter: str, version: Version) -> AtWork | None:
         with self._connection.client() as client:
-            waiting: list[str] = []
-            for status in JobStatus:
-                if not status.is_terminal:
-                    waiting += client.zrange(self._key("jobs", "status", status), 0, -1)
-            if builder in waiting:
-                return builder
-            pipeline = client.pipeline(transaction=False)
-            for job_id in waiting:
-                pipeline.hget(self._key("job", job_id), "spec")
-            specs = pipeline.execute(raise_on_error=False)
-        for job_id, spec in zip(waiting, specs, strict=True):
-            try:
-                document = json.loads(spec)
-            except (TypeError, ValueError):
-                continue  # a record of another program: nothing of it is used
-            if builder in (document.get("from_job"), document.get("replay_of")):
-                return job_id
-        return None
+            return Look(client, self._key).find(adapter, version)
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._namespace, *parts))

@@ -4,6 +4,7 @@ Each records it in the ledger first and returns once Ollama was seen to follow. 
 between, the error says so, and the workers go on trying.
 """
 
+from functools import partial
 from pathlib import Path
 
 from loco.contracts.errors import CandidateMissing, Conflict, InvalidRequest, LocoError, NotFound
@@ -125,7 +126,8 @@ def restore(
         anew: make it also where Ollama has it.
 
     Raises:
-        NotFound: no such version, or its GGUF is gone.
+        NotFound: no such version, or its GGUF is gone, or the version was deleted meanwhile: then
+            what was made goes, too.
         CandidateMissing: the base that an adapter is served on can't be had (`serving.bases`).
         Conflict: the GGUF is not what was registered.
         RegistrationFailed: what Ollama made of it is not; nothing was pointed at it.
@@ -135,16 +137,25 @@ def restore(
     with OllamaHost(settings.ollama_host) as host:
         before = digest = host.digests().get(version.candidate)
         created = anew or digest != version.digest
-        if created:
-            digest = _create(host, settings, adapter, version)
-        reference = reference_of(ledger, settings.adapters_dir, version)
-        warnings = check_restored(host, adapter, version, reference)
-    # made again and the same: nothing has happened to the version, and `latest` has followed already
-    if created and not before == digest == version.digest:
-        assert digest is not None
+        record = partial(
+            ledger.registry.restored, adapter, number, candidate=version.candidate, by=by
+        )
+        try:
+            if created:
+                digest = _create(host, settings, adapter, version)
+            reference = reference_of(ledger, settings.adapters_dir, version)
+            warnings = check_restored(host, adapter, version, reference)
+        except LocoError:
+            record(None)  # a deletion of the version meanwhile says more, and what was made goes
+            raise
+    assert digest is not None
+    if not created or before == digest == version.digest:
+        # the same: nothing has happened to the version, and `latest` has followed already
+        record(None)
+    else:
         changed = f"The digest changed from {version.digest[:12]} to {digest[:12]}."
         why = changed if digest != version.digest else "Made again with the same digest."
-        ledger.registry.restored(adapter, number, digest, by=by, reason=why)
+        record(digest, reason=why)
     pointer = ledger.registry.promoted(version.model)
     promoted = pointer is not None and (pointer.adapter, pointer.version) == (adapter, number)
     if promoted:

@@ -4,6 +4,7 @@ import logging
 
 from loco.contracts.errors import LocoError, OllamaRefused, OllamaUnavailable
 from loco.contracts.removals import VersionRemoval
+from loco.contracts.serving import exported_base
 from loco.contracts.versions import Version
 from loco.ledger.ledger import Ledger
 from loco.serving.host import OllamaHost
@@ -38,11 +39,8 @@ def remove_version(
         Conflict: it serves, or a job works on it.
         Busy: jobs come so fast that nobody can tell.
     """
-    pointer = ledger.registry.promoted(version.model)
     known = ledger.registry.versions(adapter, limit=_ALL, model=version.model)[0]
     digests = {version.digest, *(v.digest for v in known)}
-    if pointer is not None and pointer.served_digest:
-        digests.add(pointer.served_digest)
     removal = ledger.withdrawals.remove(
         adapter, version, owner=owner, digests=sorted(digests), force=force
     )
@@ -54,8 +52,10 @@ def cleared(ledger: Ledger, ollama_host: str, removal: VersionRemoval) -> Versio
     try:
         if ledger.withdrawals.latest_of(removal.model):
             follow(ledger, ollama_host, removal.model)
-        if removal.candidate in ledger.withdrawals.candidates(due=False):
-            _take_out(ledger, ollama_host, removal.candidate)
+        left = ledger.withdrawals.candidates(due=False)
+        for name in (removal.candidate, exported_base(removal.candidate)):
+            if name in left:
+                _take_out(ledger, ollama_host, name)
     except LocoError as error:
         logger.warning("%s is not out of Ollama yet: %s", removal.candidate, error)
         return removal.model_copy(update={"cleared": False})
@@ -72,7 +72,7 @@ def clear_withdrawn(ledger: Ledger, ollama_host: str) -> None:
 
 
 def _take_out(ledger: Ledger, ollama_host: str, candidate: str) -> None:
-    """Deletes a candidate where Ollama has it.
+    """Deletes a candidate, or the base beside it, where Ollama has it.
 
     Raises:
         OllamaUnavailable, OllamaRefused: it does not answer, or refuses.

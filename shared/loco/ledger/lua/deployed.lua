@@ -17,6 +17,9 @@ if serial == '' then
 end
 local pointer = key('promoted', model)
 if not mine or (redis.call('HGET', pointer, 'serial') or 'withdrawn') ~= serial then
+  if digest ~= '' then
+    redis.call('SADD', key('latest', model), digest)
+  end
   undeploy(model) -- this copy may have come after a newer one
   return 'stale'
 end
@@ -29,5 +32,6 @@ if redis.call('DEL', holder .. ':again') == 1 then
 else
   redis.call('ZREM', key('undeployed'), model)
   redis.call('HDEL', key('withdrawn'), model)
+  redis.call('DEL', key('latest', model))
 end
 return 'ok'

@@ -7,10 +7,12 @@
 --   version:ADAPTER:N:events   list   what happened to it
 --   models                     set    models that ever had a promoted version
 --   promoted:MODEL             hash   adapter, version, candidate, digest, serial, served_at, served_digest
+--   latest:MODEL               set    digests that its `latest` may have besides `served_digest`: what it was seen to be
+--                                     before, and what it was to be, since it was last seen to follow
 --   promoted:MODEL:past        list   numbers that were promoted before, the last one last
 --   withdrawn                  hash   model of which nothing is promoted any more to the digests (JSON) that its `latest`
 --                                     is taken away with
---   withdrawing                zset   candidates of deleted versions that Ollama may still have, by when to try
+--   withdrawing                zset   names of deleted versions that Ollama may still have, by when to try
 --   removed-version:ADAPTER:N  string answer to a repeated deletion, for a while
 --   undeployed                 zset   models whose `latest` has to follow, by when to try
 --   deploying:MODEL            string who is at it, for as long as it may take
@@ -36,6 +38,28 @@ local function undeploy(model)
   redis.call('ZADD', key('undeployed'), int(now), model)
 end
 
+-- `latest` is to be this digest; until it is seen to be, it may as well be what it was.
+local function expect(model, digest)
+  local pointer = key('promoted', model)
+  local seen = redis.call('HGET', pointer, 'served_digest')
+  redis.call('SADD', key('latest', model), digest, seen or digest)
+  redis.call('HDEL', pointer, 'served_at', 'served_digest')
+  undeploy(model)
+end
+
+-- A version's names in Ollama: its candidate, and the base through the same export where export.base asked for it
+-- (`exported_base` of loco.contracts.serving).
+local function names_of(candidate)
+  return candidate, candidate .. '-base'
+end
+
+-- Has the names of a version that is no more taken out of Ollama, where it has them.
+local function take_out(candidate)
+  for _, name in ipairs({names_of(candidate)}) do
+    redis.call('ZADD', key('withdrawing'), int(now), name)
+  end
+end
+
 -- Points a model at a version of an adapter. The caller says what happens to the one before.
 local function point(adapter, number)
   local model, candidate, digest = unpack(redis.call('HMGET', version_key(adapter, number), 'model', 'candidate', 'digest'))
@@ -43,10 +67,9 @@ local function point(adapter, number)
   redis.call('HDEL', version_key(adapter, number), 'rolled_back')
   redis.call('HSET', pointer, 'adapter', adapter, 'version', number, 'candidate', candidate, 'digest', digest,
     'serial', redis.call('INCR', key('promotions')))
-  redis.call('HDEL', pointer, 'served_at', 'served_digest')
   redis.call('SADD', key('models'), model)
   redis.call('HDEL', key('withdrawn'), model)
-  undeploy(model)
+  expect(model, digest)
 end
 
 -- Promotes a version over the present one, which a rollback returns to.
@@ -70,8 +93,7 @@ local function set_digest(adapter, number, digest)
   local owner, present = unpack(redis.call('HMGET', pointer, 'adapter', 'version'))
   if owner == adapter and present == number then
     redis.call('HSET', pointer, 'digest', digest, 'serial', redis.call('INCR', key('promotions')))
-    redis.call('HDEL', pointer, 'served_at', 'served_digest')
-    undeploy(model)
+    expect(model, digest)
   end
 end
 
@@ -85,7 +107,7 @@ local function record_version(adapter, job, model, candidate, digest, entry)
     redis.call('ZADD', key('versions', adapter), number, number)
   end
   redis.call('HSET', version_key(adapter, number), 'entry', entry, 'model', model, 'candidate', candidate)
-  redis.call('ZREM', key('withdrawing'), candidate) -- built once more after its version was deleted
+  redis.call('ZREM', key('withdrawing'), names_of(candidate)) -- built once more after its version was deleted
   set_digest(adapter, number, digest)
   version_event(adapter, number, 'registered', 'register')
   return number
