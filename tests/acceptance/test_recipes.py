@@ -26,7 +26,8 @@ description: Towns.
 base_model: smollm2-135m-instruct
 model_name: locollm-towns
 prepare: {source: {kind: jsonl, path: rows.jsonl}}
-train: {epochs: 1, batch_size: 8, gradient_accumulation: 1, max_length: 128, learning_rate: 1.0e-3}
+# enough passes that no answer hangs on a near tie, which register would take for another model's
+train: {epochs: 6, batch_size: 8, gradient_accumulation: 1, max_length: 128, learning_rate: 1.0e-3}
 profiles: {tiny: {eval: {baselines: [base, promoted]}}}
 """
 

@@ -173,3 +173,13 @@ def test_a_push_that_changes_nothing_makes_no_new_recipe(http, pushed, files):
     other = {**files, "rows.jsonl": upload(http, ROWS * 2, "more")}
     changed = http.put("/adapters/units", json={"recipe": RECIPE, "files": other}, headers=tag)
     assert changed.json()["version"] == 2
+
+
+def test_a_recipe_that_became_what_is_put_by_hand_gets_a_number(http, pushed):
+    """The answer had no version, and `loco adapters push` said `recipe None`."""
+    edited = RECIPE + "# by hand\n"
+    (pushed / "adapter.yaml").write_text(edited)
+    tag = {"If-Match": http.get("/adapters/units/recipe").headers["ETag"]}
+    put = http.put("/adapters/units", json={"recipe": edited, "files": {}}, headers=tag)
+    assert put.status_code == 200, put.text
+    assert put.json()["version"] == 2

@@ -63,6 +63,13 @@ def test_one_value(assignment: str, value: dict[str, Any]) -> None:
     assert parse_grid([assignment]) == ({}, value)
 
 
+def test_a_sentence_is_one_value() -> None:
+    assert parse_grid(["eval.instruction=Say yes, or no"]) == (
+        {},
+        {"eval": {"instruction": "Say yes, or no"}},
+    )
+
+
 def test_a_word_that_sets_nothing_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="must be FIELD=VALUE"):
         parse_grid(["train.epochs"])

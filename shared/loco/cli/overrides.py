@@ -69,6 +69,8 @@ def _values(assignment: str, field: str, text: str) -> list[Any] | None:
     try:
         whole = json.loads(text, parse_constant=_refuse)
     except ValueError:
+        if _holds_text(field) and not field.startswith(f"{Stage.TRAIN}."):
+            return None  # only fields of train are swept, and a sentence has commas
         parts = _apart(text)
         return [_value(assignment, field, part) for part in parts] if len(parts) > 1 else None
     lists = isinstance(whole, list) and any(isinstance(entry, list) for entry in whole)

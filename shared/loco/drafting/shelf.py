@@ -147,7 +147,9 @@ def put(
                     hint="Delete the folders of adapters that nobody needs.",
                 )
             kept = kept_recipes(root / name)
-            if is_new or not kept or not _is_unchanged(root / name, asked, digests):
+            # by hand the recipe may have become what is put: then no kept one is that
+            known = bool(kept) and kept[0].recipe == asked.recipe
+            if is_new or not known or not _is_unchanged(root / name, asked, digests):
                 _place(root / name, made, kept, asked, digests, by=by)
     return recipe_text(settings, name), is_new
 
