@@ -107,7 +107,7 @@ class VersionMethods:
             force: delete it also where it serves; takes an admin key.
 
         Raises:
-            Conflict: it serves, or a job works on it; the message names that.
+            Conflict: it serves, or a job works on it or compares with it; the message says which.
         """
         answer = self._transport.request(
             "DELETE",
