@@ -28,6 +28,7 @@ from loco.contracts.figures import size
 from loco.contracts.files import write_text
 from loco.contracts.recipes import FILE_PATTERN, RecipeText
 from loco.contracts.release import release
+from loco.contracts.removals import way_out
 from loco.datasets.names import name_of
 from loco.drafting import checks, folders
 from loco.drafting.draft import check_name, place_of
@@ -178,7 +179,7 @@ def _remove_built(loco: Client, name: str) -> None:
     """Deletes the versions of an adapter, then its jobs, each before those it needs.
 
     Raises:
-        Conflict: a job has not ended, or one of another adapter needs one; nothing is deleted then.
+        Conflict: a job has not ended, or something else needs one; nothing is deleted then.
     """
     jobs = list(loco.jobs(adapter=name))
     ids = {job.id for job in jobs}
@@ -189,13 +190,13 @@ def _remove_built(loco: Client, name: str) -> None:
             hint=f"Wait until it ends, or end it: `loco cancel {running[0]}`.",
         )
     for job in jobs:
-        needed_by = [words for words in loco.removal(job.id).needed_by if words.startswith("job ")]
-        if others := [words for words in needed_by if words.split()[1] not in ids]:
+        needed_by = (w for w in loco.removal(job.id).needed_by if not w.startswith("version "))
+        # jobs of other adapters, and sweeps that have not ended
+        if others := tuple(words for words in needed_by if words.split()[1] not in ids):
             raise Conflict(
-                f"Adapter {name} cannot be deleted: job {job.id} is needed by {', '.join(others)}, of "
-                "another adapter.",
+                f"Adapter {name} cannot be deleted: job {job.id} is needed by {', '.join(others)}.",
                 param="name",
-                hint=f"Delete those first: `loco rm {' '.join(o.split()[1] for o in others)}`.",
+                hint=way_out(job.id, others),
             )
     with suppress(UnknownAdapter):
         for version in sorted(loco.versions(name), key=lambda v: v.promoted):
