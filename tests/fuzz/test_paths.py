@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from loco.cli.jobs import _below
+from loco.cli.artifacts import _below
 from loco.client.http import checked_server, path_of
 from loco.contracts.artifacts import Artifact
 from loco.contracts.errors import LocoError
