@@ -6,7 +6,7 @@ import httpx
 import pytest
 import yaml
 from tags_server import Tags
-from versions import MODEL, Builder, register_result
+from versions import MODEL, Builder, built, register_result
 
 from loco.contracts.errors import Conflict
 from loco.contracts.evaluation import Verdict
@@ -41,14 +41,11 @@ def build(ledger, spec) -> Builder:
     return Builder(ledger, spec)
 
 
-def built(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
-    """A measured version whose candidate is in Ollama; answers its job."""
-    pointer = build.ledger.registry.promoted(MODEL)
-    job = build.registered()
-    build.measured(job, verdict, compared=pointer.version if pointer else None)
-    tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
+def served(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
+    """A measured version that Ollama follows; answers its job."""
+    job = built(build, tags, verdict)
     follow_all(build.ledger, tags.url)
-    return job.id
+    return job
 
 
 def withdraw(ledger: Ledger, number: int, *, force: bool) -> None:
@@ -69,8 +66,8 @@ def numbers(http: httpx.Client) -> list[int]:
 def test_a_version_goes_then_its_job_and_its_number_is_not_given_again(
     http, build, tags, ledger, adapters_dir
 ):
-    first = built(build, tags)
-    second = built(build, tags)
+    first = served(build, tags)
+    second = served(build, tags)
     told = error(http.delete(f"/jobs/{first}"), 409)
     assert told["hint"] == "Delete the version first: `loco rm math --version 1`."
     gone = http.delete("/adapters/math/versions/1")
@@ -96,7 +93,7 @@ def test_a_version_goes_then_its_job_and_its_number_is_not_given_again(
         assert client.keys(f"{ledger.namespace}:version:math:1*") == []
     told = error(http.delete("/adapters/math/versions/1"), 404)
     assert "has no version 1" in told["message"]
-    built(build, tags)
+    served(build, tags)
     assert numbers(http) == [3, 2]
 
 
@@ -104,7 +101,7 @@ def test_the_base_that_was_exported_beside_it_goes_too(http, build, tags, ledger
     """`export.base` gives a version a second name in Ollama."""
     monkeypatch.setattr("loco.serving.withdrawal.PAUSE", 0.0)
     for number in (1, 2):
-        job = built(build, tags, Verdict.REFUSED)
+        job = served(build, tags, Verdict.REFUSED)
         tags.models[exported_base(f"{MODEL}:{job}")] = "digest-of-base"
         if number == 1:
             gone = http.delete("/adapters/math/versions/1").json()
@@ -117,7 +114,7 @@ def test_the_base_that_was_exported_beside_it_goes_too(http, build, tags, ledger
 
 
 def test_a_rollback_never_goes_to_a_deleted_version(http, build, tags):
-    jobs = [built(build, tags) for _ in range(3)]
+    jobs = [served(build, tags) for _ in range(3)]
     http.post("/adapters/math/promote", json={"version": 2}).raise_for_status()
     http.post("/adapters/math/promote", json={"version": 3}).raise_for_status()
     promoted = http.get("/adapters/math/versions").json()["data"][0]
@@ -132,8 +129,8 @@ def test_a_rollback_never_goes_to_a_deleted_version(http, build, tags):
 
 
 def test_what_serves_takes_force_and_then_nothing_serves(http, build, tags, ledger):
-    first = built(build, tags)
-    second = built(build, tags)
+    first = served(build, tags)
+    second = served(build, tags)
     told = error(http.delete("/adapters/math/versions/2"), 409)
     assert "serves as locollm-math-tiny:latest" in told["message"]
     assert "loco rm math --version 2 --force" in told["hint"]
@@ -152,7 +149,7 @@ def test_what_serves_takes_force_and_then_nothing_serves(http, build, tags, ledg
 
 
 def test_a_latest_that_somebody_else_made_stays(http, build, tags):
-    built(build, tags)
+    served(build, tags)
     tags.models[LATEST] = "foreign"
     http.delete("/adapters/math/versions/1", params={"force": True}).raise_for_status()
     assert tags.models == {LATEST: "foreign"}
@@ -193,7 +190,7 @@ def test_what_a_job_between_has_registered_itself_is_another_version(http, build
 
 
 def test_what_an_eval_compares_with_stays_until_it_ends(http, build, tags, ledger):
-    built(build, tags)
+    served(build, tags)
     job = build.registered()  # its eval runs
     told = error(http.delete("/adapters/math/versions/1", params={"force": True}), 409)
     assert f"while job {job.id} compares with it" in told["message"]
@@ -208,9 +205,9 @@ def test_an_eval_compares_with_what_served_under_its_model_when_it_began(
     http, build, tags, ledger, monkeypatch
 ):
     monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
-    built(build, tags)
-    built(build, tags)  # 2 took its place before the eval began
-    built(build, tags, Verdict.REFUSED)
+    served(build, tags)
+    served(build, tags)  # 2 took its place before the eval began
+    served(build, tags, Verdict.REFUSED)
     job = build.registered()
     build.registered(model="locollm-other")
     for number in (1, 3):
@@ -221,7 +218,7 @@ def test_an_eval_compares_with_what_served_under_its_model_when_it_began(
 
 
 def test_an_eval_that_begins_between_the_look_and_the_deletion_counts(build, tags, ledger, spec):
-    built(build, tags)
+    served(build, tags)
     other = build.registered(stages=NO_EVAL)
     ledger.submit(spec(stages=("eval",), from_job=other.id))
     looked, begun = ledger.withdrawals._at_work, []
@@ -261,7 +258,7 @@ def test_ollama_down_deletes_the_version_and_the_worker_its_names_later(
 ):
     monkeypatch.setattr("loco.serving.withdrawal.PAUSE", 0.0)
     monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
-    built(build, tags)
+    served(build, tags)
     live_api.stop()
     up = live_api.settings
     live_api.settings = up.model_copy(update={"ollama_host": "http://127.0.0.1:9"})
@@ -285,7 +282,7 @@ def test_what_ollama_missed_while_it_was_down_does_not_serve_for_ever(
     """`latest` is the first version's, which was deleted like all that should have followed it."""
     monkeypatch.setattr("loco.serving.latest.PAUSE", 0.0)
     down = "http://127.0.0.1:9"
-    built(build, tags)
+    served(build, tags)
     for number in (2, 3):
         build.promoted()
         follow_all(ledger, down)
@@ -315,8 +312,8 @@ def test_a_latest_of_somebody_who_copied_too_late_goes_too(build, tags, ledger, 
 
 
 def test_a_crash_before_ollama_was_asked_is_made_up_for(http, build, tags, ledger):
-    first = built(build, tags)
-    second = built(build, tags)
+    first = served(build, tags)
+    second = served(build, tags)
     for job, number in ((second, 2), (first, 1)):
         version = ledger.registry.version("math", number)
         digests = [f"digest-{job}"]
@@ -330,8 +327,8 @@ def test_a_crash_before_ollama_was_asked_is_made_up_for(http, build, tags, ledge
 
 
 def test_a_new_promotion_before_latest_is_gone_wins(build, tags, ledger):
-    first = built(build, tags)
-    built(build, tags)
+    first = served(build, tags)
+    served(build, tags)
     version = ledger.registry.version("math", 2)
     digests = [version.digest]
     ledger.withdrawals.remove("math", version, owner=None, digests=digests, force=True)
@@ -360,14 +357,14 @@ def test_a_job_that_registers_again_keeps_its_candidate(build, tags, ledger, spe
 def test_numbers_are_not_given_again_after_redis_lost_its_data(
     http, build, tags, ledger, adapters_dir
 ):
-    built(build, tags)
-    built(build, tags)
+    served(build, tags)
+    served(build, tags)
     http.delete("/adapters/math/versions/2", params={"force": True}).raise_for_status()
     http.delete("/adapters/math/versions/1", params={"force": True}).raise_for_status()
     with ledger._connection.client() as client:
         client.delete(*client.keys(f"{ledger.namespace}:*"))
     take_over(ledger, adapters_dir)
-    built(build, tags)
+    served(build, tags)
     assert numbers(http) == [3]
 
 
@@ -377,7 +374,7 @@ def test_who_may(live_api, http, build, tags, redis_url, namespace):
         name: {"Authorization": f"Bearer {keys.create(name, scope=scope)[1]}"}
         for name, scope in {"ben": Scope.SUBMIT, "eve": Scope.READ, "root": Scope.ADMIN}.items()
     }
-    built(build, tags)
+    served(build, tags)
     path = "/adapters/math/versions/1"
     assert http.delete(path).status_code == 401
     assert http.delete(path, headers=bearer["eve"]).status_code == 403
@@ -396,7 +393,7 @@ def test_who_may(live_api, http, build, tags, redis_url, namespace):
 
 def test_an_eval_that_compared_with_a_deleted_version_says_so(build, tags, ledger):
     """Whatever the look for jobs missed."""
-    built(build, tags)
+    served(build, tags)
     job = build.registered()
     ledger.withdrawals._at_work = lambda *_: None
     withdraw(ledger, 1, force=True)

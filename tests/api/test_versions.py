@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from tags_server import Tags
-from versions import MODEL, Builder
+from versions import MODEL, Builder, built
 
 from loco.contracts.artifacts import Artifact, describe
 from loco.contracts.evaluation import Verdict
@@ -57,15 +57,6 @@ def http(live_api) -> Iterator[httpx.Client]:
 @pytest.fixture
 def build(ledger, spec) -> Builder:
     return Builder(ledger, spec)
-
-
-def built(build: Builder, tags: Tags, verdict: Verdict = Verdict.BETTER) -> str:
-    """A measured version whose candidate is in Ollama; answers its job."""
-    pointer = build.ledger.registry.promoted(MODEL)
-    job = build.registered()
-    build.measured(job, verdict, compared=pointer.version if pointer else None)
-    tags.models[f"{MODEL}:{job.id}"] = f"digest-{job.id}"
-    return job.id
 
 
 def error(answer: httpx.Response, status: int) -> dict[str, str]:

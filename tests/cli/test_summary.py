@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -158,6 +159,22 @@ def test_the_advice_of_prepare_stands_below_the_stages(
     assert (["advice", "Take gold rows."] in [[w.rstrip() for w in line] for line in lines]) == told
 
 
+def measured(spec: Callable[..., JobSpec], result: EvalResult, **more: Any) -> Job:
+    """A job that ended with this eval."""
+    fields = {"task_id": "j-eval", "job_id": "j", "stage": Stage.EVAL}
+    return Job(
+        id="j",
+        adapter="math",
+        profile="gold",
+        status=JobStatus.SUCCEEDED,
+        stages=(Task(**fields, status="succeeded", result=result.model_dump(mode="json")),),
+        spec=spec(),
+        created_at=datetime(2026, 11, 28, tzinfo=UTC),
+        finished_at=datetime(2026, 11, 28, tzinfo=UTC),
+        **more,
+    )
+
+
 @pytest.mark.parametrize("promoted", [True, False])
 def test_what_to_try_stands_beside_a_version_of_which_no_gain_is_shown(
     spec: Callable[..., JobSpec], *, promoted: bool
@@ -169,16 +186,9 @@ def test_what_to_try_stands_beside_a_version_of_which_no_gain_is_shown(
     result = EvalResult(
         seconds=1, files={}, base_model="b", candidate="m:j", comparisons=(), gate=gate
     )
-    fields = {"task_id": "j-eval", "job_id": "j", "stage": Stage.EVAL}
-    job = Job(
-        id="j",
-        adapter="math",
-        profile="gold",
-        status=JobStatus.SUCCEEDED,
-        stages=(Task(**fields, status="succeeded", result=result.model_dump(mode="json")),),
-        spec=spec(),
-        created_at=datetime(2026, 11, 28, tzinfo=UTC),
-        finished_at=datetime(2026, 11, 28, tzinfo=UTC),
+    job = measured(
+        spec,
+        result,
         promotion=Promotion(version=1, model="m", promoted=promoted, reason="Why not."),
     )
     output = StringIO()
@@ -195,18 +205,8 @@ def evaluated(spec: Callable[..., JobSpec], *warnings: str) -> str:
     result = EvalResult(
         seconds=1, files={}, base_model="b", candidate="m:j", comparisons=(), warnings=warnings
     )
-    fields = {"task_id": "j-eval", "job_id": "j", "stage": Stage.EVAL}
-    job = Job(
-        id="j",
-        adapter="math",
-        profile="gold",
-        status=JobStatus.SUCCEEDED,
-        stages=(Task(**fields, status="succeeded", result=result.model_dump(mode="json")),),
-        spec=spec(),
-        created_at=datetime(2026, 11, 28, tzinfo=UTC),
-    )
     output = StringIO()
-    Console(width=200, file=output).print(render(job))
+    Console(width=200, file=output).print(render(measured(spec, result)))
     return output.getvalue()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from units_recipe import RECIPE
 
 from loco.contracts.errors import Conflict, InvalidRequest, LocoError
 from loco.contracts.recipes import RecipePut
@@ -11,15 +12,6 @@ from loco.drafting import checks, folders, shelf
 from loco.recipes.catalog import load_catalog
 from loco.recipes.plain import ensure_plain
 
-RECIPE = """
-name: units
-description: Units.
-base_model: smollm2-135m-instruct
-model_name: locollm-units
-prepare: {source: {kind: jsonl, path: rows.jsonl}, examples: 4}
-eval: {sets: {held_out: {source: {kind: jsonl, path: problems.jsonl}, role: primary}}}
-profiles: {tiny: {train: {epochs: 1}}}
-"""
 #: As fine-tuning requests make them.
 BROUGHT = """
 name: ft-qwen3-4b-x

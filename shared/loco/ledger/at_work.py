@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from loco.contracts.jobs import JobStatus, StageStatus
 from loco.contracts.stages import Stage
 from loco.contracts.versions import Version
+from loco.ledger.views import mapping_of
 
 #: Jobs on the way from an eval to the job that built what it measures.
 _LONGEST_CHAIN = 100
@@ -90,14 +91,14 @@ class Look:
     def _model(self, builder: str | None) -> str | None:
         """The model that a job registered."""
         result = self._task(builder, Stage.REGISTER, "result") if builder else None
-        return str(_decoded(result).get("candidate", "")).partition(":")[0] or None
+        return str(mapping_of(result).get("candidate", "")).partition(":")[0] or None
 
     def _task(self, job_id: str, stage: Stage, field: str) -> str | None:
         found = self._hashes([self._key("task", f"{job_id}-{stage}")], field)[0]
         return found if isinstance(found, str) else None
 
     def _specs(self, jobs: Sequence[str]) -> list[dict[str, Any]]:
-        return [_decoded(s) for s in self._hashes([self._key("job", j) for j in jobs], "spec")]
+        return [mapping_of(s) for s in self._hashes([self._key("job", j) for j in jobs], "spec")]
 
     def _hashes(self, keys: Sequence[str], field: str) -> list[Any]:
         """A field of each; an error in its place where another program left something else."""
@@ -108,11 +109,3 @@ class Look:
 
 
 _COMMITTED = tuple(status for status in StageStatus if status.is_committed)
-
-
-def _decoded(document: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(document)
-    except (TypeError, ValueError):
-        return {}  # a record of another program: nothing of it is used
-    return found if isinstance(found, dict) else {}

@@ -14,6 +14,7 @@ from loco.contracts.removals import Removal, way_out
 from loco.contracts.stages import Stage
 from loco.ledger.connection import Connection
 from loco.ledger.scripts import Scripts
+from loco.ledger.views import mapping_of
 
 #: A deletion may be repeated for so long (ms) after its answer was lost.
 _REPEAT_MS = 600_000
@@ -191,18 +192,10 @@ class Removals:
             width = 1 + len(Stage)
             for other, at in zip(batch, range(0, len(answers), width), strict=True):
                 spec, *reused = answers[at : at + width]
-                yield other, _decoded(spec), {r for r in reused if isinstance(r, str)}
+                yield other, mapping_of(spec), {r for r in reused if isinstance(r, str)}
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._namespace, *parts))
-
-
-def _decoded(spec: Any) -> dict[str, Any]:
-    try:
-        document = json.loads(spec)
-    except (TypeError, ValueError):
-        return {}  # a record of another program: nothing of it is used
-    return document if isinstance(document, dict) else {}
 
 
 #: Dependents that an error names.

@@ -53,6 +53,15 @@ _ACCEPTED_EARLIER = (
 )
 
 
+def mapping_of(document: Any) -> dict[str, Any]:
+    """A JSON mapping that Redis holds; empty where another program left something else: nothing of it is used."""
+    try:
+        found = json.loads(document)
+    except (TypeError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 @contextmanager
 def readable(what: str, record_id: str) -> Iterator[None]:
     """Says which record it was that could not be read.
