@@ -98,20 +98,20 @@ def test_a_killed_program_and_a_larger_job_go_on_from_what_was_answered(
     program: Any, run: Any, capitals: dict[str, Any], watched_ollama: WatchedOllama, tmp_path: Path
 ) -> None:
     watched = watched_ollama
-    watched.hold_after(4)
+    watched.hold_after(3)  # fewer than the rows, so that one more is asked whatever was right
     killed = program("killed", url=watched.url, examples=4, **capitals)
     watched.wait_held()
-    wait_kept(tmp_path / "answers", 4)
+    wait_kept(tmp_path / "answers", 3)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
     watched.drop_held()
-    assert len(watched.answered) == 4
+    assert len(watched.answered) == 3
     assert not (tmp_path / "killed" / "training_data.jsonl").exists()
 
     first = run("a", url=watched.url, examples=4, **capitals)
     assert len(first.rows) == 4
-    assert first.sampling.known >= 4
-    assert len(watched.answered) == first.sampling.asked > 4
+    assert first.sampling.known == 3
+    assert len(watched.answered) == first.sampling.asked > 3
     assert watched.unloaded, "the base gives its memory back"
 
     before = len(watched.answered)
