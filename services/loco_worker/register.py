@@ -31,6 +31,7 @@ from loco.contracts.stages import Stage
 from loco.contracts.versions import DataRecord, Version
 from loco.serving.bases import require_base
 from loco.serving.host import OllamaHost
+from loco.serving.shown import quoted
 from loco.stage.program import Emitter, main
 from loco_worker.proof.findings import Findings, Subject
 from loco_worker.proof.proof import REFERENCE_CHECK, prove
@@ -67,7 +68,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         # before the proof: the candidate's weights may not be the base's
         compared = _create_base(host, spec, inputs, subject, emit)
         served = prove(host, subject, reference, findings, emit)
-        if served.digest is None or served.answer is None or evidence.failed:
+        if served.digest is None or served.probed is None or evidence.failed:
             evidence.fail(served.digest)
 
     entry = _version(spec, inputs, gguf, subject, served.digest)
@@ -78,7 +79,8 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         emit.log(warning)
     emit.log(
         f"{subject.model} passed {len(findings.checks) - len(findings.failed)} of "
-        f"{len(findings.checks)} checks; it answers {subject.probe!r}: {served.answer!r}"
+        f"{len(findings.checks)} checks; it answers {quoted(served.probed.question)}: "
+        f"{quoted(served.probed.answer.text)}"
     )
     emit.progress(message=f"{subject.model} is ready", percent=100, last=True)
     return RegisterResult(
@@ -94,7 +96,7 @@ def run(spec: RegisterSpec, inputs: Inputs, out_dir: Path, emit: Emitter) -> Reg
         warnings=tuple(findings.warnings),
         exported_base=compared,
         version=entry,
-        probe_answer=served.answer,
+        probe_answer=served.probed.answer.text,
     )
 
 

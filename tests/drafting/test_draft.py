@@ -54,15 +54,6 @@ def test_every_profile_resolves_and_no_question_is_in_both_parts(
     assert {item.grader.kind for item in items if item.grader} == {"words"}
 
 
-def test_register_asks_a_question_of_the_task(drafted, adapters_dir: Path) -> None:
-    """A model trained on one form did not end an answer to `What is 2 + 2?`, and was refused for that."""
-    folder = drafted(sums(60)).folder
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    for profile in ("default", "tiny"):
-        spec = resolve(adapters_dir, JobRequest(adapter="units", profile=profile))
-        assert spec.register_.probe in {row["question"] for row in rows}
-
-
 def test_tiny_sees_rows_half_as_often_as_it_learns_faster(drafted, adapters_dir: Path) -> None:
     drafted(sums(60))
     epochs = {

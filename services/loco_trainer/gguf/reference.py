@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loco.contracts.errors import DataError, ExportFailed
-from loco.contracts.serving import PLAIN, ReferencePrompt, ServingReference
+from loco.contracts.serving import PLAIN, PROBE, ReferencePrompt, ServingReference
 from loco.contracts.specs import Inputs
 from loco.stage.program import Emitter
 from loco_trainer.data import served, thoughts
@@ -19,7 +19,6 @@ from loco_trainer.data.template import Message, Template
 from loco_trainer.gguf import head
 from loco_trainer.gguf.check import GgufModel
 
-PROBE = "What is 2 + 2?"
 #: Limit of generated tokens of an answer, and of one that is to cost little.
 NUM_PREDICT = 64
 FEW = 24

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
-from loco.contracts.serving import PLAIN, ReferencePrompt, ServingReference
+from loco.contracts.serving import PLAIN, PROBE, ReferencePrompt, ServingReference
 from loco.serving.host import Answer, OllamaHost
 from loco.serving.shown import quoted, shared_start
 from loco_worker.proof.findings import Findings, Subject
@@ -19,6 +19,10 @@ COMPARED = 200
 #: 38 %, 90 % on average; its base's were 4 %. Of a model that had learnt wrong answers, for which many
 #: numbers are about as likely, two of six parted at once: 67 % (docs/deployment-proof.md).
 SHARED = 1 / 3
+
+#: So many questions of the job's rows are asked until an answer ends. A weak model may run on at one of
+#: them; one that did not learn to stop runs on at all.
+PROBES = 3
 
 _FIX = (
     "Ollama serves other weights than the exported ones, or computes differently. Compare "
@@ -56,22 +60,57 @@ def ask(
         yield Asked(prompt, think, answer)
 
 
-def probe(host: OllamaHost, subject: Subject, findings: Findings) -> Answer:
-    """The recipe's own prompt gets an answer that ends within the recipe's limit."""
-    answer = host.chat(subject.model, subject.probe, GREEDY)
+@dataclass(frozen=True)
+class Probed:
+    """The question that was asked last, and what the server said to it."""
+
+    question: str
+    answer: Answer
+
+
+def probe(
+    host: OllamaHost, subject: Subject, reference: ServingReference | None, findings: Findings
+) -> Probed:
+    """The recipe's prompt, else one of some questions of the rows, gets an answer that ends."""
+    questions = _probes(subject, reference)
     limit = subject.parameters.get("num_predict")
-    ended = answer.done_reason == "stop"
-    said = bool(answer.text.strip())
+    for asked, messages in enumerate(questions, 1):
+        answer = host.converse(subject.model, messages, GREEDY)
+        ended, said = answer.done_reason == "stop", bool(answer.text.strip())
+        if (ended and said) or asked == len(questions):
+            break
+    question = messages[-1]["content"]
     how = "" if ended else f", does not end within {limit} tokens ({answer.done_reason})"
+    more = f", nor do the answers to {asked - 1} other rows" if asked > 1 and not ended else ""
+    one = f"to {quoted(question)}" if len(questions) == 1 else f"to one of {len(questions)} rows"
     findings.add(
         "probe",
         ended and said,
-        expected=f"an answer to {subject.probe!r} that ends within {limit} tokens",
-        seen=f"{quoted(answer.text) if said else 'nothing'}{how}",
+        expected=f"an answer {one} that ends within {limit} tokens",
+        seen=f"{quoted(answer.text) if said else 'nothing'}{how}{more}",
         fix="Raise register.num_predict, or check the training: the model did not learn to "
         "stop, or the learning rate was too high.",
     )
-    return answer
+    return Probed(question, answer)
+
+
+def _probes(
+    subject: Subject, reference: ServingReference | None
+) -> list[tuple[dict[str, str], ...]]:
+    """Conversations of which one has to get an answer that ends.
+
+    A model trained on one form of question may not end its answer to another, so the job's own rows are
+    asked, first those that the exported GGUF itself ended.
+    """
+    rows = (
+        [p for p in reference.prompts if p.name != PLAIN and p.answer is not None]
+        if reference
+        else []
+    )
+    rows.sort(key=lambda prompt: not prompt.ended)
+    if subject.probe is not None or not rows:
+        return [({"role": "user", "content": subject.probe or PROBE},)]
+    return [prompt.messages for prompt in rows[:PROBES]]
 
 
 def ends_with_stop(asked: list[Asked], findings: Findings) -> None:

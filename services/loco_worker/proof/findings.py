@@ -18,8 +18,8 @@ class Subject:
     size: int
     system: str | None
     parameters: dict[str, Any]
-    #: A prompt it must answer and stop.
-    probe: str
+    #: A prompt it must answer and stop; None: questions of the job's rows, one of them.
+    probe: str | None
     #: The base in Ollama, as it is served there.
     base: str
     #: What the adapter in `blob` is put on; None: the blob is the whole model.

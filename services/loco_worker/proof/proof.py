@@ -12,7 +12,7 @@ from typing import NamedTuple
 from loco.contracts.errors import OllamaRefused
 from loco.contracts.ollama_versions import hole_warning
 from loco.contracts.serving import REFERENCE, ServingReference
-from loco.serving.host import Answer, OllamaHost
+from loco.serving.host import OllamaHost
 from loco.stage.program import Emitter
 from loco_worker.proof import answers, prompts, stored
 from loco_worker.proof.findings import Findings, Subject
@@ -25,8 +25,8 @@ class Served(NamedTuple):
     """The model as the server has it; None: it did not get so far."""
 
     digest: str | None
-    #: What it answered to the probe.
-    answer: str | None
+    #: What it was asked of the probe, and answered.
+    probed: answers.Probed | None
 
 
 def prove(
@@ -72,10 +72,10 @@ def prove(
             stored.vocabulary(shown, reference, findings)
         with steps.make("rendered_prompt", 78):
             prompts.rendered_prompt(host, shown, subject, reference, findings)
-    probed: Answer | None = None
+    probed: answers.Probed | None = None
     asked: list[answers.Asked] = []
     with steps.make("probe", 82):
-        probed = answers.probe(host, subject, findings)
+        probed = answers.probe(host, subject, reference, findings)
     if reference is not None:
         with steps.make("greedy_answers", 84):
             for one in answers.ask(host, subject, reference, prompts.thinks_asked(shown)):
@@ -86,8 +86,8 @@ def prove(
         answers.ends_with_stop(asked, findings)
         answers.greedy_answers(asked, findings)
     if probed is not None:
-        answers.no_thinking(asked, probed, findings)
-    return Served(models[subject.model], probed.text if probed else None)
+        answers.no_thinking(asked, probed.answer, findings)
+    return Served(models[subject.model], probed)
 
 
 def _reference(reference: ServingReference | None, findings: Findings) -> None:

@@ -19,6 +19,8 @@ ADAPTER_RATE = 20e6
 MOST_ADAPTER_SECONDS = 5.0
 #: Name of the reference's prompt that is a question of ours: base and adapter answer it alike.
 PLAIN = "plain"
+#: What `plain` asks.
+PROBE = "What is 2 + 2?"
 
 
 class ServedBase(Contract):

@@ -284,10 +284,11 @@ class RegisterSpec(Contract):
     num_predict: int = Field(
         1024, ge=1, le=LONGEST_ANSWER, description="Default limit of generated tokens."
     )
-    probe: str = Field(
-        "What is 2 + 2?",
+    probe: str | None = Field(
+        None,
         max_length=LONGEST_PROMPT,
-        description="A prompt that the candidate must answer and then stop.",
+        description="A prompt that the candidate must answer and then stop. Null: up to three "
+        "questions of the job's own rows, of which it must answer one and then stop.",
     )
 
 

@@ -27,8 +27,6 @@ _MOST_VALIDATION = 32
 #: Rows that training sees in all, at least: few rows are seen more often.
 _SEEN = 480
 _MOST_EPOCHS = 12
-#: Characters of a question that stands in the recipe.
-_LONGEST_PROBE = 500
 #: Profile `tiny` sees each row half as often, at five times the learning rate: the CPU's time counts.
 _TINY_SHARE = 2
 #: A token has about four characters of English; three is careful.
@@ -156,7 +154,7 @@ register:
   temperature: 0.0
   num_ctx: {context}
   num_predict: {predict}
-{_probe(found)}
+
 eval:
   num_ctx: {context}
   num_predict: {predict}  # most tokens of an answer; your longest has about {ceil(found.longest_answer / _CHARACTERS)}
@@ -179,16 +177,6 @@ profiles:
     train: {{learning_rate: 1.0e-3, epochs: {ceil(epochs / _TINY_SHARE)}, max_length: {min(length, 512)}}}
     eval: {{baselines: [base, promoted]}}  # without `instructed`, which would add half as many questions
 """
-
-
-def _probe(found: Divided) -> str:
-    """A question of the task for register to ask: a model trained on one form may not end an answer to another."""
-    questions = [row.question for row in found.training if row.asks_once]
-    shortest = min(questions, key=len, default="")
-    if not shortest.strip() or len(shortest) > _LONGEST_PROBE:
-        return ""
-    quoted = json.dumps(shortest, ensure_ascii=False)
-    return f"  probe: {quoted}  # before a version may serve, it must answer this and stop\n"
 
 
 def _length(characters: int) -> int:

@@ -1,11 +1,13 @@
 """What counts as the same answers, the same endings and no thoughts, without a server."""
 
+from typing import Any
+
 import pytest
 
-from loco.contracts.serving import ReferencePrompt
+from loco.contracts.serving import ReferencePrompt, ServingReference
 from loco.serving.host import Answer
 from loco_worker.proof import answers
-from loco_worker.proof.findings import Findings
+from loco_worker.proof.findings import Findings, Subject
 
 EXPECTED = "37 - 15 = 22\nThe answer is 22"
 BEGINS = "37 - 15 is twenty-two."
@@ -106,6 +108,101 @@ def test_an_exported_model_that_does_not_end_is_a_warning() -> None:
     findings = Findings()
     answers.ends_with_stop([*endless, asked("validation-3")], findings)
     assert findings.warnings == []
+
+
+class Host:
+    """A server that gives such answers, one after the other, and keeps what it was asked."""
+
+    def __init__(self, *reasons: str) -> None:
+        self.reasons = list(reasons)
+        self.asked: list[str] = []
+
+    def converse(self, _: str, messages: Any, __: Any) -> Answer:
+        self.asked.append(messages[-1]["content"])
+        return Answer("It is 22", "", self.reasons.pop(0), 9, 9, 0.1)
+
+
+def reference_of(*prompts: answers.Asked) -> ServingReference:
+    told = {
+        p.prompt.name: p.prompt.model_copy(
+            update={"messages": ({"role": "user", "content": f"{p.prompt.name}?"},)}
+        )
+        for p in prompts
+    }
+    return ServingReference(
+        prompts=tuple(told.values()),
+        num_predict=64,
+        chat_template_sha256="",
+        architecture="llama",
+        context_length=2048,
+        parameter_count=1,
+        tensors={},
+        vocabulary=1,
+        vocabulary_sha256="",
+        thinks=False,
+    )
+
+
+def subject_with(probe: str | None) -> Subject:
+    return Subject(
+        model="units:1",
+        blob="sha256:0",
+        size=1,
+        system=None,
+        parameters={"num_predict": 128},
+        probe=probe,
+        base="base",
+        served_base=None,
+        promoted=None,
+    )
+
+
+REFERENCE = reference_of(
+    asked("plain"),
+    asked("validation-1", ended=False),
+    *(asked(f"validation-{n}") for n in (2, 3, 4)),
+)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "passed", "questions"),
+    [
+        (["stop"], True, ["validation-2?"]),
+        # a weak model runs on now and then; one that can't stop does so each time
+        (["length", "length", "stop"], True, ["validation-2?", "validation-3?", "validation-4?"]),
+        (["length"] * 3, False, ["validation-2?", "validation-3?", "validation-4?"]),
+    ],
+)
+def test_one_of_the_job_s_own_questions_has_to_get_an_answer_that_ends(
+    reasons: list[str], passed: bool, questions: list[str]
+) -> None:
+    host, findings = Host(*reasons), Findings()
+    probed = answers.probe(host, subject_with(None), REFERENCE, findings)  # type: ignore[arg-type]
+    [check] = findings.checks
+    assert check.passed is passed, check
+    assert host.asked == questions
+    assert probed.question == questions[-1]
+    if not passed:
+        assert check.expected == "an answer to one of 3 rows that ends within 128 tokens"
+        assert check.seen == (
+            "'It is 22', does not end within 128 tokens (length), nor do the answers to 2 other rows"
+        )
+
+
+def test_the_recipe_s_own_probe_is_the_only_one() -> None:
+    host, findings = Host("length"), Findings()
+    answers.probe(host, subject_with("2 + 2?"), REFERENCE, findings)  # type: ignore[arg-type]
+    assert host.asked == ["2 + 2?"]
+    [check] = findings.checks
+    assert not check.passed
+    assert check.expected == "an answer to '2 + 2?' that ends within 128 tokens"
+
+
+def test_without_answers_to_rows_a_sum_is_asked() -> None:
+    for reference in (None, reference_of(asked("plain"))):
+        host = Host("stop")
+        answers.probe(host, subject_with(None), reference, Findings())  # type: ignore[arg-type]
+        assert host.asked == ["What is 2 + 2?"]
 
 
 @pytest.mark.parametrize(
