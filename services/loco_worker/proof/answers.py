@@ -1,6 +1,6 @@
 """What the served model answers, greedily, against the exported GGUF run directly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -20,8 +20,8 @@ COMPARED = 200
 #: numbers are about as likely, two of six parted at once: 67 % (docs/deployment-proof.md).
 SHARED = 1 / 3
 
-#: So many questions of the job's rows are asked until an answer ends. A weak model may run on at one of
-#: them; one that did not learn to stop runs on at all.
+#: So many questions of the job's rows are asked at most until an answer ends. A weak model may run on at
+#: one of them; one that did not learn to stop runs on at each.
 PROBES = 3
 
 _FIX = (
@@ -62,36 +62,48 @@ def ask(
 
 @dataclass(frozen=True)
 class Probed:
-    """The question that was asked last, and what the server said to it."""
+    """The last question of the probe, and the server's answer."""
 
     question: str
     answer: Answer
 
 
 def probe(
-    host: OllamaHost, subject: Subject, reference: ServingReference | None, findings: Findings
+    host: OllamaHost,
+    subject: Subject,
+    reference: ServingReference | None,
+    findings: Findings,
+    check_stop: Callable[[], None],
 ) -> Probed:
-    """The recipe's prompt, else one of some questions of the rows, gets an answer that ends."""
+    """The recipe's prompt, or else one of some questions, gets an answer that ends within the limit."""
     questions = _probes(subject, reference)
-    limit = subject.parameters.get("num_predict")
-    for asked, messages in enumerate(questions, 1):
-        answer = host.converse(subject.model, messages, GREEDY)
-        ended, said = answer.done_reason == "stop", bool(answer.text.strip())
-        if (ended and said) or asked == len(questions):
+    faults: list[str] = []
+    for messages in questions:
+        check_stop()
+        probed = Probed(messages[-1]["content"], host.converse(subject.model, messages, GREEDY))
+        fault = _fault(probed.answer)
+        if fault is None:
+            faults.clear()
             break
-    question = messages[-1]["content"]
-    how = "" if ended else f", does not end within {limit} tokens ({answer.done_reason})"
-    more = f", nor do the answers to {asked - 1} other rows" if asked > 1 and not ended else ""
-    one = f"to {quoted(question)}" if len(questions) == 1 else f"to one of {len(questions)} rows"
+        faults.append(f"{quoted(probed.question)}: {fault}")
+    what = quoted(probed.question) if len(questions) == 1 else f"one of {len(questions)} questions"
     findings.add(
         "probe",
-        ended and said,
-        expected=f"an answer {one} that ends within {limit} tokens",
-        seen=f"{quoted(answer.text) if said else 'nothing'}{how}{more}",
-        fix="Raise register.num_predict, or check the training: the model did not learn to "
-        "stop, or the learning rate was too high.",
+        not faults,
+        expected=f"an answer to {what} that ends within {subject.parameters['num_predict']} tokens",
+        seen="; ".join(faults) or f"{quoted(probed.question)}: {quoted(probed.answer.text)}",
+        fix="Raise register.num_predict, or register.num_ctx where the question is long, or check the "
+        "training: the model did not learn to stop, or the learning rate was too high.",
     )
-    return Probed(question, answer)
+    return probed
+
+
+def _fault(answer: Answer) -> str | None:
+    """What is wrong with an answer to a probe."""
+    said = quoted(answer.text) if answer.text.strip() else "nothing"
+    if answer.done_reason != "stop":
+        return f"{said}, does not end after {answer.tokens} tokens ({answer.done_reason})"
+    return None if answer.text.strip() else said
 
 
 def _probes(
@@ -99,18 +111,16 @@ def _probes(
 ) -> list[tuple[dict[str, str], ...]]:
     """Conversations of which one has to get an answer that ends.
 
-    A model trained on one form of question may not end its answer to another, so the job's own rows are
-    asked, first those that the exported GGUF itself ended.
+    A model trained on one form of question may not end its answer to another, so the job's own rows come
+    first, those before others that the exported GGUF itself ended. A sum comes last: answers to the rows
+    may be longer than the limit.
     """
-    rows = (
-        [p for p in reference.prompts if p.name != PLAIN and p.answer is not None]
-        if reference
-        else []
-    )
-    rows.sort(key=lambda prompt: not prompt.ended)
-    if subject.probe is not None or not rows:
-        return [({"role": "user", "content": subject.probe or PROBE},)]
-    return [prompt.messages for prompt in rows[:PROBES]]
+    if subject.probe:
+        return [({"role": "user", "content": subject.probe},)]
+    prompts = reference.prompts if reference else ()
+    rows = [p for p in prompts if p.name != PLAIN and p.answer is not None]
+    rows.sort(key=lambda row: not (row.ended and (row.answer or "").strip()))
+    return [*(row.messages for row in rows[:PROBES]), ({"role": "user", "content": PROBE},)]
 
 
 def ends_with_stop(asked: list[Asked], findings: Findings) -> None:

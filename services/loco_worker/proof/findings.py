@@ -18,7 +18,7 @@ class Subject:
     size: int
     system: str | None
     parameters: dict[str, Any]
-    #: A prompt it must answer and stop; None: questions of the job's rows, one of them.
+    #: A prompt it must answer and stop; None: one of some questions of the job's rows, or a sum.
     probe: str | None
     #: The base in Ollama, as it is served there.
     base: str

@@ -25,7 +25,7 @@ class Served(NamedTuple):
     """The model as the server has it; None: it did not get so far."""
 
     digest: str | None
-    #: What it was asked of the probe, and answered.
+    #: The last question of the probe, and the answer.
     probed: answers.Probed | None
 
 
@@ -75,7 +75,7 @@ def prove(
     probed: answers.Probed | None = None
     asked: list[answers.Asked] = []
     with steps.make("probe", 82):
-        probed = answers.probe(host, subject, reference, findings)
+        probed = answers.probe(host, subject, reference, findings, emit.check_stop)
     if reference is not None:
         with steps.make("greedy_answers", 84):
             for one in answers.ask(host, subject, reference, prompts.thinks_asked(shown)):

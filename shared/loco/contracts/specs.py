@@ -288,7 +288,7 @@ class RegisterSpec(Contract):
         None,
         max_length=LONGEST_PROMPT,
         description="A prompt that the candidate must answer and then stop. Null: up to three "
-        "questions of the job's own rows, of which it must answer one and then stop.",
+        "questions of the job's own rows, then `What is 2 + 2?`, until an answer ends.",
     )
 
 

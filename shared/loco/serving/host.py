@@ -207,10 +207,6 @@ class OllamaHost:
         with self._speaking(f"copy {source} to {destination}"):
             self._client.copy(source, destination)
 
-    def chat(self, model: str, prompt: str, options: Mapping[str, Any]) -> Answer:
-        """One turn, without thinking and without cutting the prompt."""
-        return self.converse(model, [{"role": "user", "content": prompt}], options)
-
     def converse(
         self,
         model: str,

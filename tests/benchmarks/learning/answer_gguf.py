@@ -86,6 +86,8 @@ class Sizes:
     #: Tokens of a sequence, prompt and answer, and of an answer.
     context: int = CONTEXT
     limit: int = MAX_TOKENS
+    #: A GGUF LoRA that is put on the model; None: the model alone.
+    adapter: Path | None = None
 
 
 def answer_problems(
@@ -160,6 +162,8 @@ class Batched:
         self._context = llama_cpp.llama_init_from_model(self._model, parameters)
         if not self._context:
             raise RuntimeError(f"no memory for {slots} sequences of {sizes.context} tokens")
+        if sizes.adapter is not None:
+            self._put_on(sizes.adapter)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self._entries = llama_cpp.llama_vocab_n_tokens(self._vocabulary)
@@ -167,8 +171,17 @@ class Batched:
         self._slots = list(range(slots))
         self._running: list[Sequence] = []
 
+    def _put_on(self, adapter: Path) -> None:
+        lora = llama_cpp.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not lora:
+            raise RuntimeError(f"llama.cpp cannot load {adapter}")
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(lora)
+        scales = (ctypes.c_float * 1)(1.0)
+        if llama_cpp.llama_set_adapters_lora(self._context, adapters, 1, scales):
+            raise RuntimeError(f"{adapter} does not fit the model")
+
     def close(self) -> None:
-        """Frees everything."""
+        """Frees everything; an adapter goes with its model."""
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(self._context)
         llama_cpp.llama_model_free(self._model)

@@ -1,6 +1,6 @@
-"""The study's adapters as a user gets them: exported to Q4_K_M, answered by llama.cpp on the CPU.
+"""The study's adapters as a user gets them: exported to Q4_K_M, or as a GGUF LoRA on a base's own file.
 
-The base goes the same way as an adapter that changes nothing. Several processes share the file in
+llama.cpp answers on the CPU. The base goes the same way as an adapter that changes nothing. Several processes share the file in
 memory; each answers its part of the problems, with a few threads: a few tokens at once keep few busy.
 """
 
@@ -59,8 +59,32 @@ def export(lab: Lab, name: str, adapter: Path | None, model: Model = "capable") 
     return folder / str(result["gguf"])
 
 
-def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threads: int) -> None:
+def adapter_of(gguf: Path) -> Path:
+    """The GGUF LoRA that export wrote beside a merged model."""
+    folder = gguf.parents[1]
+    told = json.loads((folder / "result.json").read_text())["adapter_gguf"]
+    return folder / str(told)
+
+
+def answer(
+    lab: Lab,
+    name: str,
+    gguf: Path,
+    problems: int,
+    processes: int,
+    threads: int,
+    adapter: Path | None = None,
+) -> None:
     """Has a GGUF answer the first test problems, each part of them in a process of its own.
+
+    Args:
+        lab: the study's folder.
+        name: of the answers.
+        gguf: the model.
+        problems: how many.
+        processes: how many share them.
+        threads: of each process.
+        adapter: a GGUF LoRA that is put on the model.
 
     Raises:
         Skipped: the time was up; what is answered is kept.
@@ -77,6 +101,7 @@ def answer(lab: Lab, name: str, gguf: Path, problems: int, processes: int, threa
                 *(str(lab.options.folders["capable"]), str(home / f"{name}.{part}.jsonl")),
                 *map(str, (part, processes, problems, threads)),
                 *map(str, (lab.options.scale.num_predict, lab.budget.seconds_left)),
+                *([] if adapter is None else [str(adapter)]),
             ],
             env=own_environment({"CUDA_VISIBLE_DEVICES": ""}),
         )
@@ -143,6 +168,7 @@ def _part(argv: list[str]) -> int:
     gguf, test, base, path = map(Path, argv[:4])
     part, of, problems, threads, limit = map(int, argv[4:9])
     seconds = float(argv[9])
+    adapter = Path(argv[10]) if len(argv) > 10 else None
     lines = [json.loads(line) for line in test.read_text().splitlines()][:problems]
     name = path.name.rsplit(".", 2)[0]
     done = {id_ for file in path.parent.glob(f"{name}.*.jsonl") for id_ in read(file)}
@@ -155,7 +181,7 @@ def _part(argv: list[str]) -> int:
             mine,
             path,
             lambda question: prompt(question, None, tokenizer),
-            answer_gguf.Sizes(slots=SLOTS, threads=threads, context=NUM_CTX, limit=limit),
+            answer_gguf.Sizes(SLOTS, threads, context=NUM_CTX, limit=limit, adapter=adapter),
             Budget(None if seconds == float("inf") else seconds / 60),
         )
     return 0

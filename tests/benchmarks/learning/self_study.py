@@ -225,8 +225,11 @@ def _gguf(arguments: argparse.Namespace) -> int:
     lab = Lab(_options(arguments), Budget(arguments.minutes))
     lab.write_problems()
     name = arguments.name or (arguments.adapter.name if arguments.adapter else BASE)
-    gguf = quantized.export(lab, name, arguments.adapter)
-    quantized.answer(lab, name, gguf, arguments.gguf_problems or 400, *_processes(arguments))
+    gguf, lora = quantized.export(lab, name, arguments.adapter), None
+    if arguments.on is not None:
+        gguf, lora, name = arguments.on, quantized.adapter_of(gguf), f"{name}-on-base"
+    problems = arguments.gguf_problems or 400
+    quantized.answer(lab, name, gguf, problems, *_processes(arguments), lora)
     return 0
 
 
@@ -308,6 +311,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gguf-threads", type=int, help="of each process")
     add("--adapter", type=Path, help="gguf: folder of an adapter; none: the base")
     add("--name", help="gguf: what it is called")
+    add("--on", type=Path, help="gguf: answer from the adapter's own GGUF, put on this one")
     add("--wait", type=float, default=0, help="status: seconds to wait for the end")
     add("--log-lines", type=int, default=8, help="status: of the driver's log")
     add("--keep", type=Path, help="status: folder to pack into")

@@ -25,6 +25,8 @@ from loco_trainer.loop import fit as fitting
 
 _ADAPTER = "adapter_model.safetensors"
 _ANSWERS = ["Paris, of course", "Rome maybe", "London, they say"]
+#: What the mean loss of an answer may be off by, nats a token: measured 1.4e-4 of 10.9 in bfloat16.
+_ROUNDING = 1e-3
 
 
 def chat(question: str, answer: str) -> str:
@@ -111,11 +113,12 @@ def test_the_best_adapter_is_kept_and_its_losses_with_it(
     assert result.base_validation_loss == base
     assert result.validation_seconds > 0
 
-    # as measured from the files by others' code
+    # as measured from the files by others' code; a CPU that is quick at bfloat16 computes in it here
     data = given.files["prepare/validation_data.jsonl"]
-    assert loss_of(toy_dir, None, data) == pytest.approx(base, abs=1e-4)
+    assert min(base, last) - lowest > 20 * _ROUNDING
+    assert loss_of(toy_dir, None, data) == pytest.approx(base, abs=_ROUNDING)
     adapter = tmp_path / "best" / "checkpoints"
-    assert loss_of(toy_dir, adapter, data) == pytest.approx(lowest, abs=1e-4)
+    assert loss_of(toy_dir, adapter, data) == pytest.approx(lowest, abs=_ROUNDING)
     tokens = sum(row.tokens for row in result.validation)
     mean = sum(row.tokens * row.loss for row in result.validation) / tokens
     assert mean == pytest.approx(lowest)

@@ -128,7 +128,7 @@ def test_a_server_that_says_nothing_is_given_up_in_words_of_its_own(
         with pytest.raises(
             OllamaUnavailable, match="did not answer with small:1b within 1 s"
         ) as one:
-            host.chat("small:1b", "?", {})
+            host.converse("small:1b", [{"role": "user", "content": "?"}], {})
         release.set()
     for error in (caught.value, one.value):
         assert error.retryable

@@ -15,14 +15,12 @@ from proofs import EXPORTED, Body, Register
 from loco.contracts.files import sha256_of
 from loco.contracts.results import RegisterResult
 from loco.contracts.serving import REFERENCE, ServingReference
-from loco.contracts.specs import Inputs, JobSpec, RegisterSpec
+from loco.contracts.specs import Inputs, JobSpec
 from loco.serving.host import OllamaHost
 from loco_worker import register
 from loco_worker.ollama.bases import wheel_gguf
 
 REPOSITORY = Path(__file__).parents[3]
-#: The model answers it in one word.
-PROBE = "Is water wet? Answer yes or no."
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,8 @@ def register_it(
 
     def go(**inputs: Any) -> RegisterResult:
         (tmp_path / "out").mkdir(exist_ok=True)
-        spec = RegisterSpec.model_validate({**tiny.register_.model_dump(), "probe": PROBE})
         given = inputs_of(**{"files": exported.files, **inputs})
-        return register.run(spec, given, tmp_path / "out", heard.emit)
+        return register.run(tiny.register_, given, tmp_path / "out", heard.emit)
 
     return go
 

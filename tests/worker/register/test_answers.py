@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loco.contracts.serving import ReferencePrompt, ServingReference
+from loco.contracts.serving import Check, ReferencePrompt, ServingReference
 from loco.serving.host import Answer
 from loco_worker.proof import answers
 from loco_worker.proof.findings import Findings, Subject
@@ -110,16 +110,20 @@ def test_an_exported_model_that_does_not_end_is_a_warning() -> None:
     assert findings.warnings == []
 
 
+ENDS, CUT, EMPTY = ("It is 22", "stop"), ("It is 2", "length"), (" ", "stop")
+
+
 class Host:
     """A server that gives such answers, one after the other, and keeps what it was asked."""
 
-    def __init__(self, *reasons: str) -> None:
-        self.reasons = list(reasons)
+    def __init__(self, *said: tuple[str, str]) -> None:
+        self.said = list(said)
         self.asked: list[str] = []
 
     def converse(self, _: str, messages: Any, __: Any) -> Answer:
         self.asked.append(messages[-1]["content"])
-        return Answer("It is 22", "", self.reasons.pop(0), 9, 9, 0.1)
+        text, reason = self.said.pop(0)
+        return Answer(text, "", reason, 9, 9, 0.1)
 
 
 def reference_of(*prompts: answers.Asked) -> ServingReference:
@@ -157,52 +161,71 @@ def subject_with(probe: str | None) -> Subject:
     )
 
 
+SUM = "What is 2 + 2?"
 REFERENCE = reference_of(
     asked("plain"),
     asked("validation-1", ended=False),
-    *(asked(f"validation-{n}") for n in (2, 3, 4)),
+    asked("validation-2", expected=" "),
+    *(asked(f"validation-{n}") for n in (3, 4)),
 )
+ROWS = ["validation-3?", "validation-4?", "validation-1?"]
 
 
-@pytest.mark.parametrize(
-    ("reasons", "passed", "questions"),
-    [
-        (["stop"], True, ["validation-2?"]),
-        # a weak model runs on now and then; one that can't stop does so each time
-        (["length", "length", "stop"], True, ["validation-2?", "validation-3?", "validation-4?"]),
-        (["length"] * 3, False, ["validation-2?", "validation-3?", "validation-4?"]),
-    ],
-)
-def test_one_of_the_job_s_own_questions_has_to_get_an_answer_that_ends(
-    reasons: list[str], passed: bool, questions: list[str]
-) -> None:
-    host, findings = Host(*reasons), Findings()
-    probed = answers.probe(host, subject_with(None), REFERENCE, findings)  # type: ignore[arg-type]
+def probed(
+    host: Host, probe: str | None = None, reference: ServingReference | None = REFERENCE
+) -> tuple[answers.Probed, Check]:
+    findings, looks = Findings(), []
+    subject = subject_with(probe)
+    found = answers.probe(host, subject, reference, findings, lambda: looks.append(1))  # type: ignore[arg-type]
+    assert len(looks) == len(host.asked), "a stop is seen before each question"
     [check] = findings.checks
-    assert check.passed is passed, check
-    assert host.asked == questions
-    assert probed.question == questions[-1]
-    if not passed:
-        assert check.expected == "an answer to one of 3 rows that ends within 128 tokens"
-        assert check.seen == (
-            "'It is 22', does not end within 128 tokens (length), nor do the answers to 2 other rows"
-        )
+    return found, check
 
 
-def test_the_recipe_s_own_probe_is_the_only_one() -> None:
-    host, findings = Host("length"), Findings()
-    answers.probe(host, subject_with("2 + 2?"), REFERENCE, findings)  # type: ignore[arg-type]
+@pytest.mark.parametrize("said", [[ENDS], [CUT, CUT, ENDS], [EMPTY, CUT, CUT, ENDS]])
+def test_one_answer_that_ends_is_enough(said: list[tuple[str, str]]) -> None:
+    """A weak model runs on now and then; one that can't stop does so each time."""
+    host = Host(*said)
+    found, check = probed(host)
+    assert check.passed, check
+    assert host.asked == [*ROWS, SUM][: len(said)]
+    assert check.seen == f"'{host.asked[-1]}': 'It is 22'"
+    assert (found.question, found.answer.text) == (host.asked[-1], "It is 22")
+
+
+@pytest.mark.parametrize("last", [CUT, EMPTY])
+def test_a_model_that_never_ends_an_answer_is_refused(last: tuple[str, str]) -> None:
+    host = Host(CUT, EMPTY, CUT, last)
+    _, check = probed(host)
+    assert not check.passed
+    assert host.asked == [*ROWS, SUM]
+    assert check.expected == "an answer to one of 4 questions that ends within 128 tokens"
+    cut = "'It is 2', does not end after 9 tokens (length)"
+    told = [cut, "nothing", cut, cut if last is CUT else "nothing"]
+    assert check.seen == "; ".join(f"'{q}': {t}" for q, t in zip(host.asked, told, strict=True))
+
+
+@pytest.mark.parametrize("said", [CUT, EMPTY])
+def test_the_recipe_s_own_probe_is_the_only_one(said: tuple[str, str]) -> None:
+    host = Host(said)
+    _, check = probed(host, "2 + 2?")
     assert host.asked == ["2 + 2?"]
-    [check] = findings.checks
     assert not check.passed
     assert check.expected == "an answer to '2 + 2?' that ends within 128 tokens"
+    host = Host(ENDS)
+    probed(host, "")
+    assert host.asked == ROWS[:1], "an empty probe is none"
 
 
 def test_without_answers_to_rows_a_sum_is_asked() -> None:
-    for reference in (None, reference_of(asked("plain"))):
-        host = Host("stop")
-        answers.probe(host, subject_with(None), reference, Findings())  # type: ignore[arg-type]
-        assert host.asked == ["What is 2 + 2?"]
+    unasked = asked("validation-1")
+    unasked = answers.Asked(
+        unasked.prompt.model_copy(update={"answer": None}), None, unasked.answer
+    )
+    for reference in (None, reference_of(asked("plain"), unasked)):
+        host = Host(ENDS)
+        probed(host, reference=reference)
+        assert host.asked == [SUM]
 
 
 @pytest.mark.parametrize(
