@@ -29,7 +29,8 @@ from gguf.quants import dequantize
 _AT_ONCE = 1 << 22
 #: Sizes of GGUF's plain value types; 8 is a string, 9 an array.
 _PLAIN = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_NAMES = {
+#: GGUF's names of a layer's modules to Hugging Face's.
+MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -163,7 +164,7 @@ def _named(name: str) -> str:
     *place, kind, what = name.split(".")
     if not place:
         return f"{_OUTER[kind]}.{what}"
-    return f"model.layers.{place[1]}.{_NAMES[kind]}.{what}"
+    return f"model.layers.{place[1]}.{MODULES[kind]}.{what}"
 
 
 def _text(data: mmap.mmap, at: int) -> tuple[str, int]:

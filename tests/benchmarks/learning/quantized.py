@@ -1,7 +1,8 @@
 """The study's adapters as a user gets them: exported to Q4_K_M, or as a GGUF LoRA on a base's own file.
 
-llama.cpp answers on the CPU. The base goes the same way as an adapter that changes nothing. Several processes share the file in
-memory; each answers its part of the problems, with a few threads: a few tokens at once keep few busy.
+llama.cpp answers on the CPU. The base goes the same way as an adapter that changes nothing. Several
+processes share the file in memory; each answers its part of the problems, with a few threads: a few
+tokens at once keep few busy.
 """
 
 import json
